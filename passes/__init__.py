@@ -1,0 +1,1 @@
+"""The FX passes: one idea a file, the order written once in `pipeline.py`."""

@@ -1,0 +1,50 @@
+"""Shared by all tests: markers that depend on the machine, hypothesis profiles, fixed random state."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+# Drawing tensors of many shapes is slow on two shared cores; a slow machine is no failure.
+_PATIENT = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
+settings.register_profile("ci", derandomize=True, max_examples=25, database=None, **_PATIENT)
+settings.register_profile("nightly", max_examples=500, print_blob=True, **_PATIENT)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--nightly", action="store_true", help="run nightly tests, and hypothesis with 500 examples"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    settings.load_profile("nightly" if config.getoption("--nightly") else "ci")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in items:
+        if "gpu" in item.keywords and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+        if "nightly" in item.keywords and not config.getoption("--nightly"):
+            item.add_marker(pytest.mark.skip(reason="runs with --nightly"))
+
+
+@pytest.fixture(autouse=True)
+def fixed_random_state() -> None:
+    """Every test starts from the same random state, so that it passes alone and in any order."""
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def fresh_dynamo() -> Iterator[None]:
+    """Compile from nothing, and leave no compiled code to the next test."""
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
