@@ -1,0 +1,325 @@
+"""The backend's options: one frozen, hashable record, validated when it is made.
+
+``torch.compile(model, backend="toprovar", options={"preset": "fast", "tau": 0.5})`` hands the mapping to
+:meth:`Options.parse`. Scales and layers count from 0; a negative index counts from the end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import Field, dataclass, field, fields
+from typing import Any, Literal
+
+from . import option_checks as check
+from .errors import OptionError, nearest
+from .presets import DEFAULT_PRESET, PRESETS
+
+
+class _Unset:
+    """Type of the marker for "not given": the preset fills such a field."""
+
+    def __repr__(self) -> str:
+        return "<from preset>"
+
+
+_UNSET = _Unset()
+
+
+def _option(default: object, valid: check.Check, text: str, *, compare: bool = True) -> Any:
+    metadata = {"default": default, "check": valid, "values": valid.values, "help": text}
+    return field(default=_UNSET, metadata=metadata, compare=compare)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """All settings of the backend.
+
+    Every field's ``metadata`` holds ``help``, ``values`` (the valid values in words) and ``default``. Two
+    records are equal, and hash equally, when their settings are equal whatever preset they came from.
+
+    Raises:
+        OptionError: A value has the wrong type or is out of range, or two values contradict each other.
+    """
+
+    preset: str = _option(
+        DEFAULT_PRESET, check.choice(*PRESETS), "Starting values; other options override it.", compare=False
+    )
+
+    prune_scales: bool = _option(
+        True,
+        check.flag(),
+        "Scale axis: let the depth D decide where pruning begins. Off: it begins at `min_scale`.",
+    )
+    prune_layers: bool = _option(
+        True,
+        check.flag(),
+        "Layer axis: let the scope R spare global layers. Off: R = 1 in every unprotected layer.",
+    )
+    prune_tokens: bool = _option(
+        True,
+        check.flag(),
+        "Token axis: compute only the K most salient tokens. Off: a layer runs whole or not at all.",
+    )
+
+    depth: Literal["online", "fixed", "off"] = _option(
+        "online",
+        check.choice("online", "fixed", "off"),
+        "Where the depth D comes from (eq. 3): this image, or set.",
+    )
+    depth_scale: int | None = _option(
+        None, check.integer(optional=True), "The scale index D when `depth` is 'fixed'."
+    )
+    tau: float = _option(0.4, check.number(0, 1), "Threshold of the low-entropy ratio rho (eq. 3).")
+    depth_compare: Literal["ge", "le"] = _option(
+        "ge", check.choice("ge", "le"), "D is the first scale with rho >= tau ('ge') or rho <= tau ('le')."
+    )
+    depth_layers: str | tuple[int, ...] = _option(
+        "all", check.layer_list("all", "late"), "Layers whose ratios are averaged into rho."
+    )
+    min_scale: int = _option(-3, check.integer(), "First scale at which D may fire.")
+    prune_from: Literal["after", "at"] = _option(
+        "after", check.choice("after", "at"), "Prune the scales after D (s > D) or D as well (s >= D)."
+    )
+
+    scale_exit: int | str | None = _option(
+        None,
+        check.integer(words=("depth",), optional=True),
+        "First scale that is not run at all; 'depth': no scale after D is run.",
+    )
+    keep: tuple[tuple[int, float | tuple[tuple[int, float], ...]], ...] | None = _option(
+        None,
+        check.keep_ratios(),
+        "Explicit keep ratios per scale, or per scale and layer, instead of eq. 6's.",
+    )
+
+    layer_scope: Literal["online", "fixed", "off"] = _option(
+        "online",
+        check.choice("online", "fixed", "off"),
+        "Where the layer scope R comes from (eq. 4): this image, `scope_values`, or 1 everywhere.",
+    )
+    scope_values: tuple[float, ...] | None = _option(
+        None,
+        check.ratios(optional=True),
+        "R of every layer when `layer_scope` is 'fixed'; None: the calibration shipped with the model.",
+    )
+    scope_of: Literal["entropy_map", "tokens"] = _option(
+        "entropy_map", check.choice("entropy_map", "tokens"), "Matrix whose singular values give R."
+    )
+    scope_centre: bool = _option(False, check.flag(), "Subtract the mean from that matrix first.")
+    beta: float = _option(0.02, check.number(0), "Steepness of R = exp(-beta (sigma1 / sigma2 - 1)) (eq. 4).")
+    representative_scale: float = _option(
+        6 / 13,
+        check.number(0, 1),
+        "Scale at which R is measured, as a fraction f of S: index round(f S) - 1.",
+    )
+    protected_layers_first: int = _option(
+        2, check.integer(0), "Number of leading layers that are never pruned."
+    )
+    protected_layers_last: int = _option(1, check.integer(0), "Number of final layers that are never pruned.")
+    layer_skip_below: float = _option(
+        0.0, check.number(0, 1), "Skip a layer (K = 0) when its mean retention is below this; 0: never."
+    )
+
+    score: Literal["entropy", "frequency", "random"] = _option(
+        "entropy", check.choice("entropy", "frequency", "random"), "What ranks the tokens."
+    )
+    keep_low: bool = _option(
+        True, check.flag(), "Keep tokens of low entropy (the paper). Off: of high entropy."
+    )
+    normalise: Literal["mean", "rank", "minmax", "literal"] = _option(
+        "mean",
+        check.choice("mean", "rank", "minmax", "literal"),
+        "Scaling of the entropies (eq. 5): mean 1, rank or range in [0, 1], or sum 1 as printed ('literal').",
+    )
+    alpha_min: float = _option(0.3, check.number(0, 1), "Prune rate of a token with saliency 0 (eq. 6).")
+    alpha_max: float = _option(0.8, check.number(0, 1), "Prune rate of a token with saliency 1 (eq. 6).")
+    min_keep: float = _option(
+        0.1, check.number(0, 1), "Least share of tokens kept in a layer that is not skipped."
+    )
+    buckets: tuple[float, ...] = _option(
+        (0.1, 0.25, 0.5, 0.75),
+        check.ratios(ascending=True),
+        "Keep ratios that K is rounded up to, so that few shapes occur; 1.0 is always added.",
+    )
+    sampling: Literal["topk", "bernoulli"] = _option(
+        "topk",
+        check.choice("topk", "bernoulli"),
+        "Keep the K best tokens, or draw K by their keep probability.",
+    )
+    entropy_source: Literal["dense_layer", "previous_layer", "previous_scale", "same_layer"] = _option(
+        "dense_layer",
+        check.choice("dense_layer", "previous_layer", "previous_scale", "same_layer"),
+        "Whose entropies rank a layer's tokens; 'same_layer' prunes cross-attention and FFN only.",
+    )
+    entropy_keys: Literal["all", "scale"] = _option(
+        "all", check.choice("all", "scale"), "Keys the entropy runs over: all cached tokens or this scale's."
+    )
+
+    restore: Literal["residual", "cache"] = _option(
+        "cache",
+        check.choice("residual", "cache"),
+        "What a pruned token gets: nothing added, or the last dense scale's update, interpolated.",
+    )
+    pruned_kv: Literal["drop", "keep"] = _option(
+        "drop", check.choice("drop", "keep"), "Whether pruned tokens leave keys and values for later scales."
+    )
+    cfg_rows: Literal["shared", "cond", "per_row"] = _option(
+        "shared",
+        check.choice("shared", "cond", "per_row"),
+        "Keep set of the two guidance rows: of their mean statistic, the conditional row's, or one each.",
+    )
+    batch_rule: Literal["mean", "max"] = _option(
+        "mean", check.choice("mean", "max"), "How K of different samples becomes one; D is always the latest."
+    )
+
+    lowering: Literal["inductor", "eager", "auto"] = _option(
+        "auto", check.choice("inductor", "eager", "auto"), "Compiler of the rewritten graphs."
+    )
+    verify: Literal["once", "always", "never"] = _option(
+        "once",
+        check.choice("once", "always", "never"),
+        "When a rewritten graph is checked against the dense one.",
+    )
+    strict: bool = _option(
+        False, check.flag(), "Raise instead of running dense where a graph cannot be pruned."
+    )
+    on_error: Literal["raise", "fallback"] = _option(
+        "fallback",
+        check.choice("raise", "fallback"),
+        "After a failed rewrite or compilation: raise, or run dense.",
+    )
+    seed: int = _option(0, check.integer(0), "Seed of `score='random'` and `sampling='bernoulli'`.")
+    dump_dir: str | None = _option(
+        None, check.text(optional=True), "Directory for the graph before and after every pass."
+    )
+
+    def __post_init__(self) -> None:
+        """Fill unset fields from the preset, normalise and check every value."""
+        preset = DEFAULT_PRESET if self.preset is _UNSET else self.preset  # type: ignore[comparison-overlap]
+        base = PRESETS[_checked(_FIELDS["preset"], preset)]
+        for name, spec in _FIELDS.items():
+            value = getattr(self, name)
+            if value is _UNSET:
+                value = preset if name == "preset" else base.get(name, spec.metadata["default"])
+            object.__setattr__(self, name, _checked(spec, value))
+        if self.buckets[-1] < 1:
+            object.__setattr__(self, "buckets", (*self.buckets, 1.0))
+        self._check_combinations()
+
+    def _check_combinations(self) -> None:
+        if self.alpha_min > self.alpha_max:
+            raise check.reject(
+                "alpha_min", self.alpha_min, f"at most alpha_max={self.alpha_max}", self.alpha_max
+            )
+        if self.depth == "fixed" and self.depth_scale is None:
+            raise OptionError("depth='fixed': expected depth_scale to be set; nearest valid: depth='online'")
+        if self.depth_scale is not None and self.depth != "fixed":
+            raise OptionError(
+                f"depth_scale={self.depth_scale}: expected depth='fixed', not depth={self.depth!r}"
+            )
+        if self.scope_values is not None and self.layer_scope != "fixed":
+            raise OptionError(
+                f"scope_values: expected layer_scope='fixed', not layer_scope={self.layer_scope!r}"
+            )
+        if self.scale_exit == "depth" and self.depth == "off":
+            raise OptionError("scale_exit='depth': expected depth='online' or depth='fixed', not depth='off'")
+
+    @classmethod
+    def parse(cls, options: Mapping[str, object] | Options | None = None) -> Options:
+        """Return options from a mapping; its ``preset`` applies first and its other keys override it.
+
+        Args:
+            options: Names to values; None gives the default preset; an ``Options`` is returned as it is.
+
+        Raises:
+            OptionError: An unknown name, or a value that is not valid.
+        """
+        if isinstance(options, Options):
+            return options
+        if options is None:
+            return cls()
+        if not isinstance(options, Mapping):
+            raise OptionError(f"options={check.shown(options)}: expected a mapping of option names to values")
+        for name in options:
+            if name not in _FIELDS:
+                suggestion = nearest(name, _FIELDS)
+                expected = "the name of an option" if suggestion else f"one of {', '.join(_FIELDS)}"
+                hint = f"; nearest valid: {suggestion}" if suggestion else ""
+                raise OptionError(f"unknown option {check.shown(name)}: expected {expected}{hint}")
+        return cls(**options)  # type: ignore[arg-type]
+
+    def as_dict(self) -> dict[str, object]:
+        """Return all settings; ``Options.parse`` of the result, also after JSON, equals this record."""
+        values = {name: getattr(self, name) for name in _FIELDS}
+        if self.keep is not None:
+            values["keep"] = {
+                scale: dict(ratio) if isinstance(ratio, tuple) else ratio for scale, ratio in self.keep
+            }
+        return values
+
+    @property
+    def prunes(self) -> bool:
+        """Whether any setting can make the result differ from the dense model's."""
+        axes = self.prune_scales or self.prune_layers or self.prune_tokens
+        return axes or self.scale_exit is not None or self.keep is not None
+
+    def keep_ratio(self, scale: int, layer: int, scales: int, layers: int) -> float | None:
+        """Return the explicit keep ratio of a layer at a scale, or None where ``keep`` says nothing.
+
+        Where ``keep`` names one scale or layer twice, as 12 and as -1 of 13, the index from the start holds.
+
+        Args:
+            scale: Scale index from 0.
+            layer: Layer index from 0.
+            scales: Number of scales S of the schedule.
+            layers: Number of layers of the model.
+        """
+        by_scale = dict(self.keep or ())
+        ratio = by_scale.get(scale, by_scale.get(scale - scales))
+        if not isinstance(ratio, tuple):
+            return ratio
+        by_layer = dict(ratio)
+        return by_layer.get(layer, by_layer.get(layer - layers))
+
+
+def resolve_index(name: str, index: int, count: int) -> int:
+    """Turn an option's possibly negative scale or layer index into one from 0 to ``count - 1``.
+
+    Raises:
+        OptionError: The index lies outside ``-count .. count - 1``; the message calls it ``name``.
+    """
+    if not -count <= index < count:
+        raise check.reject(
+            name, index, f"an index from {-count} to {count - 1}", min(max(index, -count), count - 1)
+        )
+    return index % count
+
+
+def options_table() -> str:
+    """Return a Markdown table of every option: name, valid values, default, meaning."""
+    rows = ["| Option | Values | Default | Meaning |", "|---|---|---|---|"]
+    for name, spec in _FIELDS.items():
+        values = spec.metadata["values"].replace("|", "\\|")
+        rows.append(f"| `{name}` | {values} | `{_default_text(spec)}` | {spec.metadata['help']} |")
+    return "\n".join(rows) + "\n"
+
+
+def presets_table() -> str:
+    """Return a Markdown table of the presets and what each changes from the defaults."""
+    rows = ["| Preset | Changes |", "|---|---|"]
+    for name, values in PRESETS.items():
+        changes = ", ".join(f"`{option}={value!r}`" for option, value in values.items())
+        rows.append(f"| `{name}` | {changes or 'the defaults'} |")
+    return "\n".join(rows) + "\n"
+
+
+def _default_text(spec: Field[Any]) -> str:
+    default = spec.metadata["default"]
+    return f"{default:.4g}" if isinstance(default, float) else repr(default)
+
+
+def _checked(spec: Field[Any], value: object) -> Any:
+    return spec.metadata["check"].apply(spec.name, value)
+
+
+_FIELDS: dict[str, Field[Any]] = {spec.name: spec for spec in fields(Options)}

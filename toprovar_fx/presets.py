@@ -1,0 +1,47 @@
+"""Named sets of option values.
+
+A preset lists only what differs from the field defaults of :class:`toprovar_fx.options.Options`; options
+that a caller names override the preset. ``balanced`` is the default and therefore empty.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+DEFAULT_PRESET = "balanced"
+
+_PRESETS: dict[str, dict[str, object]] = {
+    # The compiled model computes what the eager model computes: no axis is pruned.
+    "lossless": {
+        "prune_scales": False,
+        "prune_layers": False,
+        "prune_tokens": False,
+        "depth": "off",
+        "layer_scope": "off",
+    },
+    "balanced": {},
+    "fast": {
+        "min_scale": -4,
+        "alpha_min": 0.5,
+        "alpha_max": 0.95,
+        "min_keep": 0.05,
+        "buckets": (0.05, 0.1, 0.2, 0.35, 0.5),
+    },
+    # The printed formulas: with a saliency that sums to 1 the token choice is nearly uniform.
+    "literal": {
+        "min_scale": 1,
+        "beta": 1.0,
+        "protected_layers_first": 0,
+        "protected_layers_last": 0,
+        "normalise": "literal",
+        "sampling": "bernoulli",
+        "entropy_source": "previous_scale",
+        "restore": "residual",
+        "cfg_rows": "per_row",
+    },
+}
+
+PRESETS: Mapping[str, Mapping[str, object]] = MappingProxyType(
+    {name: MappingProxyType(values) for name, values in _PRESETS.items()}
+)
