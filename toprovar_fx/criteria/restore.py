@@ -1,0 +1,46 @@
+"""Maps of one scale read at another: entropies, and the sublayer updates that pruned tokens get."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch.nn.functional as F
+from torch import Tensor
+
+Size = tuple[int, int]
+
+
+def upsample_map(
+    statistic: Tensor, size: Size, target: Size, mode: Literal["bilinear", "area"] = "bilinear"
+) -> Tensor:
+    """Return a statistic per token of one scale at the tokens of another.
+
+    Args:
+        statistic: ``[R, h*w]``, row-major.
+        size: ``(h, w)`` of the scale it was measured at.
+        target: ``(h2, w2)`` of the scale that needs it.
+        mode: ``bilinear`` (pixel centres aligned) has no ties; ``area`` repeats values when it enlarges.
+
+    Returns:
+        float32, ``[R, h2*w2]``.
+    """
+    grid = statistic.float().reshape(-1, 1, *size)
+    resized = F.interpolate(grid, size=target, mode=mode)
+    return resized.reshape(statistic.shape[0], -1)
+
+
+def restore_delta(delta: Tensor, size: Size, target: Size) -> Tensor:
+    """Return a sublayer's update of a dense scale, area-interpolated to a later scale (as FastVAR does).
+
+    Args:
+        delta: Update of every token, ``[R, h*w, C]``, row-major.
+        size: ``(h, w)`` of the dense scale.
+        target: ``(h2, w2)`` of the scale being pruned.
+
+    Returns:
+        ``[R, h2*w2, C]`` in the dtype of ``delta``, equal to ``F.interpolate(mode="area")`` on the map.
+    """
+    rows, _, channels = delta.shape
+    grid = delta.reshape(rows, *size, channels).permute(0, 3, 1, 2)
+    resized = F.interpolate(grid, size=target, mode="area")
+    return resized.permute(0, 2, 3, 1).reshape(rows, target[0] * target[1], channels)

@@ -1,0 +1,77 @@
+"""Layer scope R: 0 for layers that see the image as a whole, 1 for layers that see detail (eq. 4)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+# 2**_SQUARINGS is the power of the Gram matrix that the start vector is multiplied with.
+_SQUARINGS = 10
+# A second singular value below this share of the first is rounding of the fp32 deflation.
+_RANK_ONE = 1e-6
+_TINY = torch.finfo(torch.float32).tiny
+
+
+def sigma_ratio(matrix: Tensor, centre: bool = False) -> Tensor:
+    """Return ``sigma1 / sigma2``, the ratio of the two largest singular values, without an SVD.
+
+    The Gram matrix of the shorter side, squared ten times, is its power m = 1024; its column of largest
+    diagonal gives the first singular vector. Removing that from the matrix and repeating gives the second.
+    Nothing is random, and there is no library call that synchronises with the device.
+
+    Each singular value is underestimated by a factor of at least ``n^(-1/(2m))``, n the shorter side,
+    whatever the spectrum (0.2% at n = 64); a gap between the values makes the error exponentially small. With
+    the error that the first vector causes in the second value, the ratio is within ``3 log(n) / (2m)``
+    relative (0.6% at n = 64).
+
+    Args:
+        matrix: ``[..., h, w]``, an entropy map or the tokens ``[..., L, C]``.
+        centre: Subtract the mean of all entries first.
+
+    Returns:
+        The ratio, float32, ``[...]``, at least 1; +inf where sigma2 is 0 (a matrix of rank 1 or 0).
+    """
+    rest = matrix.float()
+    if centre:
+        rest = rest - rest.mean((-2, -1), keepdim=True)
+    if rest.shape[-2] > rest.shape[-1]:
+        rest = rest.transpose(-2, -1)
+    # Unit magnitude: Gram entries neither overflow nor underflow. A constant map, centred, is only rounding.
+    largest = rest.abs().amax((-2, -1), keepdim=True)
+    noise = matrix.float().abs().amax((-2, -1), keepdim=True) * _RANK_ONE
+    rest = torch.where(largest > noise, rest / largest.clamp_min(_TINY), 0.0)
+    sigmas = []
+    for _ in range(2):
+        left = _leading_vector(rest)
+        right = left.transpose(-2, -1) @ rest
+        sigmas.append(torch.linalg.vector_norm(right, dim=(-2, -1)))
+        rest = rest - left @ right
+    first, second = sigmas
+    ratio = (first / second).clamp_min(1)
+    return torch.where(second > _RANK_ONE * first, ratio, torch.inf)
+
+
+def _leading_vector(matrix: Tensor) -> Tensor:
+    """Return the first left singular vector ``[..., h, 1]`` of ``[..., h, w]``; 0 for a zero matrix."""
+    power = matrix @ matrix.transpose(-2, -1)
+    for _ in range(_SQUARINGS):
+        power = power / power.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None].clamp_min(_TINY)
+        power = power @ power
+    best = power.diagonal(dim1=-2, dim2=-1).argmax(-1)[..., None, None]
+    column = power.gather(-1, best.expand(*power.shape[:-1], 1))
+    return column / torch.linalg.vector_norm(column, dim=-2, keepdim=True).clamp_min(_TINY)
+
+
+def layer_detail(ratio: Tensor, beta: float) -> Tensor:
+    """Return ``R = exp(-beta (sigma1 / sigma2 - 1))`` (eq. 4).
+
+    Args:
+        ratio: ``sigma1 / sigma2``, ``[...]``, at least 1; +inf gives R = 0 for every beta.
+        beta: Steepness, at least 0.
+
+    Returns:
+        R in [0, 1], float32, ``[...]``: 0 for global layers, 1 for detail layers.
+    """
+    ratio = ratio.float()
+    detail = torch.exp(-beta * (ratio - 1).clamp_min(0))
+    return torch.where(ratio.isinf(), 0.0, detail)

@@ -1,0 +1,107 @@
+"""How many tokens a layer keeps, and which."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+from torch import Tensor
+
+from .noise import counter_uniform
+
+# Absorbs the rounding of products like 0.7 * 10 before a ceiling.
+_SLACK = 1e-6
+
+
+def keep_count(
+    p_keep: Tensor,
+    buckets: Sequence[float],
+    min_keep: float = 0.0,
+    skip_below: float = 0.0,
+    rule: Literal["mean", "max"] = "mean",
+) -> int:
+    """Return K, one number of kept tokens for all rows: the mean of ``P_keep``, rounded up to a bucket.
+
+    Args:
+        p_keep: Keep probabilities, ``[..., L]``; the leading axes are samples that share one static shape.
+        buckets: Keep ratios, see :func:`round_to_bucket`.
+        min_keep: Least ratio kept.
+        skip_below: Mean retention below which K is 0: the layer is skipped.
+        rule: Retention of several samples: their mean or the largest.
+
+    Note:
+        Reads one number back from the device.
+    """
+    retention = p_keep.float().mean(-1)
+    joined = retention.mean() if rule == "mean" else retention.amax()
+    return round_to_bucket(float(joined), p_keep.shape[-1], buckets, min_keep, skip_below)
+
+
+def round_to_bucket(
+    retention: float, length: int, buckets: Sequence[float], min_keep: float = 0.0, skip_below: float = 0.0
+) -> int:
+    """Return ``round(retention L)`` rounded up to the next of ``ceil(bucket L)``, or L above the largest.
+
+    Args:
+        retention: Wanted share of kept tokens in [0, 1].
+        length: Number of tokens L.
+        buckets: Keep ratios above 0 up to 1, ascending; 1 is implied.
+        min_keep: Least ratio kept.
+        skip_below: Retention below which the result is 0; takes precedence over ``min_keep``.
+    """
+    if retention < skip_below:
+        return 0
+    wanted = max(math.floor(retention * length + 0.5), _ceil(min_keep * length))
+    counts = (min(length, _ceil(ratio * length)) for ratio in buckets)
+    return next((count for count in counts if count >= wanted), length)
+
+
+def select_tokens(score: Tensor, count: int) -> Tensor:
+    """Return the ``count`` tokens of highest score; among equals the lower index wins.
+
+    Rank by the statistic itself (``-prunability``), not by the clipped ``P_keep``: clipping, and R = 0, make
+    tokens equal, and the tie rule would then keep the top of the image.
+
+    Args:
+        score: ``[..., L]``; NaN ranks last.
+        count: K in 0 .. L.
+
+    Returns:
+        Indices, int64, ``[..., K]``, ascending.
+
+    Raises:
+        ValueError: ``count`` is out of range.
+    """
+    if not 0 <= count <= score.shape[-1]:
+        raise ValueError(f"count={count}: expected 0 to {score.shape[-1]} of {score.shape[-1]} tokens")
+    order = score.float().nan_to_num(nan=-math.inf, posinf=math.inf, neginf=-math.inf)
+    best = order.sort(dim=-1, descending=True, stable=True).indices[..., :count]
+    return best.sort(dim=-1).values
+
+
+def bernoulli_tokens(p_keep: Tensor, count: int, seeds: int | Tensor, stream: int) -> Tensor:
+    """Return ``count`` tokens drawn with probabilities close to ``P_keep`` (eq. 6 read as a coin per token).
+
+    With u the token's uniform number, the coin keeps it if ``u < p``, that is if the ratio of odds
+    ``u (1 - p) / (p (1 - u))`` is below 1. Keeping the K smallest ratios is Pareto sampling (Rosen 1997):
+    exactly K tokens, those of the coins cut or filled up in the order of the ratio; certain tokens come first
+    and impossible ones last.
+
+    Args:
+        p_keep: ``[..., L]`` in [0, 1].
+        count: K in 0 .. L.
+        seeds: One seed, or int64 seeds of the shape of the leading axes.
+        stream: See :func:`counter_uniform`.
+
+    Returns:
+        Indices, int64, ``[..., K]``, ascending.
+    """
+    p_keep = p_keep.float()
+    u = counter_uniform(seeds, stream, p_keep.shape[-1], p_keep.device)
+    odds_ratio = u * (1 - p_keep) / (p_keep * (1 - u))
+    return select_tokens(-odds_ratio, count)
+
+
+def _ceil(value: float) -> int:
+    return math.ceil(value - _SLACK)
