@@ -1,0 +1,46 @@
+"""Key/value memory of one generation."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .configs import InfinityConfig
+
+
+class KVCache:
+    """Preallocated keys and values of every layer.
+
+    One slot more than the longest schedule is allocated: the slice of the last scale then never equals the
+        whole
+    buffer, so no guard on that equality splits the symbolic graph.
+
+    Attributes:
+        keys: per layer ``[R, H, max_tokens + 1, head_dim]``, L2-normalised and rotated.
+        values: per layer, the same shape.
+    """
+
+    def __init__(
+        self,
+        config: InfinityConfig,
+        rows: int,
+        max_tokens: int,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        """Allocate the memory for ``rows`` batch rows (CFG rows included) and ``max_tokens`` tokens."""
+        shape = (rows, config.heads, max_tokens + 1, config.head_dim)
+        self.max_tokens = max_tokens
+        self.keys: list[Tensor] = [
+            torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.depth)
+        ]
+        self.values: list[Tensor] = [
+            torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.depth)
+        ]
+
+    @staticmethod
+    def bytes_needed(
+        config: InfinityConfig, rows: int, max_tokens: int, dtype: torch.dtype = torch.float32
+    ) -> int:
+        """Return the bytes that a cache of these sizes takes."""
+        return 2 * config.depth * rows * config.width * (max_tokens + 1) * dtype.itemsize

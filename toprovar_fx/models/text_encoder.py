@@ -1,0 +1,164 @@
+"""Text encoders: a small one trained with the scenes model, and T5 for the official models."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..errors import OptionError, PromptError
+from .text import TextFeatures, padding_mask
+
+
+class TextEncoder(Protocol):
+    """What the pipeline needs of a text encoder."""
+
+    def encode_prompts(self, prompts: Sequence[str]) -> TextFeatures:
+        """Encode prompts; raises ``PromptError`` for one that the encoder cannot read."""
+        ...
+
+
+class TextLayer(nn.Module):
+    """Pre-norm bidirectional transformer layer."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        """Create a layer of ``width`` channels split into ``heads``."""
+        super().__init__()
+        self.heads = heads
+        self.attn_norm = nn.LayerNorm(width)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+        self.mlp_norm = nn.LayerNorm(width)
+        self.fc1 = nn.Linear(width, 4 * width)
+        self.fc2 = nn.Linear(4 * width, width)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """Map ``x [B, T, C]`` under the additive ``mask [B, 1, 1, T]``."""
+        rows, tokens, width = x.shape
+        qkv = self.qkv(self.attn_norm(x)).view(rows, tokens, 3, self.heads, width // self.heads)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        x = x + self.proj(attended.transpose(1, 2).reshape(rows, tokens, width))
+        return x + self.fc2(F.gelu(self.fc1(self.mlp_norm(x)), approximate="tanh"))
+
+
+class SceneTextEncoder(nn.Module):
+    """Bidirectional transformer over the words of a scene description, trained jointly with the image model.
+
+    Attributes:
+        max_words: longest prompt.
+        sizes: the constructor's arguments, for saving.
+    """
+
+    def __init__(
+        self, vocab_size: int, width: int = 256, layers: int = 4, heads: int = 8, max_words: int = 24
+    ) -> None:
+        """Create the encoder; word 0 is padding."""
+        super().__init__()
+        self.max_words = max_words
+        self.sizes = {
+            "vocab_size": vocab_size,
+            "width": width,
+            "layers": layers,
+            "heads": heads,
+            "max_words": max_words,
+        }
+        self.words = nn.Embedding(vocab_size, width)
+        self.positions = nn.Parameter(torch.empty(max_words, width))
+        self.layers = nn.ModuleList(TextLayer(width, heads) for _ in range(layers))
+        self.norm = nn.LayerNorm(width)
+        self._initialise(layers, width)
+
+    @torch.no_grad()
+    def _initialise(self, layers: int, width: int) -> None:
+        std = 0.9 / width**0.5
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=std)
+                nn.init.zeros_(module.bias)
+        nn.init.trunc_normal_(self.words.weight, std=1 / width**0.5)
+        nn.init.trunc_normal_(self.positions, std=1 / width**0.5)
+        for layer in self.layers:
+            layer.get_parameter("proj.weight").mul_(1 / (2 * layers) ** 0.5)
+            layer.get_parameter("fc2.weight").mul_(1 / (2 * layers) ** 0.5)
+
+    def forward(self, ids: Tensor, lengths: Tensor) -> Tensor:
+        """Encode words.
+
+        Args:
+            ids: ``[B, T]`` int64, T at most ``max_words``; entries past a prompt's length do not matter.
+            lengths: words of each prompt, ``[B]``, at least 1.
+
+        Returns:
+            Features ``[B, T, C]``.
+        """
+        x = self.words(ids) + self.positions[: ids.shape[1]]
+        mask = padding_mask(lengths, ids.shape[1], x.dtype)
+        for layer in self.layers:
+            x = layer(x, mask)
+        return self.norm(x)
+
+    def encode_prompts(self, prompts: Sequence[str]) -> TextFeatures:
+        """Encode prompts of the scenes grammar, padded to ``max_words``.
+
+        Raises:
+            PromptError: a word is unknown, or a prompt is empty or too long.
+        """
+        from ..scenes.vocab import encode_prompt
+
+        device = self.positions.device
+        words = [encode_prompt(prompt) for prompt in prompts]
+        ids = torch.zeros(len(words), self.max_words, dtype=torch.int64)
+        for row, prompt_ids in enumerate(words):
+            ids[row, : len(prompt_ids)] = torch.tensor(prompt_ids)
+        lengths = torch.tensor([len(prompt_ids) for prompt_ids in words], device=device)
+        return TextFeatures(self(ids.to(device), lengths), lengths)
+
+
+class T5TextEncoder:
+    """The T5 encoder of the official models (flan-t5-xl), through ``transformers``."""
+
+    def __init__(self, tokenizer: Any, encoder: Any, max_tokens: int = 512) -> None:
+        """Wrap a tokenizer and an encoder model of ``transformers``."""
+        self.tokenizer = tokenizer
+        self.encoder = encoder
+        self.max_tokens = max_tokens
+
+    @classmethod
+    def from_folder(
+        cls, folder: str, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float16
+    ) -> T5TextEncoder:
+        """Load tokenizer and encoder from a local folder; nothing is downloaded.
+
+        Raises:
+            OptionError: ``transformers`` is not installed.
+        """
+        try:
+            from transformers import AutoTokenizer, T5EncoderModel
+        except ImportError:
+            raise OptionError("the T5 text encoder needs transformers: pip install transformers") from None
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, legacy=True)
+        encoder = T5EncoderModel.from_pretrained(folder, local_files_only=True, torch_dtype=dtype)
+        return cls(tokenizer, encoder.to(device).eval().requires_grad_(False))
+
+    def encode_prompts(self, prompts: Sequence[str]) -> TextFeatures:
+        """Encode prompts, padded to the longest.
+
+        Raises:
+            PromptError: a prompt is empty or longer than ``max_tokens`` tokens.
+        """
+        for prompt in prompts:
+            if not prompt.strip():
+                raise PromptError(f"prompt {prompt!r} is empty: expected some text")
+        tokens = self.tokenizer(list(prompts), padding=True, return_tensors="pt")
+        lengths = tokens.attention_mask.sum(-1)
+        longest = int(lengths.max())
+        if longest > self.max_tokens:
+            raise PromptError(f"prompt of {longest} tokens: expected at most {self.max_tokens}")
+        device = self.encoder.device
+        mask = tokens.attention_mask.to(device)
+        encoded = self.encoder(input_ids=tokens.input_ids.to(device), attention_mask=mask)
+        return TextFeatures(encoded.last_hidden_state, lengths.to(device))

@@ -1,0 +1,352 @@
+"""From prompts to images: text encoding, the loop over scales, sampling and decoding."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from .errors import OptionError, PromptError
+from .models.cache import KVCache
+from .models.configs import InfinityConfig
+from .models.infinity import Infinity
+from .models.text import TextContext, TextFeatures
+from .models.text_encoder import TextEncoder
+from .models.vae import ImageVAE
+from .pipeline_inputs import checked_number, count_images, track_scales
+from .sampling import sample_bits, schedule_noise, seed_tensor
+from .schedules import Schedule
+from .stopwatch import Stopwatch
+
+
+@dataclass
+class PipelineOutput:
+    """Result of a generation of ``B`` images.
+
+    Attributes:
+        images: ``[B, H, W, 3]`` uint8 RGB in CPU memory.
+        bits: per scale that ran, the sampled bits ``[B, L, bits]`` bool.
+        summed_codes: the latent that was decoded, ``[B, d, h, w]`` float32.
+        latency_ms: wall time of ``text``, ``scales``, ``decode`` and ``total`` in milliseconds.
+        report: what a compiler backend has to say of the generation, if one took part.
+    """
+
+    images: NDArray[np.uint8]
+    bits: list[Tensor]
+    summed_codes: Tensor
+    latency_ms: dict[str, float]
+    report: Any = None
+
+
+@dataclass
+class ScaleLoop:
+    """State of a generation between two scales: ``B`` images, ``R`` transformer rows (2B with guidance).
+
+    Attributes:
+        context: the text of all rows.
+        cache: keys and values of the scales that ran.
+        uniform: noise of all scales, ``[B, sum L, bits]``.
+        summed: sum of the codes so far, ``[B, d, h, w]`` float32.
+        cfg: guidance scale.
+        tau: temperature.
+        top_p: nucleus.
+        bits: sampled bits of the scales that ran.
+    """
+
+    context: TextContext
+    cache: KVCache
+    uniform: Tensor
+    summed: Tensor
+    cfg: float
+    tau: float
+    top_p: float
+    bits: list[Tensor] = field(default_factory=list)
+
+
+class InfinityPipeline:
+    """Text to image with an Infinity model.
+
+    The components are attributes that may be replaced, as in
+    ``pipe.transformer = torch.compile(pipe.transformer, backend="toprovar")``.
+
+    Attributes:
+        transformer: the ``Infinity`` model or a compiled wrapper of it.
+        vae: quantiser and image decoder.
+        text_encoder: turns prompts into features; None if only features are ever given.
+        schedule: the scales to run; assign another one for another resolution.
+    """
+
+    def __init__(
+        self, transformer: Infinity, vae: ImageVAE, text_encoder: TextEncoder | None, schedule: Schedule
+    ) -> None:
+        """Assemble a pipeline of components on one device."""
+        self.transformer: Any = transformer
+        self.vae = vae
+        self.text_encoder = text_encoder
+        self.schedule = schedule
+        if transformer.config.latent_bits != vae.config.z_channels:
+            raise OptionError(
+                f"autoencoder with {vae.config.z_channels} latent channels: expected the transformer's "
+                f"{transformer.config.latent_bits} bits per latent pixel"
+            )
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_path: str | Path = "scenes",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> InfinityPipeline:
+        """Load a shipped model by name, or a pipeline file written by ``save_pretrained``.
+
+        Args:
+            name_or_path: ``"scenes"``, or the path of a ``.safetensors`` pipeline file
+                (also if it was written as shards).
+            device: CUDA if there is one, else the CPU.
+            dtype: of the weights; bfloat16 on CUDA, else float32.
+
+        Raises:
+            CheckpointError: no such model or file, or it does not fit.
+        """
+        from .pipeline_files import load_pipeline
+
+        return load_pipeline(name_or_path).to(*_placement(device, dtype))
+
+    @classmethod
+    def from_official(
+        cls,
+        name: str,
+        *,
+        transformer: str | Path,
+        vae: str | Path,
+        text_encoder: str | Path | None = None,
+        schedule: Schedule | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> InfinityPipeline:
+        """Load official checkpoints from local files; nothing is downloaded.
+
+        Args:
+            name: ``"infinity-2b"`` or ``"infinity-8b"``.
+            transformer: file or folder of shards.
+            vae: file of the image autoencoder.
+            text_encoder: folder of the T5 encoder; without it ``__call__`` takes ``TextFeatures``.
+            schedule: square 1M pixels by default.
+            device: CUDA if there is one, else the CPU.
+            dtype: of the weights; bfloat16 on CUDA, else float32.
+
+        Raises:
+            OptionError: unknown name.
+            CheckpointError: a file is missing, damaged or does not fit.
+        """
+        from .pipeline_files import load_official
+
+        device, dtype = _placement(device, dtype)
+        pipe = load_official(name, transformer, vae, schedule or Schedule.infinity(), dtype)
+        if text_encoder is not None:
+            from .models.text_encoder import T5TextEncoder
+
+            pipe.text_encoder = T5TextEncoder.from_folder(str(text_encoder), device=device)
+        return pipe.to(device, dtype)
+
+    @classmethod
+    def untrained(
+        cls,
+        name: str = "scenes",
+        *,
+        schedule: Schedule | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> InfinityPipeline:
+        """Build a model with random weights, for measuring speed or as the start of training.
+
+        Raises:
+            OptionError: unknown name.
+        """
+        from .pipeline_files import untrained_pipeline
+
+        device, dtype = _placement(device, dtype)
+        with torch.device(device):
+            return untrained_pipeline(name, schedule).to(device, dtype)
+
+    def save_pretrained(
+        self, path: str | Path, dtype: torch.dtype | None = None, shard_bytes: int | None = None
+    ) -> list[Path]:
+        """Write weights and configuration so that ``from_pretrained(path)`` reads them.
+
+        Args:
+            path: ends in ``.safetensors``.
+            dtype: to which floating-point weights are cast; None keeps theirs.
+            shard_bytes: largest size of a file's tensors; None writes one file.
+
+        Returns:
+            The files: ``path`` itself or its numbered shards.
+
+        Raises:
+            CheckpointError: another suffix, or the text encoder is no ``SceneTextEncoder``.
+        """
+        from .pipeline_files import save_pipeline
+
+        return save_pipeline(self, Path(path), dtype, shard_bytes)
+
+    @property
+    def config(self) -> InfinityConfig:
+        """Sizes and sampling defaults of the transformer."""
+        return self.transformer.config
+
+    @property
+    def device(self) -> torch.device:
+        """Device on which images are generated."""
+        return self.transformer.device
+
+    def to(
+        self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> InfinityPipeline:
+        """Move and cast the components; returns the pipeline itself."""
+        for module in (self.transformer, self.vae, self.text_encoder):
+            if isinstance(module, torch.nn.Module):
+                module.to(device=device, dtype=dtype).eval()
+        return self
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompts: str | Sequence[str] | TextFeatures,
+        *,
+        seed: int | Sequence[int] = 0,
+        cfg: float | None = None,
+        tau: float | None = None,
+        top_p: float | None = None,
+        progress: bool = False,
+    ) -> PipelineOutput:
+        """Generate one image per prompt.
+
+        Args:
+            prompts: one or more prompts, or their features.
+            seed: one per image, or one for all: image i then uses ``seed + i``. An image depends on its own
+                seed and prompt, not on the rest of the batch.
+            cfg: guidance scale; 1 switches guidance off and halves the work.
+            tau: temperature; 0 takes the more likely bit.
+            top_p: nucleus; 0 or 1 switches it off.
+            progress: show a progress bar.
+
+        Raises:
+            PromptError: no prompt, or one that cannot be encoded.
+            SeedError: seeds out of range or of the wrong number.
+            OptionError: cfg, tau or top_p out of range, or no text encoder for a prompt.
+        """
+        images = count_images(prompts)
+        seeds = seed_tensor(seed, images, self.device)
+        config = self.config
+        cfg = checked_number("cfg", config.cfg if cfg is None else cfg, math.inf)
+        tau = checked_number("tau", config.tau if tau is None else tau, math.inf)
+        top_p = checked_number("top_p", config.top_p if top_p is None else top_p, 1.0)
+        watch = Stopwatch(self.device)
+        text = prompts if isinstance(prompts, TextFeatures) else self.encode_prompts(prompts)
+        loop = self.begin(text, seeds, cfg, tau, top_p)
+        watch.lap("text")
+        for scale in track_scales(range(len(self.schedule)), progress):
+            self.run_scale(loop, scale)
+        watch.lap("scales")
+        decoded = self.decode(loop.summed)
+        watch.lap("decode")
+        return PipelineOutput(decoded.cpu().numpy(), loop.bits, loop.summed, watch.milliseconds())
+
+    def encode_prompts(self, prompts: str | Sequence[str]) -> TextFeatures:
+        """Encode prompts; the result may be given to the pipeline instead of them, any number of times.
+
+        Raises:
+            PromptError: no prompt, or one that cannot be encoded.
+            OptionError: the pipeline has no text encoder.
+        """
+        count_images(prompts)
+        if self.text_encoder is None:
+            raise OptionError("this pipeline has no text encoder: expected TextFeatures instead of prompts")
+        return self.text_encoder.encode_prompts([prompts] if isinstance(prompts, str) else list(prompts))
+
+    def begin(self, text: TextFeatures, seeds: Tensor, cfg: float, tau: float, top_p: float) -> ScaleLoop:
+        """Do everything that comes before scale 0.
+
+        Args:
+            text: of ``B`` images.
+            seeds: ``[B]`` int64.
+            cfg: guidance scale.
+            tau: temperature.
+            top_p: nucleus.
+
+        Raises:
+            PromptError: the features are not ``[B, T, text_channels]`` of at most ``text_maxlen`` tokens.
+        """
+        self.transformer.set_schedule(self.schedule)
+        self.vae.quantizer.set_schedule(self.schedule.sides)
+        context = self._text_context(text, guided=cfg != 1)
+        latent = (len(seeds), self.config.latent_bits, *self.vae.quantizer.latent_side(-1))
+        return ScaleLoop(
+            context=context,
+            cache=KVCache(
+                self.config, len(context.cond), self.schedule.ends[-1], self.device, self.transformer.dtype
+            ),
+            uniform=schedule_noise(seeds, self.schedule, self.config.bits),
+            summed=torch.zeros(latent, device=self.device),
+            cfg=cfg,
+            tau=tau,
+            top_p=top_p,
+        )
+
+    def run_scale(self, loop: ScaleLoop, scale: int) -> None:
+        """Run one scale: embed the code sum, predict, sample, add the codes."""
+        end = self.schedule.ends[scale]
+        logits = self.transformer(self.embed(loop, scale), loop.context, loop.cache, end)
+        uniform = loop.uniform[:, end - self.schedule.tokens[scale] : end]
+        bits = sample_bits(logits, uniform, loop.cfg, loop.tau, loop.top_p)
+        loop.summed = self.vae.quantizer.accumulate(loop.summed, bits, scale)
+        loop.bits.append(bits)
+
+    def embed(self, loop: ScaleLoop, scale: int) -> Tensor:
+        """Return the transformer's input of a scale, ``[R, L, C]``."""
+        if scale == 0:
+            return self.transformer.embed_first(loop.context)
+        hidden = self.transformer.embed_scale(self.vae.quantizer.next_input(loop.summed, scale - 1), scale)
+        return hidden.repeat(len(loop.context.cond) // len(hidden), 1, 1)
+
+    def decode(self, summed_codes: Tensor) -> Tensor:
+        """Decode a sum of codes ``[B, d, h, w]``, complete or not, to ``[B, H, W, 3]`` uint8 RGB."""
+        images = self.vae.decode(summed_codes.to(next(self.vae.parameters()).dtype)).float()
+        return images.clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+
+    def _text_context(self, text: TextFeatures, guided: bool) -> TextContext:
+        features, lengths = self._checked_features(text)
+        if guided:
+            dropped = torch.ones_like(lengths, dtype=torch.bool)
+            features = torch.cat((features, self.transformer.unconditional(features, dropped)))
+            lengths = lengths.repeat(2)
+        return self.transformer.prepare_text(features, lengths)
+
+    def _checked_features(self, text: TextFeatures) -> tuple[Tensor, Tensor]:
+        """Check the features and pad them to a multiple of ``text_multiple`` tokens."""
+        features = text.features.to(self.device, self.transformer.dtype)
+        config = self.config
+        images, tokens, channels = features.shape
+        if channels != config.text_channels or not 1 <= tokens <= config.text_maxlen:
+            raise PromptError(
+                f"text features of {tokens} tokens x {channels} channels: "
+                f"expected 1 .. {config.text_maxlen} tokens x {config.text_channels}"
+            )
+        if text.lengths.shape != (images,):
+            raise PromptError(f"lengths of shape {tuple(text.lengths.shape)}: expected ({images},)")
+        padded = min(-(-tokens // config.text_multiple) * config.text_multiple, config.text_maxlen)
+        return torch.nn.functional.pad(features, (0, 0, 0, padded - tokens)), text.lengths.to(self.device)
+
+
+def _placement(
+    device: torch.device | str | None, dtype: torch.dtype | None
+) -> tuple[torch.device, torch.dtype]:
+    placed = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    return placed, dtype or (torch.bfloat16 if placed.type == "cuda" else torch.float32)
