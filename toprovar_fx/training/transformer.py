@@ -1,0 +1,273 @@
+"""Transformer phase: Infinity and its text encoder, trained jointly on cached latents."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..checkpoints import load_into, read_checkpoint
+from ..errors import CheckpointError
+from ..models.infinity import Infinity
+from ..models.text_encoder import SceneTextEncoder
+from ..models.vae import ImageVAE
+from ..scenes.vocab import MAX_WORDS, VOCAB_SIZE
+from ..schedules import Schedule
+from .clock import Clock, learning_rate, stop_on_signal
+from .compiling import Compilation
+from .ema import Average
+from .latents import CaptionedLatents, build_cache
+from .meter import Meter
+from .mixture import Mixture
+from .objective import Objective, bit_loss, corrupt
+from .optimiser import adamw
+from .precision import fast_matmul, mixed
+from .settings import RunSettings, TransformerSettings
+from .storage import export_weights, load_state, save_state, write_json
+
+_STATE = "transformer.pt"
+
+
+class Pair(nn.Module):
+    """The two modules that are trained together.
+
+    Args:
+        settings: their sizes.
+    """
+
+    def __init__(self, settings: TransformerSettings) -> None:
+        super().__init__()
+        model = settings.model
+        self.transformer = Infinity(model)
+        self.text_encoder = SceneTextEncoder(
+            VOCAB_SIZE, model.text_channels, settings.text_layers, model.heads, MAX_WORDS
+        )
+
+
+class TransformerTrainer:
+    """State and steps of the transformer phase.
+
+    Args:
+        run, settings: see `settings`.
+        vae: trained tokenizer on `device`.
+        workdir: folder of the resumable state.
+        device: device of everything.
+        init_from: folder of exported weights to start from if the workdir holds no state.
+    """
+
+    def __init__(
+        self,
+        run: RunSettings,
+        settings: TransformerSettings,
+        vae: ImageVAE,
+        workdir: Path,
+        device: torch.device,
+        init_from: Path | None = None,
+    ) -> None:
+        self.run_settings, self.settings, self.device, self.vae = run, settings, device, vae
+        self.path = workdir / _STATE
+        torch.manual_seed(run.seed)
+        self.pair = Pair(settings).to(device)
+        schedule = Schedule.named("scenes")
+        self.pair.transformer.set_schedule(schedule)
+        self.optimiser = adamw(
+            self.pair, peak=settings.peak, weight_decay=settings.weight_decay, betas=settings.betas
+        )
+        state = load_state(self.path, device)
+        if state is None and init_from is not None:
+            load_pair(self.pair, init_from)
+        self.average = Average(self.pair, max(run.seconds * settings.memory, 1e-3))
+        self.clock = Clock(run.seconds, run.session_seconds, float(state["elapsed"]) if state else 0.0)
+        self.steps = 0
+        self.last: dict[str, list[float]] = {}
+        if state is not None:
+            self.pair.load_state_dict(state["model"])
+            self.optimiser.load_state_dict(state["optimiser"])
+            self.average.load_state_dict(state["average"])
+            self.steps = int(state["steps"])
+        self.kinds = list(settings.kinds)
+        self.batches = [kind.batch for kind in self.kinds]
+        self.objectives = [
+            Objective.build(schedule.tokens, kind.scales, settings.scale_power, device) for kind in self.kinds
+        ]
+        self.compilation = Compilation(run.compile)
+        self.compilation.wrap_forwards(self.pair.transformer.blocks())
+        self._loss = self.compilation.wrap(bit_loss)
+        self._generator = torch.Generator(device).manual_seed(run.seed * 7919 + self.steps)
+
+    def step(self, kind: int, data: CaptionedLatents) -> dict[str, Tensor]:
+        """One optimiser step of a kind; returns detached values for the meter."""
+        settings, objective, model = self.settings, self.objectives[kind], self.pair.transformer
+        z, ids, lengths = data.next(self.batches[kind])
+        targets, inputs = corrupt(self.vae.quantizer, z, objective.scales, settings.flips, self._generator)
+        dropped = torch.rand(z.shape[0], device=self.device, generator=self._generator) < settings.dropped
+        with mixed(self.device):
+            features = model.unconditional(self.pair.text_encoder(ids, lengths), dropped)
+            logits = model.forward_train(inputs, model.prepare_text(features, lengths))
+        loss, accuracy = self._loss(logits, targets, objective.weights)
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.pair.parameters(), 1.0)
+        self.optimiser.step()
+        self.optimiser.zero_grad(set_to_none=True)
+        name = self.kinds[kind].name
+        return {
+            f"{name} loss": loss.detach(),
+            "norm": norm.detach(),
+            f"{name} bits": objective.averaging @ accuracy,
+        }
+
+    def guarded_step(self, kind: int, data: CaptionedLatents) -> dict[str, Tensor] | None:
+        """A step that survives a failing compiler and, by halving its kind's batch, a full device."""
+        try:
+            return self.step(kind, data)
+        except torch.OutOfMemoryError:
+            if self.batches[kind] == 1:
+                raise
+            self.batches[kind] //= 2
+            _say(f"out of memory: {self.kinds[kind].name} batch {self.batches[kind]} from here")
+        except Exception as error:
+            if not self.compilation.give_up(error):
+                raise
+        self.optimiser.zero_grad(set_to_none=True)
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        return None
+
+    def measure_costs(self, data: CaptionedLatents) -> list[float]:
+        """Compile each kind of step and return its seconds; the learning rate is 0 meanwhile."""
+        for group in self.optimiser.param_groups:
+            group["lr"] = 0.0
+        while True:
+            began_eager = not self.compilation.enabled
+            costs = [self._cost(kind, data) for kind in range(len(self.kinds))]
+            if began_eager or self.compilation.enabled:
+                break
+        for kind, batch, cost in zip(self.kinds, self.batches, costs, strict=True):
+            print(
+                f"{kind.name}: {cost * 1e3:.0f} ms, {batch / cost:.0f} images/s", file=sys.stderr, flush=True
+            )
+        return costs
+
+    def _cost(self, kind: int, data: CaptionedLatents, repeats: int = 3) -> float:
+        began = time.monotonic()
+        while self.guarded_step(kind, data) is None:
+            pass
+        self._synchronise()
+        print(
+            f"{self.kinds[kind].name}: ready in {time.monotonic() - began:.0f}s", file=sys.stderr, flush=True
+        )
+        began = time.monotonic()
+        for _ in range(repeats):
+            self.guarded_step(kind, data)
+        self._synchronise()
+        return (time.monotonic() - began) / repeats
+
+    def _synchronise(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def save(self) -> None:
+        """Write the resumable state."""
+        state: dict[str, Any] = {
+            "model": self.pair.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "average": self.average.state_dict(),
+            "steps": self.steps,
+            "elapsed": self.clock.elapsed,
+        }
+        save_state(self.path, state)
+
+    def train(self) -> None:
+        """Fill the cache, then run until the budget, the session limit or a signal, then save.
+
+        Raises:
+            CheckpointError: the loss is not finite any more; the saved state is then still the last good one.
+        """
+        settings = self.settings
+        with stop_on_signal(self.clock), fast_matmul():
+            cache = build_cache(
+                self.vae,
+                self.compilation,
+                images=settings.cache_images,
+                batch=settings.cache_batch,
+                seconds=settings.cache_seconds,
+                device=self.device,
+                seed=self.run_settings.seed + 1 + self.steps,
+                stop=lambda: self.clock.over,
+            )
+            data = CaptionedLatents(cache, settings.caption_pool, self.run_settings.seed + self.steps)
+            mixture = Mixture(self.kinds, self.measure_costs(data))
+            self._loop(data, mixture)
+            self.clock.pause()
+        self.save()
+
+    def _loop(self, data: CaptionedLatents, mixture: Mixture) -> None:
+        settings = self.settings
+        meter = Meter(self.clock, self.run_settings.log_every)
+        saved = time.monotonic()
+        self.clock.start()
+        while not self.clock.over:
+            fraction = self.clock.fraction
+            rate = learning_rate(fraction, settings.peak, warmup=settings.warmup, decay=settings.decay)
+            for group in self.optimiser.param_groups:
+                group["lr"] = rate
+            kind = mixture.next(fraction)
+            values = self.guarded_step(kind, data)
+            if values is None:
+                continue
+            self.steps += 1
+            self.average.update(mixture.costs[kind])
+            meter.add(values, self.batches[kind])
+            if meter.due:
+                meter.line(f"transformer step {self.steps} lr {rate:.1e}")
+                self.last.update(meter.last)
+                if not math.isfinite(meter.last["norm"][0]):
+                    raise CheckpointError(
+                        f"step {self.steps}: gradient norm is not finite; lower --lr and resume"
+                    )
+            if time.monotonic() - saved > self.run_settings.save_every:
+                self.save()
+                saved = time.monotonic()
+
+
+def _say(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)
+
+
+def load_pair(pair: Pair, folder: Path) -> None:
+    """Load exported weights of both modules.
+
+    Raises:
+        CheckpointError: the folder holds none, or they do not fit.
+    """
+    for name, module in pair.named_children():
+        load_into(module, read_checkpoint(folder / name), name=name)
+
+
+def train_transformer(trainer: TransformerTrainer, export: Path | None) -> dict[str, Any]:
+    """Train (or go on training), put the averaged weights in place, export them, and return a summary."""
+    trainer.train()
+    trainer.compilation.enabled = False
+    trainer.average.copy_to(trainer.pair)
+    trainer.pair.eval()
+    summary: dict[str, Any] = {
+        "phase": "transformer",
+        "steps": trainer.steps,
+        "seconds": round(trainer.clock.elapsed, 1),
+        "complete": trainer.clock.complete,
+        "last": {name: [round(value, 4) for value in values] for name, values in trainer.last.items()},
+    }
+    if export is not None:
+        for name, module in trainer.pair.named_children():
+            export_weights(export / name, module.state_dict(), torch.float16)
+        model = asdict(trainer.settings.model)
+        write_json(
+            export / "training.json", {"model": model, "text_layers": trainer.settings.text_layers, **summary}
+        )
+    return summary
