@@ -1,0 +1,29 @@
+"""Pass `cache_offset`: every block takes the first cache row it writes as an input of its own.
+
+The traced graph derives it from the token counts of the schedule. After pruning, layers hold different numbers of
+rows, so the runtime passes each layer its own offset; without pruning it passes the traced one.
+"""
+
+from __future__ import annotations
+
+from ..options import Options
+from ..runtime.gates import DenseBlock
+from .context import PassContext
+from .rows import RowPlan
+from .step import PassRecord, PassResult, Step
+
+
+def cache_offset(step: Step, options: Options, context: PassContext) -> PassResult:
+    """Replace the understood blocks by `DenseBlock`.
+
+    Requires: outlined blocks. Ensures: equal results as long as the traced offset is passed.
+    """
+    record = PassRecord("cache_offset")
+    modules = {}
+    for site in step.sites:
+        if site.block.facts is not None:
+            arm = context.arm(site.block, RowPlan())
+            modules[site.name] = DenseBlock(site.layer, len(step.sites), options, arm)
+            record.sites.append(site.layer)
+    record.modified = bool(modules)
+    return PassResult(step.with_modules(modules) if modules else step, record)

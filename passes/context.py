@@ -1,0 +1,48 @@
+"""What a pass may use to turn a rewritten block graph into something that runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from ..analysis.shapes import Size
+from ..lowering.region import Region
+from ..runtime.arms import Arm
+from ..runtime.verify import PermutationCheck
+from .rows import RowPlan, rewrite_rows
+from .step import BlockGraph
+
+
+@dataclass
+class PassContext:
+    """Makes arms, one per block graph and plan, so that layers of equal structure share compiled code.
+
+    Attributes:
+        lowering: "eager" or "inductor".
+        hints: sizes that code generation is tuned for: "L", "K" and "offset".
+        check: the permutation check of pruned graphs.
+    """
+
+    lowering: str
+    check: PermutationCheck
+    hints: Mapping[str, int] = field(default_factory=dict)
+    _arms: dict[tuple[int, RowPlan], Arm] = field(default_factory=dict)
+
+    def arm(self, block: BlockGraph, plan: RowPlan) -> Arm:
+        """The callable of `block` under `plan`."""
+        key = (id(block), plan)
+        if key not in self._arms:
+            assert block.facts is not None
+            rewritten = rewrite_rows(block, plan)
+            region = Region(rewritten.graph, self.lowering, self.named_hints(block.facts.length))
+            self._arms[key] = Arm(region, rewritten.select, rewritten.start)
+        return self._arms[key]
+
+    def named_hints(self, length: Size) -> dict[str, int]:
+        """The hints with the token count under the name that the trace gave it."""
+        return {str(length) if name == "L" else name: value for name, value in self.hints.items()}
+
+    @property
+    def regions(self) -> list[Region]:
+        """Every region made so far."""
+        return [arm.region for arm in self._arms.values()]

@@ -1,0 +1,31 @@
+"""Pass `layer_skip`: past the depth a layer that keeps no token (K = 0) does not run at all."""
+
+from __future__ import annotations
+
+from ..options import Options
+from ..runtime.gates import LayerSkipGate, ScaleDepthGate
+from .context import PassContext
+from .step import PassRecord, PassResult, Step
+
+
+def layer_skip(step: Step, options: Options, context: PassContext) -> PassResult:
+    """Put a `LayerSkipGate` around the late side of every depth gate where the options allow K = 0.
+
+    Requires: `scale_depth_gate`. Ensures: no change for a layer that keeps at least one token.
+    """
+    record = PassRecord("layer_skip")
+    modules = {}
+    for site in step.sites if _can_skip(options) else ():
+        gate = step.module(site)
+        if isinstance(gate, ScaleDepthGate):
+            modules[site.name] = gate.like(ScaleDepthGate, gate.early, gate.like(LayerSkipGate, gate.late))
+            record.sites.append(site.layer)
+    record.modified = bool(modules)
+    return PassResult(step.with_modules(modules) if modules else step, record)
+
+
+def _can_skip(options: Options) -> bool:
+    if options.layer_skip_below > 0:
+        return True
+    ratios = [ratio for _, ratio in options.keep or ()]
+    return any(ratio == 0 or (isinstance(ratio, tuple) and any(r == 0 for _, r in ratio)) for ratio in ratios)

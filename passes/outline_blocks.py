@@ -1,0 +1,75 @@
+"""Pass `outline_blocks`: every transformer block of the step becomes a graph of its own, equal ones shared."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+
+from torch import fx
+
+from ..analysis.block_facts import read_block
+from ..analysis.blocks import Block, read_step
+from ..analysis.reasons import Unsupported
+from ..analysis.signature import signature
+from ..lowering.outline import Outline, extract, replace_by_calls
+from .step import BlockGraph, Site, Step
+
+
+def outline_blocks(traced: fx.GraphModule) -> Step:
+    """Outline the blocks of a traced scale step.
+
+    Requires: a graph from Dynamo (one hidden state [R, L, C] enters).
+    Ensures: the step graph computes the same values in the same order; each block graph is read by the analysis,
+        and one that is not understood keeps its reason.
+
+    Raises:
+        Unsupported: the step has no blocks that could be found.
+    """
+    facts = read_step(traced.graph)
+    known: dict[Hashable, BlockGraph] = {}
+    outlines, sites, modules = [], [], {}
+    for block in facts.blocks:
+        outline = Outline(f"block_{block.layer}", block.entry, block.nodes)
+        key = signature(block.entry, block.nodes)
+        if key not in known:
+            known[key] = _read(extract(outline))
+        outlines.append(outline)
+        sites.append(Site(block.layer, outline.name, known[key]))
+        modules[outline.name] = known[key].graph
+    for at, nodes in enumerate(_rest(traced.graph, facts.blocks)):
+        outline = Outline(f"rest_{at}", _entry(nodes), tuple(nodes))
+        outlines.append(outline)
+        modules[outline.name] = extract(outline)
+    graph = replace_by_calls(traced.graph, outlines)
+    return Step(fx.GraphModule({**dict(traced.named_children()), **modules}, graph, class_name="Step"), tuple(sites))
+
+
+def _read(graph: fx.GraphModule) -> BlockGraph:
+    try:
+        return BlockGraph(graph, read_block(graph.graph))
+    except Unsupported as verdict:
+        return BlockGraph(graph, None, verdict.fallback)
+
+
+def _rest(graph: fx.Graph, blocks: tuple[Block, ...]) -> list[list[fx.Node]]:
+    """Runs of nodes outside the blocks that depend on the hidden states, such as the head."""
+    inside = {node: block.layer for block in blocks for node in block.nodes}
+    dependent = {block.exit for block in blocks}
+    runs: list[list[fx.Node]] = []
+    previous = -1
+    for node in graph.nodes:
+        if node in inside:
+            previous = inside[node]
+            continue
+        if node.op in ("placeholder", "output") or not any(operand in dependent for operand in node.all_input_nodes):
+            continue
+        dependent.add(node)
+        if not runs or runs[-1][0].meta["toprovar_after"] != previous:
+            runs.append([])
+        node.meta["toprovar_after"] = previous
+        runs[-1].append(node)
+    return runs
+
+
+def _entry(nodes: list[fx.Node]) -> fx.Node:
+    members = set(nodes)
+    return next(operand for operand in nodes[0].all_input_nodes if operand not in members)

@@ -1,0 +1,28 @@
+"""Pass `scale_depth_gate`: a block asks whether its scale is past the depth D (eq. 3) before it runs."""
+
+from __future__ import annotations
+
+from ..options import Options
+from ..runtime.gates import Gate, ScaleDepthGate
+from .context import PassContext
+from .step import PassRecord, PassResult, Step
+
+
+def scale_depth_gate(step: Step, options: Options, context: PassContext) -> PassResult:
+    """Put a `ScaleDepthGate` around every block that may be pruned; both of its sides are the block so far.
+
+    Requires: `cache_offset`. Ensures: equal results until another pass changes the late side.
+    """
+    record = PassRecord("scale_depth_gate")
+    modules = {}
+    if options.prunes and (options.prune_tokens or options.layer_skip_below > 0 or options.keep is not None):
+        layers = len(step.sites)
+        for site in step.sites[options.protected_layers_first :]:
+            module = step.module(site)
+            if site.layer < layers - options.protected_layers_last and isinstance(module, Gate):
+                modules[site.name] = module.like(ScaleDepthGate, module, module)
+                record.sites.append(site.layer)
+    record.modified = bool(modules)
+    return PassResult(step.with_modules(modules) if modules else step, record)
+
+

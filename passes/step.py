@@ -1,0 +1,105 @@
+"""What the passes rewrite: a scale step with its blocks outlined, and the record of what each pass did."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+from torch import fx, nn
+
+from ..analysis.block_facts import BlockFacts
+from ..analysis.reasons import Fallback
+
+
+@dataclass(frozen=True)
+class BlockGraph:
+    """A block as a graph of its own, shared by all layers of equal structure.
+
+    Attributes:
+        graph: inputs are the hidden state [R, L, C] first, then what the block needs; one output [R, L, C].
+        facts: what the analysis found, or None where the block stays dense.
+        fallback: why, where `facts` is None.
+    """
+
+    graph: fx.GraphModule
+    facts: BlockFacts | None
+    fallback: Fallback | None = None
+
+
+@dataclass(frozen=True)
+class Site:
+    """One layer of the step.
+
+    Attributes:
+        layer: 0-based.
+        name: submodule of the step graph that runs it.
+        block: its graph.
+        inputs: names of the block graph's placeholders, the hidden state first.
+    """
+
+    layer: int
+    name: str
+    block: BlockGraph
+
+
+@dataclass(frozen=True)
+class Step:
+    """A scale step: the graph that calls the blocks and the sites, one per layer.
+
+    The submodule of a site is what the passes replace: first the dense block, then gates around it.
+    """
+
+    graph: fx.GraphModule
+    sites: tuple[Site, ...]
+
+    def module(self, site: Site) -> nn.Module:
+        """The module that runs `site` now."""
+        return self.graph.get_submodule(site.name)
+
+    def with_modules(self, modules: dict[str, nn.Module]) -> Step:
+        """A copy in which the named sites run other modules."""
+        graph = fx.GraphModule(self.graph, copy_graph(self.graph.graph))
+        for name, module in modules.items():
+            graph.add_submodule(name, module)
+        return replace(self, graph=graph)
+
+
+def copy_graph(graph: fx.Graph) -> fx.Graph:
+    """A copy of a graph that keeps names and metadata."""
+    copied = fx.Graph()
+    result = copied.graph_copy(graph, val_map := {}, return_output_node=True)
+    assert result is not None
+    value, old_output = result
+    output = copied.output(value)
+    output.meta = dict(old_output.meta)
+    for old, new in val_map.items():
+        if hasattr(old, "_dynamo_source"):
+            new._dynamo_source = old._dynamo_source
+    return copied
+
+
+@dataclass
+class PassRecord:
+    """What one pass did to one step.
+
+    Attributes:
+        name: the pass.
+        modified: whether the step changed.
+        sites: layers it rewrote.
+        fallbacks: what it left alone, and why.
+        milliseconds: time it took.
+    """
+
+    name: str
+    modified: bool = False
+    sites: list[int] = field(default_factory=list)
+    fallbacks: list[Fallback] = field(default_factory=list)
+    milliseconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class PassResult:
+    """A pass's answer: the step (the same object where nothing changed) and its record."""
+
+    step: Step
+    record: PassRecord
+

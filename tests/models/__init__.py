@@ -1,0 +1,1 @@
+"""Plain block layouts that the compiler has never seen, for the proofs."""

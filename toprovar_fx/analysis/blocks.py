@@ -1,0 +1,196 @@
+"""Finds the transformer's blocks in the graph of a scale step, by structure alone.
+
+A *cut* is a place in execution order where exactly one value that depends on the tokens is alive: the residual
+stream. A block runs from the last cut before one self-attention to the last cut before the next one. The last
+block ends where its structure equals that of the block before it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import fx
+
+from .attention import AttentionCall, attention_calls
+from .caches import written_caches
+from .reasons import Reason, Unsupported
+from .rules import operator_name
+from .shapes import Size, is_tensor, same, shape_of, size_of
+from .signature import signature
+
+
+@dataclass(frozen=True)
+class Block:
+    """One block of the step graph.
+
+    Attributes:
+        layer: position in the step, 0-based.
+        entry: the hidden state [R, L, C] that enters; `exit`: the one that leaves.
+        nodes: the block's nodes in execution order, `exit` last.
+        attention: its self-attention.
+    """
+
+    layer: int
+    entry: fx.Node
+    exit: fx.Node
+    nodes: tuple[fx.Node, ...]
+    attention: AttentionCall
+
+
+@dataclass(frozen=True)
+class StepFacts:
+    """What is known of a scale step: its token count, token input and blocks."""
+
+    length: Size
+    hidden: fx.Node
+    blocks: tuple[Block, ...]
+
+
+def read_step(graph: fx.Graph) -> StepFacts:
+    """Find the blocks of a scale step.
+
+    Raises:
+        Unsupported: with the reason why the graph as a whole must stay dense.
+    """
+    calls = attention_calls(graph)
+    if not calls:
+        raise Unsupported(Reason.NO_ATTENTION)
+    length = calls[0].query_length
+    hidden = _token_input(graph, calls[0], length)
+    dependent = _token_dependent(graph, hidden)
+    own = [call for call in calls if call.key in dependent and same(call.query_length, length)]
+    if not own:
+        raise Unsupported(Reason.NO_ATTENTION, calls[0].node, "no attention over the scale's own tokens")
+    if same(length, size_of(1) or length):
+        raise Unsupported(Reason.ONE_TOKEN, own[0].node)
+    order = {node: at for at, node in enumerate(graph.nodes)}
+    cuts = _cuts(graph, hidden, dependent, length)
+    return StepFacts(length, hidden, _blocks(graph, own, cuts, dependent, order))
+
+
+def _token_input(graph: fx.Graph, call: AttentionCall, length: Size) -> fx.Node:
+    """The graph input [R, L, C] that the first attention's queries depend on."""
+    ancestors: set[fx.Node] = set()
+    stack = [call.query]
+    while stack:
+        node = stack.pop()
+        if node not in ancestors:
+            ancestors.add(node)
+            stack.extend(node.all_input_nodes)
+    found = [
+        node
+        for node in graph.nodes
+        if node.op == "placeholder"
+        and node in ancestors
+        and is_tensor(node)
+        and len(shape_of(node)) == 3
+        and same(shape_of(node)[1], length)
+    ]
+    if len(found) != 1:
+        raise Unsupported(Reason.NO_TOKEN_AXIS, call.node, f"candidates: {[node.name for node in found]}")
+    if sum(same(size, length) for size in shape_of(found[0])) != 1:
+        raise Unsupported(Reason.AMBIGUOUS_LENGTH, found[0], f"shape {list(shape_of(found[0]))}")
+    return found[0]
+
+
+def _token_dependent(graph: fx.Graph, hidden: fx.Node) -> set[fx.Node]:
+    """Nodes that depend on the tokens, reads of a written cache included."""
+    dependent = {hidden}
+    written: set[fx.Node] = set()
+    caches = written_caches(graph)
+    for node in graph.nodes:
+        if node.op in ("placeholder", "output"):
+            continue
+        inputs = node.all_input_nodes
+        if any(operand in dependent or operand in written for operand in inputs):
+            dependent.add(node)
+            if operator_name(node) == "setitem" and node.args[0] in caches:
+                written.add(node.args[0])  # type: ignore[arg-type]
+    return dependent
+
+
+def _cuts(graph: fx.Graph, hidden: fx.Node, dependent: set[fx.Node], length: Size) -> list[fx.Node]:
+    """Hidden states [R, L, C] that alone are alive right after they are computed, in execution order."""
+    order = {node: at for at, node in enumerate(graph.nodes)}
+    last_use = {node: max((order[user] for user in node.users), default=-1) for node in dependent}
+    cuts, alive = [hidden], {hidden}
+    for node in graph.nodes:
+        if node not in dependent or node is hidden:
+            continue
+        at = order[node]
+        if last_use[node] > at:
+            alive.add(node)
+        alive = {value for value in alive if last_use[value] > at}
+        if alive == {node} and is_tensor(node):
+            shape = shape_of(node)
+            if len(shape) == 3 and same(shape[1], length):
+                cuts.append(node)
+    return cuts
+
+
+def _blocks(
+    graph: fx.Graph,
+    calls: Sequence[AttentionCall],
+    cuts: Sequence[fx.Node],
+    dependent: set[fx.Node],
+    order: dict[fx.Node, int],
+) -> tuple[Block, ...]:
+    starts = []
+    for call in calls:
+        before = [cut for cut in cuts if cut.op == "placeholder" or order[cut] < order[call.node]]
+        starts.append(before[-1])
+        if starts.count(before[-1]) > 1:
+            raise Unsupported(Reason.NO_BLOCK, call.node, "two attentions between the same two cuts")
+    blocks: list[Block] = []
+    for layer, call in enumerate(calls):
+        if layer + 1 < len(calls):
+            block = _block(graph, layer, call, starts[layer], starts[layer + 1], dependent, order)
+        else:
+            block = _last_block(graph, layer, call, starts[layer], cuts, dependent, order, blocks)
+        if not all(same(a, b) for a, b in zip(shape_of(block.entry), shape_of(block.exit), strict=True)):
+            raise Unsupported(Reason.NO_BLOCK, call.node, "the block changes the shape of the hidden state")
+        blocks.append(block)
+    return tuple(blocks)
+
+
+def _block(
+    graph: fx.Graph,
+    layer: int,
+    call: AttentionCall,
+    entry: fx.Node,
+    leave: fx.Node,
+    dependent: set[fx.Node],
+    order: dict[fx.Node, int],
+) -> Block:
+    """Nodes between two cuts: the token-dependent ones, and what only they use."""
+    first = -1 if entry.op == "placeholder" else order[entry]
+    inside = [node for node in graph.nodes if first < order[node] <= order[leave] and node.op != "placeholder"]
+    members = {node for node in inside if node in dependent}
+    for node in reversed(inside):
+        if node not in members and node.users and all(user in members for user in node.users):
+            members.add(node)
+    return Block(layer, entry, leave, tuple(node for node in inside if node in members), call)
+
+
+def _last_block(
+    graph: fx.Graph,
+    layer: int,
+    call: AttentionCall,
+    entry: fx.Node,
+    cuts: Sequence[fx.Node],
+    dependent: set[fx.Node],
+    order: dict[fx.Node, int],
+    before: Sequence[Block],
+) -> Block:
+    later = [cut for cut in cuts if cut.op != "placeholder" and order[cut] > order[call.node]]
+    known = [signature(block.entry, block.nodes) for block in before]
+    for leave in reversed(later):
+        block = _block(graph, layer, call, entry, leave, dependent, order)
+        if signature(entry, block.nodes) in known:
+            return block
+    # A single block, or a last one of its own kind: it ends with the last sum that adds to the stream.
+    for leave in reversed(later):
+        if operator_name(leave) in ("add", "iadd", "add_"):
+            return _block(graph, layer, call, entry, leave, dependent, order)
+    raise Unsupported(Reason.NO_BLOCK, call.node, "no residual sum follows the last attention")

@@ -1,0 +1,112 @@
+"""The backend: `torch.compile(model, backend="toprovar", options={...})`.
+
+Dynamo hands over a graph; the analysis reads it, the passes rewrite a copy, the lowering makes it callable, and the
+runtime decides at every scale what of it runs. What cannot be rewritten is compiled as plain Inductor would.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import fx
+
+from ._torch_private import compile_with_dynamo_inputs
+from .analysis.reasons import Fallback, Reason, Unsupported
+from .errors import GraphError, OptionError
+from .lowering.region import Region
+from .options import Options
+from .passes.context import PassContext
+from .passes.pipeline import rewrite_step
+from .passes.step import PassRecord
+from .program import DenseProgram, StepProgram, remember
+from .runtime.generation import current_generation
+from .runtime.verify import PermutationCheck
+
+log = logging.getLogger(__name__)
+
+Compiled = Callable[..., Any]
+
+
+def toprovar(
+    gm: fx.GraphModule,
+    example_inputs: Sequence[Any],
+    *,
+    options: Mapping[str, object] | Options | None = None,
+    mode: str | None = None,
+) -> Compiled:
+    """Compile one graph that Dynamo captured.
+
+    Args:
+        gm: the graph; it is read, never changed.
+        example_inputs: real tensors and SymInts.
+        options: see `toprovar_fx.Options`; presets are the option `preset`.
+        mode: not used by this backend.
+
+    Raises:
+        OptionError: an invalid option, or `mode`.
+        GraphError: with `strict`, a graph that cannot be pruned.
+    """
+    if mode is not None:
+        raise OptionError(f"mode={mode!r}: expected no mode; presets are given as options={{'preset': ...}}")
+    settings = Options.parse(options)
+    lowering = _lowering(settings, example_inputs)
+    try:
+        _refuse_gradients(example_inputs)
+        context = PassContext(lowering, PermutationCheck(settings.verify), _hints())
+        step, records = rewrite_step(gm, settings, context)
+    except Unsupported as verdict:
+        return _dense(gm, example_inputs, settings, lowering, [PassRecord("analysis", fallbacks=[verdict.fallback])])
+    fallbacks = [fallback for record in records for fallback in record.fallbacks]
+    if settings.strict and fallbacks:
+        raise GraphError(str(fallbacks[0]))
+    if all(site.block.facts is None for site in step.sites):
+        return _dense(gm, example_inputs, settings, lowering, records)
+    return remember(StepProgram(step, records, settings, lowering, context))
+
+
+def _dense(
+    gm: fx.GraphModule,
+    example_inputs: Sequence[Any],
+    options: Options,
+    lowering: str,
+    records: list[PassRecord],
+) -> Compiled:
+    """The graph as plain Inductor would run it, with the reasons kept for the report."""
+    fallbacks: list[Fallback] = [fallback for record in records for fallback in record.fallbacks]
+    one_token = all(fallback.reason is Reason.ONE_TOKEN for fallback in fallbacks)
+    if not one_token:
+        if options.strict:
+            raise GraphError(str(fallbacks[0]))
+        if options.prunes:
+            log.warning("toprovar leaves a graph dense: %s", fallbacks[0])
+    # A single token takes milliseconds on a CPU, and compiling its graph ten seconds.
+    as_traced = lowering == "eager" or (one_token and options.lowering == "auto" and not _on_cuda(example_inputs))
+    call = gm.forward if as_traced else compile_with_dynamo_inputs(gm, example_inputs)
+    return remember(DenseProgram(call, Region(gm, "eager"), records, options, fallbacks, one_token))
+
+
+def _lowering(options: Options, example_inputs: Sequence[Any]) -> str:
+    return "inductor" if options.lowering == "auto" else options.lowering
+
+
+def _on_cuda(example_inputs: Sequence[Any]) -> bool:
+    return any(isinstance(value, torch.Tensor) and value.is_cuda for value in example_inputs)
+
+
+def _refuse_gradients(example_inputs: Sequence[Any]) -> None:
+    if torch.is_grad_enabled() and any(
+        isinstance(value, torch.Tensor) and value.requires_grad for value in example_inputs
+    ):
+        raise Unsupported(Reason.GRADIENTS)
+
+
+def _hints() -> dict[str, int]:
+    """Sizes that code is tuned for: those of the largest scale of the generation that asked for the compilation."""
+    running = current_generation()
+    if running is None:
+        return {}
+    largest = running.schedule.tokens[-1]
+    return {"L": largest, "K": max(2, largest // 2), "offset": running.schedule.ends[-1] - largest}

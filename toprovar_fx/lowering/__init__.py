@@ -1,0 +1,1 @@
+"""Turns block graphs into callables: as traced, or through Inductor with symbolic sizes."""

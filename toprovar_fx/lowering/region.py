@@ -1,0 +1,106 @@
+"""A block graph made callable: as traced, or compiled on first use and checked before each new size."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import sympy
+from torch import fx
+from torch.utils.flop_counter import FlopCounterMode
+
+from .._torch_private import CompiledGraph, SymbolicInputs, compile_with_inductor, fake_run
+from ..analysis.caches import written_caches
+from .sizes import at_sizes, bind, graph_specs
+
+log = logging.getLogger(__name__)
+
+Sizes = tuple[tuple[sympy.Symbol, int], ...]
+
+
+class Region:
+    """A callable block graph.
+
+    Args:
+        graph: inputs and outputs as the pass that made it says.
+        lowering: "eager" runs the graph as traced; "inductor" compiles it with symbolic sizes.
+        hints: sizes that code generation is tuned for, by symbol name; sizes without a hint use the first call's.
+
+    Attributes:
+        specs: sizes and kinds of the inputs.
+        written: positions of the inputs that the graph writes to (caches).
+        compile_seconds: time spent in Inductor so far.
+    """
+
+    def __init__(self, graph: fx.GraphModule, lowering: str, hints: Mapping[str, int] | None = None) -> None:
+        self.graph = graph
+        self.specs = graph_specs(graph.graph)
+        self.written = _written(graph.graph)
+        self.compile_seconds = 0.0
+        self._lowering = lowering
+        self._hints = dict(hints or {})
+        self._compiled: list[CompiledGraph] = []
+        self._chosen: dict[Sizes, Callable[..., Any]] = {}
+        self._flops: dict[Sizes, int] = {}
+        outputs = next(node for node in reversed(graph.graph.nodes) if node.op == "output").args[0]
+        self._single = isinstance(outputs, fx.Node)
+
+    def __call__(self, *arguments: Any) -> Any:
+        """Run the graph."""
+        if self._lowering == "eager":
+            return self.graph(*arguments)
+        key = self.sizes(arguments)
+        call = self._chosen.get(key)
+        if call is None:
+            call = self._chosen[key] = self._choose(arguments, dict(key))
+        result = call(*arguments)
+        return result[0] if self._single else result
+
+    def sizes(self, arguments: tuple[Any, ...]) -> Sizes:
+        """Values of the size symbols at these arguments."""
+        return tuple(bind(self.specs, arguments).items())
+
+    def _choose(self, arguments: tuple[Any, ...], sizes: Mapping[sympy.Symbol, int]) -> Callable[..., Any]:
+        for compiled in self._compiled:
+            if compiled.holds(arguments, sizes):
+                return compiled.call
+        # The first compilation is tuned for the largest sizes to come, a further one for what the first refused.
+        if not self._compiled:
+            compiled = self._compile({s: max(n, self._hints.get(str(s), n)) for s, n in sizes.items()})
+            if compiled.holds(arguments, sizes):
+                return compiled.call
+        compiled = self._compile(dict(sizes))
+        if compiled.holds(arguments, sizes):
+            return compiled.call
+        log.warning("sizes %s do not hold for any compilation of this block; it runs as traced", dict(sizes))
+        return lambda *values: _as_tuple(self.graph(*values))
+
+    def _compile(self, hints: Mapping[sympy.Symbol, int]) -> CompiledGraph:
+        started = time.perf_counter()
+        missing = {symbol for spec in self.specs for symbol in spec.symbols} - hints.keys()
+        compiled = compile_with_inductor(self.graph, SymbolicInputs(self.specs, {**hints, **dict.fromkeys(missing, 64)}))
+        self._compiled.append(compiled)
+        seconds = time.perf_counter() - started
+        self.compile_seconds += seconds
+        log.info("compiled %s for %s in %.1f s", type(self.graph).__name__, dict(hints), seconds)
+        return compiled
+
+    def flops(self, sizes: Sizes) -> int:
+        """Floating-point operations of one call at these sizes, counted by `torch.utils.flop_counter` on fake tensors."""
+        if sizes not in self._flops:
+            concrete = [at_sizes(spec, dict(sizes)) for spec in self.specs]
+            with FlopCounterMode(display=False) as counter:
+                fake_run(self.graph, SymbolicInputs(concrete, {}))
+            self._flops[sizes] = counter.get_total_flops()
+        return self._flops[sizes]
+
+
+def _as_tuple(result: Any) -> tuple[Any, ...]:
+    return result if isinstance(result, tuple) else (result,)
+
+
+def _written(graph: fx.Graph) -> frozenset[int]:
+    caches = written_caches(graph)
+    return frozenset(at for at, node in enumerate(n for n in graph.nodes if n.op == "placeholder") if node in caches)

@@ -1,0 +1,28 @@
+"""The parts of a step outside its blocks, as modules that run lowered graphs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from .region import Region, Sizes
+
+
+class RegionModule(nn.Module):
+    """A lowered graph as a module.
+
+    Args:
+        region: the graph.
+        seen: told the region and its sizes at every call.
+    """
+
+    def __init__(self, region: Region, seen: Callable[[Region, Sizes], None]) -> None:
+        super().__init__()
+        self.region, self.seen = region, seen
+
+    def forward(self, *arguments: Any) -> Any:
+        """Run the graph."""
+        self.seen(self.region, self.region.sizes(arguments))
+        return self.region(*arguments)

@@ -1,0 +1,89 @@
+"""Sizes of a block graph's inputs: symbols of the trace, plus the ones that the passes add (K, offset)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import sympy
+import torch
+from torch import fx
+
+from ..analysis.shapes import as_size, value_of
+
+KEPT = sympy.Symbol("K", integer=True, positive=True)
+OFFSET = sympy.Symbol("offset", integer=True, nonnegative=True)
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """One input: an integer (`shape` is None and `value` its expression) or a tensor."""
+
+    value: sympy.Expr | None = None
+    shape: tuple[sympy.Expr, ...] | None = None
+    stride: tuple[sympy.Expr, ...] | None = None
+    dtype: torch.dtype | None = None
+    device: torch.device | None = None
+
+    @property
+    def symbols(self) -> set[sympy.Symbol]:
+        """All size symbols of the input."""
+        found = [self.value] if self.value is not None else [*(self.shape or ()), *(self.stride or ())]
+        return set().union(*(expression.free_symbols for expression in found)) if found else set()
+
+
+def tensor_spec(shape: tuple[sympy.Expr, ...], dtype: torch.dtype, device: torch.device) -> InputSpec:
+    """A contiguous tensor input."""
+    stride: list[sympy.Expr] = []
+    step: sympy.Expr = sympy.Integer(1)
+    for size in reversed(shape):
+        stride.insert(0, step)
+        step = step * size
+    return InputSpec(shape=shape, stride=tuple(stride), dtype=dtype, device=device)
+
+
+def spec_of(placeholder: fx.Node) -> InputSpec:
+    """The spec that a pass attached, or the one read off Dynamo's example value."""
+    if "toprovar_spec" in placeholder.meta:
+        return placeholder.meta["toprovar_spec"]
+    value = value_of(placeholder)
+    if isinstance(value, torch.Tensor):
+        return InputSpec(
+            shape=tuple(as_size(size) for size in value.shape),
+            stride=tuple(as_size(step) for step in value.stride()),
+            dtype=value.dtype,
+            device=value.device,
+        )
+    return InputSpec(value=as_size(value))
+
+
+def graph_specs(graph: fx.Graph) -> list[InputSpec]:
+    """Specs of all placeholders in order."""
+    return [spec_of(node) for node in graph.nodes if node.op == "placeholder"]
+
+
+def bind(specs: list[InputSpec], arguments: tuple[object, ...]) -> dict[sympy.Symbol, int]:
+    """Values of the size symbols, read off real arguments."""
+    values: dict[sympy.Symbol, int] = {}
+    for spec, argument in zip(specs, arguments, strict=True):
+        if isinstance(argument, torch.Tensor):
+            assert spec.shape is not None
+            for expression, size in zip(spec.shape, argument.shape, strict=True):
+                if isinstance(expression, sympy.Symbol):
+                    values[expression] = int(size)
+        elif isinstance(spec.value, sympy.Symbol):
+            assert isinstance(argument, int)
+            values[spec.value] = argument
+    return values
+
+
+def at_sizes(spec: InputSpec, values: dict[sympy.Symbol, int]) -> InputSpec:
+    """The spec with every size a number; symbols without a value get 1."""
+
+    def number(expression: sympy.Expr) -> sympy.Expr:
+        return expression.xreplace({symbol: sympy.Integer(values.get(symbol, 1)) for symbol in expression.free_symbols})
+
+    if spec.value is not None:
+        return InputSpec(value=number(spec.value))
+    assert spec.shape is not None and spec.stride is not None
+    shape, stride = tuple(map(number, spec.shape)), tuple(map(number, spec.stride))
+    return InputSpec(None, shape, stride, spec.dtype, spec.device)

@@ -1,0 +1,196 @@
+"""The modules that the passes put in place of a block: each answers one question and hands on.
+
+They nest: a depth gate holds an early module (dense, perhaps tapped) and a late one (a layer-skip gate around a
+token gate). Without a generation everything runs dense.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..analysis.reasons import Fallback, Reason
+from ..errors import GraphError
+from ..options import Options
+from .arms import Arm
+from .controller import Controller
+from .generation import current_generation
+from .ledger import Run
+from .verify import PermutationCheck
+
+
+class Gate(nn.Module):
+    """Base of the modules at a site.
+
+    Args:
+        layer: 0-based.
+        layers: number of layers of the model.
+        options: settings; they name the controller.
+        dense: the whole block.
+    """
+
+    def __init__(self, layer: int, layers: int, options: Options, dense: Arm) -> None:
+        super().__init__()
+        self.layer, self.layers, self.options, self.dense = layer, layers, options, dense
+
+    def controller(self) -> Controller | None:
+        """The controller of the generation that runs, or None."""
+        running = current_generation()
+        return None if running is None else running.controller(self.options, self.layers)
+
+    def like(self, kind: type[Gate], *modules: nn.Module) -> Gate:
+        """Another kind of gate at the same site, around `modules`."""
+        return kind(self.layer, self.layers, self.options, self.dense, *modules)
+
+    def note(
+        self, controller: Controller, arm: str, inputs: tuple[Any, ...], kept: int, ran: Arm | None, arguments: tuple[Any, ...]
+    ) -> None:
+        """Write down what ran."""
+        whole = self.dense.arguments(inputs, self.dense.begin(inputs))
+        controller.ledger.runs.append(
+            Run(
+                scale=controller.scale,
+                layer=self.layer,
+                arm=arm,
+                kept=kept,
+                tokens=inputs[0].shape[1],
+                region=None if ran is None else ran.region,
+                sizes=None if ran is None else ran.sizes(arguments),
+                dense=self.dense.region,
+                dense_sizes=self.dense.sizes(whole),
+            )
+        )
+
+
+def offset_at(arm: Arm, controller: Controller | None, layer: int, inputs: tuple[Any, ...]) -> int | None:
+    """First cache row to write: the traced one, less what pruning left out before."""
+    begin = arm.begin(inputs)
+    if begin is None or controller is None:
+        return begin
+    return controller.offset(layer, begin)
+
+
+class DenseBlock(Gate):
+    """The whole block, at the layer's own place in the cache."""
+
+    def forward(self, *inputs: Any) -> Tensor:
+        """Run all tokens; `inputs` are the block's, the hidden state [R, L, C] first."""
+        controller = self.controller()
+        arguments = self.dense.arguments(inputs, offset_at(self.dense, controller, self.layer, inputs))
+        hidden = self.dense.region(*arguments)
+        if controller is not None:
+            self.note(controller, "dense", inputs, hidden.shape[1], self.dense, arguments)
+            controller.finish(self.layer, inputs[0], hidden, hidden.shape[1])
+        return hidden
+
+
+class EntropyTap(Gate):
+    """The whole block, with or without the entropies as a second output."""
+
+    def __init__(
+        self, layer: int, layers: int, options: Options, dense: Arm, whole: nn.Module, tapped: Arm
+    ) -> None:
+        super().__init__(layer, layers, options, dense)
+        self.whole, self.tapped = whole, tapped
+
+    def forward(self, *inputs: Any) -> Tensor:
+        """Run all tokens and hand the entropies [R, L] to the controller where it wants them."""
+        controller = self.controller()
+        if controller is None or not controller.taps(self.layer):
+            return self.whole(*inputs)
+        arguments = self.tapped.arguments(inputs, offset_at(self.tapped, controller, self.layer, inputs))
+        hidden, entropy = self.tapped.region(*arguments)
+        controller.observe(self.layer, entropy, None, hidden.shape[1])
+        self.note(controller, "tapped", inputs, hidden.shape[1], self.tapped, arguments)
+        controller.finish(self.layer, inputs[0], hidden, hidden.shape[1])
+        return hidden
+
+
+class ScaleDepthGate(Gate):
+    """Up to the depth the early module runs, after it the late one."""
+
+    def __init__(
+        self, layer: int, layers: int, options: Options, dense: Arm, early: nn.Module, late: nn.Module
+    ) -> None:
+        super().__init__(layer, layers, options, dense)
+        self.early, self.late = early, late
+
+    def forward(self, *inputs: Any) -> Tensor:
+        """Choose by the scale."""
+        controller = self.controller()
+        past = controller is not None and controller.prunes(self.layer)
+        return (self.late if past else self.early)(*inputs)
+
+
+class LayerSkipGate(Gate):
+    """A layer with K = 0 adds its last update, or nothing; any other goes on to `kept`."""
+
+    def __init__(self, layer: int, layers: int, options: Options, dense: Arm, kept: nn.Module) -> None:
+        super().__init__(layer, layers, options, dense)
+        self.kept = kept
+
+    def forward(self, *inputs: Any) -> Tensor:
+        """Skip or run."""
+        controller = self.controller()
+        if controller is None or controller.plan(self.layer, inputs[0]).count:
+            return self.kept(*inputs)
+        update = controller.restored(self.layer)
+        # The block's result must not be its input: later code may write to it in place.
+        hidden = inputs[0].clone() if update is None else inputs[0] + update
+        self.note(controller, "skipped", inputs, 0, None, ())
+        controller.finish(self.layer, inputs[0], hidden, 0)
+        return hidden
+
+
+class TokenGate(Gate):
+    """Computes the kept tokens only: gather, block, scatter in one graph."""
+
+    def __init__(
+        self,
+        layer: int,
+        layers: int,
+        options: Options,
+        dense: Arm,
+        whole: nn.Module,
+        pruned: Arm,
+        pruned_tapped: Arm | None,
+        check: PermutationCheck,
+    ) -> None:
+        super().__init__(layer, layers, options, dense)
+        self.whole, self.pruned, self.pruned_tapped, self.check = whole, pruned, pruned_tapped, check
+
+    def forward(self, *inputs: Any) -> Tensor:
+        """Run the K tokens that the controller keeps, or all of them."""
+        controller = self.controller()
+        plan = None if controller is None else controller.plan(self.layer, inputs[0])
+        if controller is None or plan is None or plan.keep is None or not self._verified(controller, inputs):
+            return self.whole(*inputs)
+        tapped = self.pruned_tapped if controller.taps(self.layer) else None
+        arm = tapped or self.pruned
+        update = controller.restored(self.layer)
+        extra = (plan.keep,) if update is None else (plan.keep, update)
+        arguments = arm.arguments(inputs, offset_at(arm, controller, self.layer, inputs), *extra)
+        result = arm.region(*arguments)
+        hidden = result[0] if tapped is not None else result
+        if tapped is not None:
+            controller.observe(self.layer, result[1], plan.keep, hidden.shape[1])
+        cached = plan.count if self.options.pruned_kv == "drop" else hidden.shape[1]
+        self.note(controller, "pruned", inputs, plan.count, arm, arguments)
+        controller.ledger.keep_sets[controller.scale, self.layer] = plan.keep
+        controller.finish(self.layer, inputs[0], hidden, cached)
+        return hidden
+
+    def _verified(self, controller: Controller, inputs: tuple[Any, ...]) -> bool:
+        update = controller.restored(self.layer)
+        found = self.check.deviation(self.dense, self.pruned, inputs, update)
+        limit = self.check.tolerance(inputs[0].dtype)
+        if found is None or found <= limit:
+            return True
+        fallback = Fallback(
+            Reason.VERIFICATION, detail=f"relative deviation {found:.1e} above {limit:.0e}", layer=self.layer
+        )
+        if self.options.strict:
+            raise GraphError(str(fallback))
+        controller.ledger.fallbacks.append(fallback)
+        return False

@@ -1,0 +1,93 @@
+"""One generation: which scale runs, and the controllers of the compiled models that take part in it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import TYPE_CHECKING
+
+from ..options import Options
+from ..schedules import Schedule
+
+if TYPE_CHECKING:
+    from .controller import Controller
+
+_CURRENT: ContextVar[Generation | None] = ContextVar("toprovar_generation", default=None)
+
+
+class Generation:
+    """The state of one run over the scales, for `images` images at once.
+
+    It lives in a context variable, so generations in different threads or tasks do not see each other, and what an
+    interrupted one left behind goes with it.
+
+    Attributes:
+        schedule: scales that may run.
+        images: B.
+        scale: index of the scale that runs now, -1 before the first.
+        exited_at: index of the first scale that the controllers decided not to run, or None.
+    """
+
+    def __init__(self, schedule: Schedule, images: int) -> None:
+        self.schedule = schedule
+        self.images = images
+        self.scale = -1
+        self.exited_at: int | None = None
+        self._controllers: dict[Options, Controller] = {}
+
+    @property
+    def controllers(self) -> tuple[Controller, ...]:
+        """Controllers of the compiled models that were called so far."""
+        return tuple(self._controllers.values())
+
+    def begin_scale(self, scale: int) -> bool:
+        """Announce scale `scale`; False if it and all later ones are not to be run."""
+        for controller in self.controllers:
+            controller.end_scale()
+        if self.exited_at is None and any(controller.exits(scale) for controller in self.controllers):
+            self.exited_at = scale
+        self.scale = scale
+        return self.exited_at is None
+
+    def controller(self, options: Options, layers: int) -> Controller:
+        """The controller for these options, made on first use; `layers` is 0 for a graph without blocks."""
+        found = self._controllers.get(options)
+        if found is None:
+            from .controller import Controller
+
+            found = self._controllers[options] = Controller(options, self)
+        if layers > found.layers:
+            found.adopt(layers)
+        return found
+
+
+def current_generation() -> Generation | None:
+    """The generation that runs in this thread or task, or None."""
+    return _CURRENT.get()
+
+
+@contextmanager
+def generation(schedule: Schedule, images: int = 1) -> Iterator[Generation]:
+    """Open a generation; the pipeline does this, and so does a user who runs the scale loop by hand.
+
+    Example:
+        with toprovar_fx.generation(schedule, images=1) as run:
+            for scale in range(len(schedule)):
+                if not run.begin_scale(scale):
+                    break
+                logits = compiled(hidden, context, cache, schedule.ends[scale])
+
+    Args:
+        schedule: the scales.
+        images: B; the model's batch rows are B, or 2B with guidance, in the order [conditional, unconditional].
+    """
+    opened = Generation(schedule, images)
+    token = _CURRENT.set(opened)
+    try:
+        yield opened
+        for controller in opened.controllers:
+            controller.end_scale()
+            controller.warn_if_idle()
+    finally:
+        _CURRENT.reset(token)

@@ -1,0 +1,99 @@
+"""Which layers may be pruned, how much each keeps, and which tokens: the criterion applied to one layer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..criteria.rows import expand_cfg_rows, join_cfg_rows
+from ..criteria.saliency import keep_probability, normalise_entropy, scale_weight
+from ..criteria.scores import frequency_score, prunability, random_score
+from ..criteria.selection import bernoulli_tokens, keep_count, round_to_bucket, select_tokens
+from ..options import Options
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """What a layer computes at a pruned scale.
+
+    Attributes:
+        count: K, 0 for a skipped layer, L for a whole one.
+        keep: indices [R, K] int64, ascending; None where nothing or everything is kept.
+    """
+
+    count: int
+    keep: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class LayerQuestion:
+    """Everything that decides one layer at one scale.
+
+    Attributes:
+        layer, scale, scales: indices and S.
+        hidden: the layer's input [R, L, C].
+        images: B.
+        detail: R of eq. 4 in [0, 1].
+        entropy: the map that ranks the tokens, [R, L] in nats; None if none is known.
+        ratio: explicit keep ratio, or None to follow eq. 6.
+    """
+
+    layer: int
+    scale: int
+    scales: int
+    hidden: Tensor
+    images: int
+    detail: float
+    entropy: Tensor | None
+    ratio: float | None
+
+
+def plan_layer(options: Options, ask: LayerQuestion) -> LayerPlan:
+    """Decide K and the keep set of one layer at one pruned scale (eqs. 5 and 6)."""
+    length = ask.hidden.shape[1]
+    statistic = _statistic(options, ask)
+    if statistic is None:
+        return LayerPlan(length)
+    joined = join_cfg_rows(statistic, ask.images, options.cfg_rows)
+    saliency = prunability(joined, options.keep_low if options.score == "entropy" else options.score == "random")
+    normalised = normalise_entropy(saliency, options.normalise)
+    weight = scale_weight(ask.scale, ask.scales)
+    p_keep = keep_probability(normalised, ask.detail, weight, options.alpha_min, options.alpha_max)
+    if ask.ratio is not None:
+        count = length if ask.ratio >= 1 else round_to_bucket(ask.ratio, length, (max(ask.ratio, 1 / length),))
+        count = 0 if ask.ratio == 0 else count
+    else:
+        count = keep_count(p_keep, options.buckets, options.min_keep, options.layer_skip_below, options.batch_rule)
+    if not options.prune_tokens and ask.ratio is None:
+        count = 0 if count == 0 else length
+    if count in (0, length):
+        return LayerPlan(count)
+    # Two tokens at least: a size of one would need another trace of the block.
+    count = max(count, 2)
+    if options.sampling == "bernoulli":
+        keep = bernoulli_tokens(p_keep, count, options.seed, _stream(ask))
+    else:
+        keep = select_tokens(-saliency, count)
+    return LayerPlan(count, expand_cfg_rows(keep, ask.hidden.shape[0]))
+
+
+def _statistic(options: Options, ask: LayerQuestion) -> Tensor | None:
+    """The token statistic [R, L] that ranks, or None where it is not known."""
+    if options.score == "frequency":
+        return frequency_score(ask.hidden)
+    if options.score == "random":
+        row = random_score(options.seed, _stream(ask), ask.hidden.shape[1], ask.hidden.device)
+        return row.expand(ask.hidden.shape[0], -1)
+    return ask.entropy
+
+
+def _stream(ask: LayerQuestion) -> int:
+    return ask.scale * 1024 + ask.layer
+
+
+def scatter_rows(known: Tensor | None, keep: Tensor, rows: Tensor, length: int) -> Tensor:
+    """Entropies [R, L] after a pruned layer: new for the kept tokens, the old value for the others."""
+    base = rows.mean(-1, keepdim=True).expand(-1, length).clone() if known is None else known.clone()
+    return base.scatter_(1, keep, rows.to(torch.float32))

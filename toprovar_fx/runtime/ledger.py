@@ -1,0 +1,65 @@
+"""What one generation ran, written down as it happens and evaluated only when somebody asks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from ..analysis.reasons import Fallback
+
+if TYPE_CHECKING:
+    from ..lowering.region import Region, Sizes
+
+
+@dataclass(frozen=True)
+class Run:
+    """One layer at one scale.
+
+    Attributes:
+        scale, layer: where.
+        arm: "dense", "tapped", "pruned" or "skipped".
+        kept, tokens: K and L.
+        region, sizes: what ran and at which sizes; None for a skipped layer.
+        dense, dense_sizes: what the untouched model would have run.
+    """
+
+    scale: int
+    layer: int
+    arm: str
+    kept: int
+    tokens: int
+    region: Region | None
+    sizes: Sizes | None
+    dense: Region
+    dense_sizes: Sizes
+
+
+@dataclass
+class Ledger:
+    """Records of one controller.
+
+    Attributes:
+        runs: layers that ran, in order.
+        rho: low-entropy ratio by scale, mean over images.
+        depth: D or None.
+        detail: R by layer.
+        keep_sets: by (scale, layer), indices [R, K] of the pruned layers.
+        fallbacks: what stayed dense.
+        prunable: whether any graph of the model could be pruned.
+        other: calls of the parts outside the blocks, as (scale, region, sizes).
+    """
+
+    runs: list[Run] = field(default_factory=list)
+    rho: dict[int, float] = field(default_factory=dict)
+    depth: int | None = None
+    detail: dict[int, float] = field(default_factory=dict)
+    keep_sets: dict[tuple[int, int], Tensor] = field(default_factory=dict)
+    fallbacks: list[Fallback] = field(default_factory=list)
+    prunable: bool = False
+    other: list[tuple[int, Region, Sizes]] = field(default_factory=list)
+
+    def reasons(self) -> str:
+        """The distinct reasons for staying dense, in words."""
+        return "; ".join(sorted({str(fallback) for fallback in self.fallbacks}))

@@ -1,0 +1,66 @@
+"""The permutation check: a pruned graph that keeps all tokens in another order must give the dense result.
+
+Keeping all tokens in their order is a weak test: a position table that was not gathered passes it. In a random
+order it fails.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .arms import Arm
+
+# Largest deviation relative to the result's magnitude; a table that is not gathered deviates by 0.1 and more.
+_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 6e-2}
+
+
+class PermutationCheck:
+    """Checks each pruned graph with real inputs the first time it is to run (or every time).
+
+    Args:
+        mode: "once", "always" or "never".
+    """
+
+    def __init__(self, mode: str) -> None:
+        self._mode = mode
+        self._known: dict[int, float] = {}
+
+    def deviation(self, dense: Arm, pruned: Arm, inputs: tuple[Any, ...], restored: Tensor | None) -> float | None:
+        """Relative deviation of the permuted run from the dense one; None if nothing is to be checked."""
+        if self._mode == "never":
+            return None
+        key = id(pruned)
+        if key not in self._known or self._mode == "always":
+            self._known[key] = _measure(dense, pruned, inputs, restored)
+        return self._known[key]
+
+    @staticmethod
+    def tolerance(dtype: torch.dtype) -> float:
+        """Accepted relative deviation for hidden states of `dtype`."""
+        return _TOLERANCE.get(dtype, 1e-4)
+
+
+def _measure(dense: Arm, pruned: Arm, inputs: tuple[Any, ...], restored: Tensor | None) -> float:
+    hidden: Tensor = inputs[0]
+    rows, length = hidden.shape[:2]
+    order = torch.Generator().manual_seed(length)
+    keep = torch.stack([torch.randperm(length, generator=order) for _ in range(rows)]).to(hidden.device)
+    begin = dense.begin(inputs)
+    expected = _run(dense, inputs, begin)
+    found = _run(pruned, inputs, begin, keep, *(() if restored is None else (restored,)))
+    scale = expected.abs().amax().clamp_min(torch.finfo(expected.dtype).tiny)
+    return float((found - expected).abs().amax() / scale)
+
+
+def _run(arm: Arm, inputs: tuple[Any, ...], begin: int | None, *extra: Tensor) -> Tensor:
+    """Run the graph as traced on copies of whatever it writes."""
+    written = arm.region.written
+    own = [
+        value.clone() if at in written and isinstance(value, Tensor) else value
+        for at, value in enumerate(arm.arguments(inputs, begin, *extra))
+    ]
+    result = arm.region.graph(*own)
+    return result[0] if isinstance(result, tuple) else result
