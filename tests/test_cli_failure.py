@@ -1,0 +1,41 @@
+from __future__ import annotations
+
+import pytest
+
+from toprovar_fx.cli.failure import guarded
+from toprovar_fx.errors import OptionError
+
+
+def failing(error: BaseException) -> int:
+    def command(arguments: list[str]) -> int:
+        raise error
+
+    return guarded(command, [])
+
+
+def test_success_returns_the_commands_code() -> None:
+    assert guarded(lambda arguments: len(arguments), ["a", "b", "c"]) == 3
+
+
+def test_an_error_of_the_package_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert failing(OptionError("a\nb")) == 2
+    captured = capsys.readouterr()
+    assert captured.err == "toprovar: error: a b\n"
+    assert captured.out == ""
+
+
+def test_interruption(capsys: pytest.CaptureFixture[str]) -> None:
+    assert failing(KeyboardInterrupt()) == 130
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_missing_extra_names_the_installation(capsys: pytest.CaptureFixture[str]) -> None:
+    assert failing(ModuleNotFoundError("No module named 'PIL.Image'", name="PIL.Image")) == 2
+    assert "pip install 'toprovar-fx[demo]'" in capsys.readouterr().err
+
+
+def test_defects_keep_their_traceback() -> None:
+    with pytest.raises(ZeroDivisionError):
+        failing(ZeroDivisionError())
+    with pytest.raises(ModuleNotFoundError):
+        failing(ModuleNotFoundError("No module named 'toprovar_fx.x'", name="toprovar_fx.x"))

@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from toprovar_fx.cli.variants import DEFAULT_VARIANTS, Variant, parse_variant, parse_variants
+from toprovar_fx.errors import OptionError
+
+from .cli_fakes import FakePipeline
+
+
+def test_every_kind() -> None:
+    text = "eager, inductor,inductor:max-autotune,fast:tau=0.5:strict=true"
+    eager, inductor, mode, preset = parse_variants(text)
+    assert eager == Variant("eager")
+    assert inductor == Variant("inductor", "inductor", "default")
+    assert mode == Variant("inductor:max-autotune", "inductor", "max-autotune")
+    assert preset.compiler == "toprovar"
+    assert preset.options == {"preset": "fast", "tau": 0.5, "strict": True}
+
+
+def test_commas_inside_brackets_belong_to_the_value() -> None:
+    first, second = parse_variants("balanced:buckets=(0.1, 0.5),lossless")
+    assert first.options == {"preset": "balanced", "buckets": (0.1, 0.5)}
+    assert second.options == {"preset": "lossless"}
+
+
+def test_the_default_is_valid() -> None:
+    assert [variant.name for variant in parse_variants(",".join(DEFAULT_VARIANTS))] == list(DEFAULT_VARIANTS)
+
+
+WRONG = ["", "eager,", "eager,eager", "eagr", "eager:x", "inductor:fast", "fast:nix=1"]
+
+
+@pytest.mark.parametrize("text", WRONG)
+def test_wrong_variants(text: str) -> None:
+    with pytest.raises(OptionError):
+        parse_variants(text)
+
+
+def test_an_eager_copy_shares_the_transformer() -> None:
+    dense = FakePipeline()
+    pipe = parse_variant("eager").pipeline(dense)  # type: ignore[arg-type]
+    assert pipe is not dense
+    assert pipe.transformer is dense.transformer
+
+
+def test_a_compiled_copy_leaves_the_original_alone() -> None:
+    dense = FakePipeline()
+    transformer = dense.transformer
+    pipe = parse_variant("inductor").pipeline(dense)  # type: ignore[arg-type]
+    assert dense.transformer is transformer
+    assert isinstance(pipe.transformer, torch._dynamo.OptimizedModule)
+    assert pipe.transformer._orig_mod is transformer

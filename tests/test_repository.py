@@ -1,0 +1,157 @@
+"""What must hold for the whole repository: packaging, the `passes` link, no names of machines, file sizes."""
+
+from __future__ import annotations
+
+import ast
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:  # the only user of toml on 3.10; mypy brings tomli there
+    import tomli as tomllib
+
+ROOT = Path(__file__).resolve().parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+CORE = {"torch", "numpy", "functorch", "sympy", "toprovar_fx"}
+TEXT = {".py", ".md", ".toml", ".yaml", ".yml", ".json", ".sh", ".cfg", ""}
+
+
+def sources() -> list[Path]:
+    """Python files of the package, each once (`toprovar_fx/passes` is a link to `passes`)."""
+    return sorted(
+        {path.resolve() for folder in ("toprovar_fx", "passes") for path in (ROOT / folder).rglob("*.py")}
+    )
+
+
+def repository_files() -> list[Path]:
+    listing = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    if listing.returncode:
+        pytest.skip("not a git checkout")
+    return [ROOT / name for name in listing.stdout.splitlines() if (ROOT / name).is_file()]
+
+
+def test_every_package_folder_is_listed() -> None:
+    folders = [path.parent for path in (ROOT / "toprovar_fx").rglob("__init__.py")]
+    folders.append(ROOT / "toprovar_fx" / "passes")  # rglob does not follow links
+    names = {".".join(folder.relative_to(ROOT).parts) for folder in folders}
+    assert set(PROJECT["tool"]["setuptools"]["packages"]) == names
+
+
+def test_version_is_written_once() -> None:
+    import toprovar_fx
+
+    assert toprovar_fx.__version__ == PROJECT["project"]["version"]
+
+
+def test_passes_are_a_committed_link() -> None:
+    link = ROOT / "toprovar_fx" / "passes"
+    assert link.is_symlink(), "the checkout needs core.symlinks"
+    assert str(link.readlink()) == "../passes"
+
+
+def test_passes_are_imported_under_the_package() -> None:
+    import toprovar_fx.passes
+
+    assert toprovar_fx.passes.__name__ == "toprovar_fx.passes"
+    for path in (ROOT / "passes").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and not node.level:
+                assert node.module != "passes", f"{path.name} imports the global name"
+
+
+def test_the_backend_is_found_by_name() -> None:
+    import torch
+
+    assert "toprovar" in torch._dynamo.list_backends(exclude_tags=())
+
+
+def test_core_imports_need_torch_alone() -> None:
+    """Importing the package must not import an extra; those are imported inside functions."""
+    script = (
+        "import sys, toprovar_fx, toprovar_fx.backend, toprovar_fx.pipeline\n"
+        "extras = ['PIL', 'matplotlib', 'rich', 'safetensors', 'scipy', 'skimage', 'transformers', 'typer']\n"
+        "print([name for name in extras if name in sys.modules])"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert result.stdout.strip() == "[]"
+
+
+def top_level_imports(path: Path) -> set[str]:
+    names: set[str] = set()
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.Import):
+            names |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level and node.module:
+            names.add(node.module.partition(".")[0])
+    return names
+
+
+# Typer builds its commands from signatures, so these modules import it at the top; nothing else imports them.
+TYPER_MODULES = {"app.py", "arguments.py"}
+
+
+@pytest.mark.parametrize("path", sources(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_modules_import_no_extra_at_the_top(path: Path) -> None:
+    if path.parent.name == "cli" and path.name in TYPER_MODULES:
+        return
+    outside = top_level_imports(path) - CORE - set(sys.stdlib_module_names)
+    assert not outside, f"import {sorted(outside)} inside the function that needs it"
+
+
+def test_no_machine_is_named() -> None:
+    pattern = re.compile(r"/work/|/root/|/home/\w|extra-index-url|index-url|pytorch-mirror")
+    found = [
+        f"{path.relative_to(ROOT)}:{number}"
+        for path in repository_files()
+        if path.suffix in TEXT and path != Path(__file__).resolve()
+        for number, line in enumerate(path.read_text(errors="replace").splitlines(), 1)
+        if pattern.search(line)
+    ]
+    assert not found
+
+
+def test_shipped_weights_fit() -> None:
+    folder = ROOT / "toprovar_fx" / "weights"
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    assert size <= 48 * 2**20, f"{size / 2**20:.1f} MiB"
+
+
+@pytest.mark.slow
+def test_wheel_holds_the_passes_as_files(tmp_path: Path) -> None:
+    """An installed wheel has `toprovar_fx/passes/*.py` and no top-level `passes`."""
+    source = tmp_path / "source"  # a copy: setuptools builds in place and would reuse an old build folder
+    source.mkdir()
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    for name in ("toprovar_fx", "passes"):
+        shutil.copytree(
+            ROOT / name, source / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__")
+        )
+    build = subprocess.run(
+        [sys.executable, "-m", "pip", "wheel", "--no-deps", "--wheel-dir", str(tmp_path), str(source)],
+        capture_output=True,
+        text=True,
+    )
+    assert build.returncode == 0, build.stderr
+    (wheel,) = tmp_path.glob("*.whl")
+    names = set(zipfile.ZipFile(wheel).namelist())
+    expected = {f"toprovar_fx/passes/{path.name}" for path in (ROOT / "passes").glob("*.py")}
+    expected |= {
+        f"toprovar_fx/weights/{path.name}" for path in (ROOT / "toprovar_fx" / "weights").glob("*.*")
+    }
+    assert expected <= names
+    assert not [name for name in names if name.startswith("passes/")]

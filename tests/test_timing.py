@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+import pytest
+
+from toprovar_fx.evaluation import timing
+from toprovar_fx.evaluation.timing import Timing
+
+
+class Clock:
+    """A clock that only the timed calls move."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 0.0
+        monkeypatch.setattr("time.perf_counter", lambda: self.now)
+
+    def taking(self, *seconds: float) -> Call:
+        return Call(self, list(seconds))
+
+
+class Call:
+    def __init__(self, clock: Clock, seconds: list[float]) -> None:
+        self.clock, self.seconds, self.count = clock, seconds, 0
+
+    def __call__(self) -> None:
+        self.clock.now += self.seconds[min(self.count, len(self.seconds) - 1)]
+        self.count += 1
+
+
+def test_first_call_warmup_and_rounds_are_kept_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+    order: list[str] = []
+    times = timing.interleave(
+        {"slow": clock.taking(10.0, 5.0, 2.0, 4.0, 3.0), "fast": clock.taking(1.0)},
+        rounds=3,
+        on_call=order.append,
+    )
+    assert times["slow"] == Timing(10.0, (2.0, 4.0, 3.0))
+    assert times["slow"].median_s == 3.0
+    assert times["slow"].compile_s == 7.0
+    assert times["fast"].compile_s == 0.0
+    assert order[4:] == ["slow", "fast", "fast", "slow", "slow", "fast"]
+    assert len(order) == timing.calls(2, 3)
+
+
+def test_the_speedup_is_paired_by_round() -> None:
+    # A machine that slows down threefold halfway changes both, and the ratio stays.
+    dense, pruned = Timing(9.0, (2.0, 2.0, 6.0, 6.0)), Timing(9.0, (1.0, 1.0, 3.0, 3.0))
+    assert pruned.speedup_over(dense) == 2.0
+    assert dense.speedup_over(pruned) == 0.5
+
+
+def test_spread() -> None:
+    assert Timing(1.0, (2.0,)).spread == 0.0
+    assert Timing(1.0, (1.0, 2.0, 3.0)).spread == 0.25
+
+
+def test_no_round_is_refused() -> None:
+    with pytest.raises(ValueError, match="at least 1"):
+        timing.interleave({}, rounds=0)

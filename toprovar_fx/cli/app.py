@@ -1,0 +1,140 @@
+"""The typer application: arguments in, results out; the work is in the other modules."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from .. import __version__
+from . import arguments as take
+from .output import print_json
+from .values import check_choice
+
+app = typer.Typer(
+    name="toprovar",
+    help="Draw images with a visual autoregressive model, dense or pruned, and measure what pruning gives.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+def application(arguments: list[str]) -> int:
+    """Run the command that ``arguments`` name; typer's own exceptions are left to the caller."""
+    if arguments and not arguments[0].startswith("-"):
+        check_choice("command", arguments[0], [command.name or "" for command in app.registered_commands])
+    result = app(arguments or ["--help"], standalone_mode=False, prog_name="toprovar")
+    return result if isinstance(result, int) else 0
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
+) -> None:
+    if version:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.command("generate")
+def _generate(
+    prompts: take.Prompts = None,
+    seed: take.Seed = 0,
+    preset: take.Preset = None,
+    option: take.Settings = None,
+    cfg: take.Cfg = None,
+    tau: take.Tau = None,
+    compare: take.Compare = False,
+    against: take.Against = "inductor",
+    out: take.Out = None,
+    model: take.Model = "scenes",
+    device: take.Device = None,
+    json: take.Json = False,
+) -> None:
+    """Draw prompts into PNG files.
+
+    Nothing is compiled unless a preset, an option or a comparison is asked for.
+    """
+    from .generate import Request, generate
+    from .tables import show_generated
+
+    request = Request(
+        prompts=prompts or (),
+        seed=seed,
+        preset=preset,
+        options=option or (),
+        cfg=cfg,
+        tau=tau,
+        compare=compare,
+        against=against,
+        out=out,
+        model=model,
+        device=device,
+    )
+    result = generate(request)
+    show_generated(result)
+    if json:
+        print_json(result)
+
+
+@app.command("eval")
+def _eval(
+    preset: take.Presets = None,
+    n: take.Number = 120,
+    seed: take.Seed = 0,
+    batch: take.Batch = 4,
+    held_out: take.HeldOut = False,
+    model: take.Model = "scenes",
+    device: take.Device = None,
+    json: take.Json = False,
+) -> None:
+    """Score presets with SceneEval, and compare their images with the dense ones."""
+    from .evaluate import evaluate
+    from .tables import show_evaluation
+
+    result = evaluate(
+        preset or (), n=n, seed=seed, batch=batch, held_out=held_out, model=model, device=device
+    )
+    show_evaluation(result)
+    if json:
+        print_json(result)
+
+
+@app.command("bench")
+def _bench(
+    variants: take.Variants = "eager,inductor,lossless,balanced,fast",
+    repeats: take.Repeats = 5,
+    batch: take.Batch = 1,
+    seed: take.Seed = 0,
+    model: take.Model = "scenes",
+    device: take.Device = None,
+    json: take.Json = False,
+) -> None:
+    """Time eager, Inductor and presets in one interleaved run."""
+    from .bench import bench
+    from .tables import show_benchmark
+
+    result = bench(variants, model=model, seed=seed, batch=batch, rounds=repeats, device=device)
+    show_benchmark(result)
+    if json:
+        print_json(result)
+
+
+@app.command("explain")
+def _explain(
+    prompt: take.Prompt = "a red circle left of a blue square",
+    preset: take.Preset = None,
+    option: take.Settings = None,
+    seed: take.Seed = 0,
+    model: take.Model = "scenes",
+    device: take.Device = None,
+    json: take.Json = False,
+) -> None:
+    """Say what each pass did where, what ran dense and why, and what each layer kept at each scale."""
+    from .explain import explain
+
+    result, text = explain(prompt, preset=preset, options=option or (), seed=seed, model=model, device=device)
+    typer.echo(text)
+    if json:
+        print_json(result)

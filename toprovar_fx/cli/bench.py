@@ -1,0 +1,125 @@
+"""`toprovar bench`: eager, Inductor and this backend's presets in one interleaved run of one process."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ..evaluation import timing
+from . import figures
+from .loading import check_model, features, load
+from .progress import progress
+from .values import MODEL, check_count, check_device, check_prompts, check_seed
+from .variants import DEFAULT_VARIANTS, compiled_graphs, parse_variants
+
+if TYPE_CHECKING:
+    from ..models.text import TextFeatures
+    from ..pipeline import InfinityPipeline, PipelineOutput
+
+PROMPT = "a red circle left of a blue square"
+WARMUP = 1
+# All variants compile the same forward, whose cache of graphs Dynamo limits to 8 by default.
+RECOMPILE_LIMIT = 64
+
+
+def bench(
+    variants: str = ",".join(DEFAULT_VARIANTS),
+    *,
+    model: str = MODEL,
+    prompt: str = PROMPT,
+    seed: int = 0,
+    batch: int = 1,
+    rounds: int = 5,
+    device: str | None = None,
+) -> dict[str, Any]:
+    """Time whole generations of every variant and return what `--json` prints.
+
+    Raises:
+        ToProVARError: an input is not valid.
+    """
+    chosen = parse_variants(variants)
+    check_model(model)
+    check_prompts([prompt], model)
+    check_seed(seed, batch)
+    check_count("batch", batch)
+    check_count("repeats", rounds)
+    device = check_device(device)
+    with progress("loading", doing=model):
+        dense = load(model, device)
+    pipes = {variant.name: variant.pipeline(dense) for variant in chosen}
+    return {
+        "command": "bench",
+        "model": model,
+        "device": device,
+        "device_name": torch.cuda.get_device_name(device)
+        if device != "cpu"
+        else platform.processor() or platform.machine(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "batch": batch,
+        "rounds": rounds,
+        **measure(pipes, features(dense, [prompt] * batch, model), seed=seed, rounds=rounds, device=device),
+    }
+
+
+def measure(
+    pipes: Mapping[str, InfinityPipeline],
+    text: list[str] | TextFeatures,
+    *,
+    seed: int,
+    rounds: int,
+    device: str,
+) -> dict[str, Any]:
+    """Time ``pipe(text)`` of every pipeline, interleaved; return a row per variant and what went wrong.
+
+    ``graphs_compiled_while_timing`` must be 0 for the times to mean anything.
+    """
+    outputs: dict[str, list[PipelineOutput]] = {name: [] for name in pipes}
+
+    def call(name: str) -> Callable[[], None]:
+        return lambda: outputs[name].append(pipes[name](text, seed=seed))
+
+    graphs: list[int] = []
+
+    def on_call(name: str) -> None:
+        graphs.append(compiled_graphs())
+        advance(name)
+
+    total = timing.calls(len(pipes), rounds, WARMUP)
+    with (
+        torch._dynamo.config.patch(recompile_limit=RECOMPILE_LIMIT),
+        progress("benchmarking", total, doing="the first call of each compiles") as advance,
+    ):
+        times = timing.interleave(
+            {name: call(name) for name in pipes}, rounds=rounds, device=device, warmup=WARMUP, on_call=on_call
+        )
+    before_timing = graphs[len(pipes) * (1 + WARMUP) - 1]
+    return {
+        "graphs_compiled_while_timing": graphs[-1] - before_timing,
+        "variants": [_row(name, times, outputs[name][-rounds:]) for name in pipes],
+    }
+
+
+def _row(name: str, times: Mapping[str, timing.Timing], outputs: list[PipelineOutput]) -> dict[str, Any]:
+    own = times[name]
+    parts = [figures.parts_ms(output) for output in outputs]
+    return {
+        "name": name,
+        "median_ms": own.median_s * 1000,
+        "spread": own.spread,
+        "parts_median_ms": {
+            part: sorted(values[part] for values in parts)[len(parts) // 2] for part in parts[-1]
+        },
+        "speedup_vs_inductor": own.speedup_over(times["inductor"]) if "inductor" in times else None,
+        "speedup_vs_eager": own.speedup_over(times["eager"]) if "eager" in times else None,
+        "first_call_s": own.first_call_s,
+        "compile_s": own.compile_s,
+        "flops": figures.flops(outputs[-1]),
+        "kept_share": figures.kept_share(outputs[-1]),
+        "fire_rates": figures.fire_rates(outputs[-1]),
+        "fallbacks": figures.fallbacks(outputs[-1]),
+        "seconds": list(own.seconds),
+    }

@@ -1,0 +1,112 @@
+"""Write results so that a file is either whole or not there, and refuse a bad destination before any work."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from ..errors import OutputError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+SUFFIX = ".png"
+
+
+def plan_files(out: str | None, names: list[str]) -> list[Path]:
+    """Return one writable path per name: ``out`` itself if it is a PNG file, else files in the folder.
+
+    Args:
+        out: a path ending in `.png` (for one image), or a folder, which is made when missing; None is the
+            current folder.
+        names: file names without suffix, one per image.
+
+    Raises:
+        OutputError: ``names`` is empty, ``out`` has another suffix, names one file for several images, or is
+            in a folder that cannot be written.
+    """
+    if not names:
+        raise OutputError("there is no image to write, expected at least one prompt")
+    path = Path(out if out is not None else ".")
+    if path.is_dir() or not path.suffix:
+        check_writable(path)
+        return [path / f"{name}{SUFFIX}" for name in names]
+    if path.suffix.lower() != SUFFIX:
+        raise OutputError(f"cannot write '{path}', expected a path ending in {SUFFIX} or a folder")
+    if len(names) > 1:
+        raise OutputError(f"cannot write {len(names)} images into the one file '{path}', expected a folder")
+    check_writable(path.parent)
+    return [path]
+
+
+def check_writable(folder: Path) -> None:
+    """Raise `OutputError` unless a file can be made in ``folder``, or in the parent it would be made in.
+
+    A file is really made and removed again: permissions alone say nothing about read-only file systems.
+    """
+    existing = folder
+    while not existing.exists() and existing != existing.parent:
+        existing = existing.parent
+    if not existing.is_dir():
+        raise OutputError(f"cannot write into '{folder}': '{existing}' is a file, expected a folder")
+    try:
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError as error:
+        raise OutputError(
+            f"cannot write into '{folder}', expected a writable folder: {error.strerror}"
+        ) from error
+
+
+def write_file(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+    """Call ``write`` with a temporary file beside ``path`` and rename it to ``path`` once it is whole.
+
+    An interruption leaves what was at ``path`` before. The folder is made when missing.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+            temporary = Path(file.name)
+            write(file)
+        temporary.chmod(0o666 & ~_umask())  # temporary files are private, results are not
+        os.replace(temporary, path)
+    except OSError as error:
+        raise OutputError(f"cannot write '{path}': {error.strerror or error}") from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def write_png(path: Path, image: Image) -> None:
+    """Write a Pillow image to ``path`` as PNG, whole or not at all."""
+    write_file(path, lambda file: image.save(file, format="PNG"))
+
+
+def print_json(result: Mapping[str, Any]) -> None:
+    """Print ``result`` as one line of strict JSON: what is not finite becomes null."""
+    print(json.dumps(_finite(result), allow_nan=False), flush=True)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def _umask() -> int:
+    current = os.umask(0)
+    os.umask(current)
+    return current

@@ -1,0 +1,85 @@
+"""Print results for people, on standard output."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+NARROWEST = 120
+
+
+def show_generated(result: Mapping[str, Any]) -> None:
+    """Print one line per written file."""
+    for row in result["images"]:
+        if "pruned" not in row:
+            print(f"{row['file']}  {row['latency_ms']:.0f} ms")
+            continue
+        dense, pruned = row["dense"], row["pruned"]
+        print(
+            f"{row['file']}  dense ({row['against']}) {dense['latency_ms']:.0f} ms, "
+            f"{row['preset']} {pruned['latency_ms']:.0f} ms: {row['speedup']:.2f} times faster, "
+            f"PSNR {_number(row['psnr_db'], 1)} dB, SSIM {row['ssim']:.3f}"
+        )
+
+
+def show_evaluation(result: Mapping[str, Any]) -> None:
+    """Print a row per preset."""
+    presets = result["presets"]
+    categories = list(next(iter(presets.values()))["categories"])
+    columns = ["overall", "s.e.", *categories, "PSNR dB", "SSIM", "GFLOPs", "ms"]
+    rows = {
+        name: [
+            _number(row["overall"], 3),
+            _number(row["overall_standard_error"], 3),
+            *(_number(row["categories"][category], 2) for category in categories),
+            _number(row["psnr_db"], 1),
+            _number(row["ssim"], 3),
+            _number(row["flops"], 1, 1e-9),
+            _number(row["latency_ms"], 0),
+        ]
+        for name, row in presets.items()
+    }
+    _table(f"SceneEval, {result['n']} prompts; FLOPs and time per image", columns, rows)
+
+
+def show_benchmark(result: Mapping[str, Any]) -> None:
+    """Print a row per variant."""
+    columns = ["median ms", "+-", "over Inductor", "over eager", "compile s", "GFLOPs", "kept"]
+    rows = {
+        row["name"]: [
+            _number(row["median_ms"], 1),
+            f"{row['spread']:.0%}",
+            _number(row["speedup_vs_inductor"], 2),
+            _number(row["speedup_vs_eager"], 2),
+            _number(row["compile_s"], 1),
+            _number(row["flops"], 1, 1e-9),
+            "-" if row["kept_share"] is None else f"{row['kept_share']:.0%}",
+        ]
+        for row in result["variants"]
+    }
+    where = f"{result['device_name']}, {result['threads']} threads, torch {result['torch']}"
+    _table(f"{result['model']}, batch {result['batch']}, {result['rounds']} rounds, {where}", columns, rows)
+    for row in result["variants"]:
+        for reason in row["fallbacks"]:
+            print(f"{row['name']} ran dense: {reason}")
+    late = result["graphs_compiled_while_timing"]
+    if late:
+        print(f"{late} graphs were compiled while timing: the times are too long")
+
+
+def _table(title: str, columns: list[str], rows: Mapping[str, list[str]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left")
+    table.add_column("")
+    for column in columns:
+        table.add_column(column, justify="right")
+    for name, cells in rows.items():
+        table.add_row(name, *cells)
+    Console(width=None if sys.stdout.isatty() else NARROWEST).print(table)
+
+
+def _number(value: float | None, digits: int, factor: float = 1.0) -> str:
+    return "-" if value is None else f"{value * factor:.{digits}f}"

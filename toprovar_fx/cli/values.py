@@ -1,0 +1,134 @@
+"""Check and convert the values of command line arguments before any model is loaded."""
+
+from __future__ import annotations
+
+import ast
+import math
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from ..errors import OptionError, PromptError, SeedError, nearest
+
+MODEL = "scenes"
+SEED_LIMIT = 2**63
+SLUG_LENGTH = 48
+_WORDS = {"true": True, "false": False, "none": None}
+
+
+def check_prompts(prompts: Sequence[str], model: str) -> None:
+    """Check prompts against the demo model's vocabulary; a model of another name has its own text encoder.
+
+    Raises:
+        PromptError: there is no prompt, or one is empty, too long or has an unknown word.
+    """
+    if not prompts:
+        raise PromptError(
+            "no prompt was given, expected at least one, e.g. 'a red circle left of a blue square'"
+        )
+    for prompt in prompts:
+        if model in (MODEL, f"untrained:{MODEL}"):
+            from ..scenes.vocab import encode_prompt
+
+            encode_prompt(prompt)
+        elif not prompt.strip():
+            raise PromptError("a prompt is empty, expected at least one word")
+
+
+def check_seed(seed: int, images: int = 1) -> None:
+    """Check that ``seed .. seed + images - 1`` are seeds.
+
+    Raises:
+        SeedError: one of them lies outside ``0 .. 2**63 - 1``.
+    """
+    if not 0 <= seed <= SEED_LIMIT - images:
+        raise SeedError(f"seed {seed} is out of range, expected an integer in 0 .. 2**63 - {images}")
+
+
+def check_count(name: str, value: int, most: int | None = None) -> None:
+    """Check a number of things.
+
+    Raises:
+        OptionError: ``value`` is below 1 or above ``most``.
+    """
+    if value < 1 or (most is not None and value > most):
+        limit = "1 or more" if most is None else f"an integer in 1 .. {most}"
+        raise OptionError(f"--{name} is {value}, expected {limit}")
+
+
+def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
+    """Check that ``value`` is one of ``choices``.
+
+    Raises:
+        OptionError: it is not.
+    """
+    if value not in choices:
+        near = nearest(value, choices)
+        hint = f"; nearest: {near}" if near else ""
+        raise OptionError(f"--{name} is '{value}', expected one of {', '.join(choices)}{hint}")
+
+
+def check_sampling(cfg: float | None, tau: float | None) -> None:
+    """Check guidance and temperature where they are given.
+
+    Raises:
+        OptionError: one is negative or not finite.
+    """
+    for name, value in (("cfg", cfg), ("tau", tau)):
+        if value is not None and not (math.isfinite(value) and value >= 0):
+            raise OptionError(f"--{name} is {value}, expected a number of at least 0")
+
+
+def check_device(device: str | None) -> str:
+    """Return ``device``, by default `cuda` where there is one and `cpu` elsewhere.
+
+    Raises:
+        OptionError: it is neither `cpu` nor a CUDA device of this machine.
+    """
+    import torch
+
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device is None:
+        return "cuda" if count else "cpu"
+    valid = ["cpu", *(["cuda"] if count else []), *(f"cuda:{index}" for index in range(count))]
+    if device not in valid:
+        raise OptionError(f"unknown device '{device}', expected one of {', '.join(valid)}")
+    return device
+
+
+def parse_options(preset: str | None, assignments: Sequence[str]) -> dict[str, Any]:
+    """Turn ``--preset`` and repeated ``--option key=value`` into the backend's ``options``, and check them.
+
+    Values are Python literals (`0.5`, `true`, `(1, 2)`); what is none is taken as text.
+
+    Raises:
+        OptionError: an assignment without `=`, a key that is given twice, or what `Options.parse` refuses.
+    """
+    from ..options import Options
+
+    options: dict[str, Any] = {} if preset is None else {"preset": preset}
+    for assignment in assignments:
+        key, equals, value = assignment.partition("=")
+        key = key.strip()
+        if not equals or not key:
+            raise OptionError(f"option '{assignment}' is not an assignment, expected key=value")
+        if key in options:
+            raise OptionError(f"option '{key}' is given twice, expected it once")
+        options[key] = _literal(value.strip())
+    Options.parse(options)
+    return options
+
+
+def slug(prompt: str) -> str:
+    """Return a file name for ``prompt``: lower case words joined by hyphens, at most 48 characters."""
+    words = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")
+    return words[:SLUG_LENGTH].rstrip("-") or "image"
+
+
+def _literal(text: str) -> Any:
+    if text.lower() in _WORDS:
+        return _WORDS[text.lower()]
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text

@@ -1,0 +1,107 @@
+"""Named ways to run one pipeline: `eager`, `inductor`, or a preset of this backend."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ..errors import OptionError, nearest
+from .values import parse_options
+
+if TYPE_CHECKING:
+    from ..pipeline import InfinityPipeline
+
+DEFAULT_VARIANTS = ("eager", "inductor", "lossless", "balanced", "fast")
+INDUCTOR_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to run the transformer.
+
+    Attributes:
+        name: as the user wrote it.
+        compiler: None for eager, else `inductor` or `toprovar`.
+        mode: Inductor's mode.
+        options: the backend's options.
+    """
+
+    name: str
+    compiler: str | None = None
+    mode: str | None = None
+    options: Mapping[str, Any] | None = None
+
+    def pipeline(self, dense: InfinityPipeline) -> InfinityPipeline:
+        """Return a copy of the eager pipeline ``dense`` that shares its weights and runs in this way."""
+        pipe = copy.copy(dense)
+        if self.compiler == "inductor":
+            pipe.transformer = torch.compile(dense.transformer, mode=self.mode)
+        elif self.compiler == "toprovar":
+            # By function, not by name: it also works from a checkout that is not installed.
+            from ..backend import toprovar
+
+            pipe.transformer = torch.compile(
+                dense.transformer, backend=toprovar, options=dict(self.options or {})
+            )
+        return pipe
+
+
+def parse_variant(text: str) -> Variant:
+    """Parse ``eager``, ``inductor``, ``inductor:MODE``, ``PRESET`` or ``PRESET:key=value:key=value``.
+
+    Raises:
+        OptionError: an unknown name, mode or option.
+    """
+    name, *details = text.split(":")
+    if name == "eager":
+        if details:
+            raise OptionError(f"variant '{text}' has settings, but eager has none")
+        return Variant(text)
+    if name == "inductor":
+        mode = ":".join(details) or "default"
+        if mode not in INDUCTOR_MODES:
+            raise OptionError(f"unknown Inductor mode '{mode}', expected one of {', '.join(INDUCTOR_MODES)}")
+        return Variant(text, "inductor", mode)
+    from ..presets import PRESETS
+
+    names = ["eager", "inductor", *PRESETS]
+    if name not in names:
+        near = nearest(name, names)
+        hint = f"; nearest: {near}" if near else ""
+        raise OptionError(f"unknown variant '{name}', expected one of {', '.join(names)}{hint}")
+    return Variant(text, "toprovar", options=parse_options(name, details))
+
+
+def parse_variants(text: str) -> list[Variant]:
+    """Parse variants separated by commas; commas inside brackets belong to a value.
+
+    Raises:
+        OptionError: there is none, one occurs twice, or one is not valid.
+    """
+    names = [name.strip() for name in _split(text)]
+    if not all(names):
+        raise OptionError(f"'{text}' holds an empty variant, expected e.g. {','.join(DEFAULT_VARIANTS)}")
+    if len(set(names)) < len(names):
+        raise OptionError(f"'{text}' names a variant twice, expected each once")
+    return [parse_variant(name) for name in names]
+
+
+def compiled_graphs() -> int:
+    """Return how many graphs Dynamo has compiled in this process, to see whether a timed round compiled."""
+    from torch._dynamo.utils import counters
+
+    return int(counters["stats"]["unique_graphs"])
+
+
+def _split(text: str) -> Sequence[str]:
+    parts, depth, start = [], 0, 0
+    for index, character in enumerate(text):
+        depth += (character in "([{") - (character in ")]}")
+        if character == "," and depth == 0:
+            parts.append(text[start:index])
+            start = index + 1
+    return [*parts, text[start:]]
