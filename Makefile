@@ -5,7 +5,8 @@
 #   make demo VENV=/tmp/venv        choose where the packages go
 
 PYTHON ?= python3.11 python3.12 python3.13 python3.10 python3
-# Pinned and installed first: left to the resolver, Linux would get gigabytes of CUDA packages it may not need.
+# Pinned and installed first, so that no other package chooses torch's build. A build that is already in $(VENV), or that
+# pip is configured to find, such as a CPU-only one, is taken; the public one for Linux brings the CUDA libraries along.
 TORCH  ?= 2.13.0
 VENV   ?= .venv
 PROMPT ?= a red circle left of a blue square

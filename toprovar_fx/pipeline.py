@@ -21,6 +21,8 @@ from .models.text import TextContext, TextFeatures
 from .models.text_encoder import TextEncoder
 from .models.vae import ImageVAE
 from .pipeline_inputs import checked_number, count_images, track_scales
+from .runtime.generation import generation
+from .runtime.report import report_of
 from .sampling import sample_bits, schedule_noise, seed_tensor
 from .schedules import Schedule
 from .stopwatch import Stopwatch
@@ -252,12 +254,17 @@ class InfinityPipeline:
         text = prompts if isinstance(prompts, TextFeatures) else self.encode_prompts(prompts)
         loop = self.begin(text, seeds, cfg, tau, top_p)
         watch.lap("text")
-        for scale in track_scales(range(len(self.schedule)), progress):
-            self.run_scale(loop, scale)
+        with generation(self.schedule, images) as run:
+            for scale in track_scales(range(len(self.schedule)), progress):
+                # A compiled transformer may end the scales early: the code sum goes to the decoder as it is.
+                if run.begin_scale(scale):
+                    self.run_scale(loop, scale)
         watch.lap("scales")
         decoded = self.decode(loop.summed)
         watch.lap("decode")
-        return PipelineOutput(decoded.cpu().numpy(), loop.bits, loop.summed, watch.milliseconds())
+        return PipelineOutput(
+            decoded.cpu().numpy(), loop.bits, loop.summed, watch.milliseconds(), report_of(run)
+        )
 
     def encode_prompts(self, prompts: str | Sequence[str]) -> TextFeatures:
         """Encode prompts; the result may be given to the pipeline instead of them, any number of times.

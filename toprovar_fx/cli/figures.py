@@ -100,9 +100,9 @@ def report_text(output: PipelineOutput) -> str:
 
 def count_dense_flops(pipe: InfinityPipeline, prompt: str, seed: int = 0) -> float:
     """Count the FLOPs of the eager transformer for one image of ``prompt`` with torch's counter."""
-    from torch.utils.flop_counter import FlopCounterMode
+    from ..flops import flop_counter
 
-    counter = FlopCounterMode(display=False)
+    counter = flop_counter()
     with counter:
         pipe(prompt, seed=seed)
     counts = counter.get_flop_counts()

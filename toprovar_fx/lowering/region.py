@@ -9,8 +9,8 @@ from typing import Any
 
 import sympy
 from torch import fx
-from torch.utils.flop_counter import FlopCounterMode
 
+from ..flops import flop_counter
 from .._torch_private import CompiledGraph, SymbolicInputs, compile_with_inductor, fake_run
 from ..analysis.caches import written_caches
 from .sizes import at_sizes, bind, graph_specs
@@ -91,7 +91,7 @@ class Region:
         """Floating-point operations of one call at these sizes, counted by `torch.utils.flop_counter` on fake tensors."""
         if sizes not in self._flops:
             concrete = [at_sizes(spec, dict(sizes)) for spec in self.specs]
-            with FlopCounterMode(display=False) as counter:
+            with flop_counter() as counter:
                 fake_run(self.graph, SymbolicInputs(concrete, {}))
             self._flops[sizes] = counter.get_total_flops()
         return self._flops[sizes]

@@ -1,0 +1,165 @@
+"""The report of a generation: what was pruned where, by which decision, at what price, and what stayed dense."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..analysis.reasons import Fallback
+from ..lowering.region import Sizes
+from ..lowering.sizes import OFFSET
+from ..schedules import Schedule
+from .controller import Controller
+from .generation import Generation
+from .ledger import Run
+
+
+@dataclass(frozen=True)
+class GenerationReport:
+    """What one compiled model did in one generation.
+
+    Attributes:
+        schedule: the scales.
+        images: B.
+        exited_at: first scale that was not run, or None.
+        controller: the decisions and the ledger.
+    """
+
+    schedule: Schedule
+    images: int
+    exited_at: int | None
+    controller: Controller
+
+    @property
+    def runs(self) -> list[Run]:
+        """Layers that ran, in order."""
+        return self.controller.ledger.runs
+
+    @cached_property
+    def flops(self) -> int:
+        """Floating-point operations of the transformer for all rows, as run."""
+        blocks = sum(run.region.flops(run.sizes) for run in self.runs if run.region is not None and run.sizes is not None)
+        return blocks + sum(region.flops(sizes) for _, region, sizes in self.controller.ledger.other)
+
+    @cached_property
+    def flops_dense(self) -> int:
+        """The same had nothing been pruned, the scales that were not run included."""
+        blocks = sum(run.dense.flops(run.dense_sizes) for run in self.runs)
+        other = self.controller.ledger.other
+        ran = blocks + sum(region.flops(sizes) for _, region, sizes in other)
+        if self.exited_at is None:
+            return ran
+        last = max((run.scale for run in self.runs), default=-1)
+        pattern = [(run.dense, run.dense_sizes) for run in self.runs if run.scale == last]
+        pattern += [(region, sizes) for scale, region, sizes in other if scale == last]
+        missing = range(self.exited_at, len(self.schedule))
+        return ran + sum(region.flops(self._at(sizes, last, scale)) for scale in missing for region, sizes in pattern)
+
+    def _at(self, sizes: Sizes, known: int, wanted: int) -> Sizes:
+        """Sizes measured at one scale, translated to another."""
+        tokens, ends = self.schedule.tokens, self.schedule.ends
+        values = {ends[known] - tokens[known]: ends[wanted] - tokens[wanted], tokens[known]: tokens[wanted]}
+        return tuple(
+            (symbol, ends[wanted] - tokens[wanted] if symbol == OFFSET else values.get(value, value))
+            for symbol, value in sizes
+        )
+
+    @property
+    def kept(self) -> list[tuple[int, int, int, int]]:
+        """Per layer run: (scale, layer, K, L)."""
+        return [(run.scale, run.layer, run.kept, run.tokens) for run in self.runs]
+
+    @cached_property
+    def keep_maps(self) -> dict[int, NDArray[np.float32]]:
+        """Per pruned scale: the share of layers that computed each token, [B, h, w] (conditional rows)."""
+        maps = {}
+        for scale in sorted({run.scale for run in self.runs if run.kept < run.tokens}):
+            layers = [run for run in self.runs if run.scale == scale]
+            total = np.zeros((self.images, self.schedule.tokens[scale]), np.float32)
+            for run in layers:
+                keep = self.controller.ledger.keep_sets.get((scale, run.layer))
+                if keep is not None:
+                    for image in range(self.images):
+                        total[image, keep[image].cpu().numpy()] += 1
+                elif run.kept == run.tokens:
+                    total += 1
+            maps[scale] = (total / len(layers)).reshape(self.images, *self.schedule.sides[scale])
+        return maps
+
+    @property
+    def depth(self) -> int | None:
+        """The scale depth D, or None if it was not reached or not asked for."""
+        return self.controller.depth
+
+    @property
+    def roles(self) -> dict[int, float]:
+        """Layer scope R by layer: 0 global, 1 detail; empty if it was not measured."""
+        return dict(self.controller.ledger.detail)
+
+    @property
+    def fallbacks(self) -> list[Fallback]:
+        """What stayed dense, and why."""
+        return list(dict.fromkeys(self.controller.ledger.fallbacks))
+
+    @property
+    def fire_rates(self) -> dict[str, float]:
+        """Share of layer runs by arm: dense, tapped, pruned, skipped."""
+        total = max(len(self.runs), 1)
+        arms = ("dense", "tapped", "pruned", "skipped")
+        return {arm: sum(run.arm == arm for run in self.runs) / total for arm in arms}
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything as JSON values, units in the keys."""
+        ledger = self.controller.ledger
+        return {
+            "options": self.controller.options.as_dict(),
+            "depth": self.depth,
+            "exited_at": self.exited_at,
+            "low_entropy_ratio": {str(scale): round(rho, 4) for scale, rho in ledger.rho.items()},
+            "layer_scope": {str(layer): round(value, 4) for layer, value in sorted(self.roles.items())},
+            "flops": self.flops,
+            "flops_dense": self.flops_dense,
+            "fire_rates": self.fire_rates,
+            "kept_tokens": [list(row) for row in self.kept],
+            "fallbacks": [str(fallback) for fallback in self.fallbacks],
+        }
+
+    def table(self) -> str:
+        """A text table: one row per layer, one column per scale, the share of tokens kept."""
+        scales = range(len(self.schedule))
+        by_place = {(run.layer, run.scale): run for run in self.runs}
+        layers = sorted({run.layer for run in self.runs})
+        head = ["layer    R"] + [f"{self.schedule.sides[s][0]}x{self.schedule.sides[s][1]}" for s in scales]
+        lines = ["  ".join(f"{cell:>9}" for cell in head)]
+        for layer in layers:
+            role = self.roles.get(layer)
+            cells = [f"{layer:>4} {'-' if role is None else f'{role:.2f}':>4}"]
+            cells += [_cell(by_place.get((layer, scale))) for scale in scales]
+            lines.append("  ".join(f"{cell:>9}" for cell in cells))
+        depth = "not reached" if self.depth is None else f"scale {self.depth}"
+        lines.append(f"depth D: {depth}; scales not run from: {self.exited_at}")
+        share = self.flops / max(self.flops_dense, 1)
+        lines.append(f"transformer: {self.flops / 1e9:.1f} of {self.flops_dense / 1e9:.1f} GFLOP ({share:.0%})")
+        lines += [f"dense because: {fallback}" for fallback in self.fallbacks]
+        return "\n".join(lines)
+
+
+def _cell(run: Run | None) -> str:
+    if run is None:
+        return "."
+    text = "skip" if run.kept == 0 else f"{run.kept / run.tokens:.0%}"
+    return text + ("*" if run.arm == "tapped" else "")
+
+
+def report_of(run: Generation) -> GenerationReport | None:
+    """The report of the compiled model that took part, or None if none did; with several, the one with most runs."""
+    if not run.controllers:
+        return None
+    busiest = max(run.controllers, key=lambda controller: len(controller.ledger.runs))
+    return GenerationReport(run.schedule, run.images, run.exited_at, busiest)
+
+
