@@ -21,8 +21,8 @@ from ..analysis.block_facts import BlockFacts
 from ..analysis.caches import CacheRead, CacheWrite
 from ..analysis.rules import Axes, states_length
 from ..analysis.shapes import same, shape_of, size_of, value_of
-from ..ops import attention_entropy  # noqa: F401 - registers the operator that the tap calls
-from ..lowering.sizes import KEPT, OFFSET, InputSpec, spec_of, tensor_spec
+from ..ops import attention_entropy, select_tokens  # noqa: F401 - registers the operators called here
+from ..lowering.sizes import IMAGES, KEPT, OFFSET, InputSpec, spec_of, tensor_spec
 from .step import BlockGraph
 
 
@@ -40,8 +40,10 @@ class BlockArm:
 
     Attributes:
         graph: inputs are the selected inputs of the block, then `offset` (if the block has a cache), then `keep`
-            [R, K] int64 (if rows are gathered), then `restored` [R, L, C] (if asked for).
-            Outputs: the hidden state [R, L, C], and the entropy [R, L] float32 in nats (if asked for).
+            [R, K] int64 (if rows are gathered; or K and B where the graph selects them itself), then `restored`
+            [R, L, C] (if asked for).
+            Outputs: the hidden state [R, L, C]; the entropy [R, L] float32 in nats (if asked for); the keep set
+            [R, K] (if the graph selects it).
         select: positions among the block's own inputs of those that the graph still uses.
         start: position, among the block's own inputs, of the first cache row of this scale; an int constant as a
             one-element tuple; None without a cache.
@@ -61,12 +63,15 @@ class RowPlan:
         restored: whether pruned rows get an update passed in (`hidden + restored`) instead of nothing.
         entropy: add the attention entropy of every query as an output.
         scale_keys: entropy over this scale's keys only instead of all cached ones.
+        select: None, or the rule ("shared", "cond", "per_row") and the sign (keep low) by which the graph itself
+            selects the tokens from the entropies; only with `GatherAt.ATTENTION_OUTPUT` and `entropy`.
     """
 
     gather_at: GatherAt | None = None
     restored: bool = False
     entropy: bool = False
     scale_keys: bool = False
+    select: tuple[str, bool] | None = None
 
 
 def rewrite_rows(block: BlockGraph, plan: RowPlan) -> BlockArm:
@@ -85,7 +90,11 @@ class _Rewriter:
         self.writes = {write.node: write for write in facts.writes}
         self.reads = {read.node: read for read in facts.reads}
         self.select: list[int] = []
-        self.offset = self.keep = self.restored = self.entropy = None  # type: ignore[assignment]
+        self.offset: fx.Node | None = None
+        self.keep: fx.Node | None = None
+        self.restored: fx.Node | None = None
+        self.entropy: fx.Node | None = None
+        self.wanted: tuple[fx.Node, fx.Node] | None = None
         self.ends: dict[bool, fx.Node] = {}
         self.counts: dict[bool, fx.Node] = {}
 
@@ -111,7 +120,10 @@ class _Rewriter:
         if self.facts.writes:
             self.offset = self._input("offset", InputSpec(value=OFFSET))
         if self.plan.gather_at is not None:
-            self.keep = self._input("keep", tensor_spec((hidden.shape[0], KEPT), torch.int64, hidden.device))
+            if self.plan.select is None:
+                self.keep = self._input("keep", tensor_spec((hidden.shape[0], KEPT), torch.int64, hidden.device))
+            else:
+                self.wanted = self._input("count", InputSpec(value=KEPT)), self._input("images", InputSpec(value=IMAGES))
             if self.plan.restored:
                 self.restored = self._input("restored", tensor_spec(hidden.shape, hidden.dtype, hidden.device))
         if not self.facts.writes:
@@ -133,8 +145,6 @@ class _Rewriter:
             self.mapped[node] = self.graph.node_copy(node, self._map)
         else:
             self._copy_row_node(node)
-        if node is self.facts.attention.node:
-            self._tap()
 
     def _map(self, operand: fx.Node) -> fx.Node:
         return self.mapped[operand]
@@ -165,6 +175,8 @@ class _Rewriter:
         if resized:
             copied.args = self._kept_sizes(node.args, copied.args)
         self.mapped[node] = copied
+        if is_attention:
+            self._tap()
         if is_attention and self.plan.gather_at is GatherAt.ATTENTION_OUTPUT:
             self.mapped[node] = self._gather(node, self.facts.axes[node])
             self.kept.add(node)
@@ -240,6 +252,10 @@ class _Rewriter:
             torch.ops.toprovar.attention_entropy.default,
             (self.mapped[call.query], self.mapped[call.key], call.scale, True, first),
         )
+        if self.wanted is not None and self.plan.select is not None:
+            self.keep = self.graph.call_function(
+                torch.ops.toprovar.select_tokens.default, (self.entropy, *self.wanted, *self.plan.select)
+            )
 
     def _output(self) -> None:
         result = self.mapped[self.facts.exit]
@@ -252,7 +268,8 @@ class _Rewriter:
             index = self.graph.call_method("unsqueeze", (self.keep, -1))
             index = self.graph.call_method("expand", (index, -1, -1, int(shape_of(self.facts.hidden)[-1])))
             result = self.graph.call_function(torch.scatter, (base, 1, index, result))
-        self.graph.output(result if self.entropy is None else (result, self.entropy))
+        extra = [value for value in (self.entropy, self.keep if self.wanted else None) if value is not None]
+        self.graph.output((result, *extra) if extra else result)
 
     def _drop_unused_inputs(self) -> None:
         for at, holder in enumerate(self.own):

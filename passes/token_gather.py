@@ -2,43 +2,56 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+from torch import nn
+
 from ..options import Options
-from ..runtime.gates import ScaleDepthGate, TokenGate
+from ..runtime.gates import OwnEntropyGate, ScaleDepthGate, TokenGate
 from .attention_entropy import reads_entropy
 from .context import PassContext
 from .rows import GatherAt, RowPlan
-from .step import PassRecord, PassResult, Step
+from .step import PassRecord, PassResult, Site, Step
 
 
 def token_gather(step: Step, options: Options, context: PassContext) -> PassResult:
-    """Make the late side of every depth gate a `TokenGate`.
+    """Make the late side of every depth gate a `TokenGate` (or an `OwnEntropyGate`).
 
     Requires: `scale_depth_gate`. Ensures: with all tokens kept, in any order, the dense result.
     """
     record = PassRecord("token_gather")
-    modules = {}
+    modules: dict[str, nn.Module] = {}
     gathers = options.prune_tokens or options.keep is not None
     for site in step.sites if gathers else ():
         gate = step.module(site)
-        if not isinstance(gate, ScaleDepthGate):
-            continue
-        where = GatherAt.BLOCK_INPUT if options.pruned_kv == "drop" else GatherAt.QUERY
-        plan = RowPlan(where, restored=options.restore == "cache")
-        tapped = None
-        if reads_entropy(options) and options.entropy_source in ("previous_layer", "previous_scale"):
-            scale_keys = options.entropy_keys == "scale"
-            tapped = context.arm(site.block, RowPlan(where, plan.restored, entropy=True, scale_keys=scale_keys))
-        late = TokenGate(
-            site.layer,
-            len(step.sites),
-            options,
-            gate.dense,
-            gate.late,
-            context.arm(site.block, plan),
-            tapped,
-            context.check,
-        )
-        modules[site.name] = gate.like(ScaleDepthGate, gate.early, late)
-        record.sites.append(site.layer)
+        if isinstance(gate, ScaleDepthGate):
+            late = _own_entropy if _ranks_itself(options) else _known_tokens
+            modules[site.name] = gate.like(ScaleDepthGate, gate.early, late(gate, site, options, context))
+            record.sites.append(site.layer)
     record.modified = bool(modules)
     return PassResult(step.with_modules(modules) if modules else step, record)
+
+
+def _ranks_itself(options: Options) -> bool:
+    return options.score == "entropy" and options.entropy_source == "same_layer"
+
+
+def _known_tokens(gate: ScaleDepthGate, site: Site, options: Options, context: PassContext) -> nn.Module:
+    where = GatherAt.BLOCK_INPUT if options.pruned_kv == "drop" else GatherAt.QUERY
+    plan = RowPlan(where, restored=options.restore == "cache")
+    tapped = None
+    if reads_entropy(options) and options.entropy_source in ("previous_layer", "previous_scale"):
+        scale_keys = options.entropy_keys == "scale"
+        tapped = context.arm(site.block, replace(plan, entropy=True, scale_keys=scale_keys))
+    pruned = context.arm(site.block, plan)
+    place = (site.layer, gate.layers, options, gate.dense, gate.late, pruned, context.check)
+    return TokenGate(*place, tapped=tapped)
+
+
+def _own_entropy(gate: ScaleDepthGate, site: Site, options: Options, context: PassContext) -> nn.Module:
+    plan = RowPlan(GatherAt.ATTENTION_OUTPUT, restored=options.restore == "cache")
+    rule = (options.cfg_rows, options.keep_low)
+    selecting = replace(plan, entropy=True, scale_keys=options.entropy_keys == "scale", select=rule)
+    pruned = context.arm(site.block, plan)
+    place = (site.layer, gate.layers, options, gate.dense, gate.late, pruned, context.check)
+    return OwnEntropyGate(*place, selecting=context.arm(site.block, selecting))

@@ -22,7 +22,7 @@ from torch._inductor.compile_fx import compile_fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
 
-from .lowering.sizes import OFFSET, InputSpec
+from .lowering.sizes import IMAGES, OFFSET, InputSpec
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ class SymbolicInputs:
             if symbol not in self._known:
                 source = LocalSource(f"toprovar_{symbol}")
                 self._known[symbol] = self._environment.create_symbol(
-                    hints[symbol], source, dynamic_dim=DimDynamic.DYNAMIC, do_not_specialize_zero_one=symbol == OFFSET
+                    hints[symbol], source, dynamic_dim=DimDynamic.DYNAMIC, do_not_specialize_zero_one=symbol in (OFFSET, IMAGES)
                 )
         own = expression.xreplace(self._known)
         hint = int(expression.xreplace({symbol: sympy.Integer(hints[symbol]) for symbol in expression.free_symbols}))

@@ -1,4 +1,4 @@
-"""Sizes of a block graph's inputs: symbols of the trace, plus the ones that the passes add (K, offset)."""
+"""Sizes of a block graph's inputs: symbols of the trace, plus the ones that the passes add (K, offset, images)."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import fx
 from ..analysis.shapes import as_size, value_of
 
 KEPT = sympy.Symbol("K", integer=True, positive=True)
+IMAGES = sympy.Symbol("images", integer=True, positive=True)
 OFFSET = sympy.Symbol("offset", integer=True, nonnegative=True)
 
 

@@ -30,7 +30,7 @@ class Arm:
             return None
         return self.start[0] if isinstance(self.start, tuple) else int(inputs[self.start])
 
-    def arguments(self, inputs: tuple[Any, ...], offset: int | None, *extra: Tensor) -> tuple[Any, ...]:
+    def arguments(self, inputs: tuple[Any, ...], offset: int | None, *extra: Tensor | int) -> tuple[Any, ...]:
         """The region's arguments."""
         own = tuple(inputs[at] for at in self.select)
         return (*own, *(() if offset is None else (offset,)), *extra)

@@ -132,6 +132,11 @@ class Controller:
         """The scale that runs."""
         return self._generation.scale
 
+    @property
+    def images(self) -> int:
+        """B."""
+        return self._generation.images
+
     def prunes(self, layer: int) -> bool:
         """Scale-depth gate: whether `layer` is past the depth, so that it may compute fewer tokens."""
         if layer < self.options.protected_layers_first or layer >= self.layers - self.options.protected_layers_last:
@@ -163,7 +168,7 @@ class Controller:
                 scale=self.scale,
                 scales=self._scales,
                 hidden=hidden,
-                images=self._generation.images,
+                images=self.images,
                 detail=self._scope(layer),
                 entropy=self._ranking(layer),
                 ratio=self._explicit(layer),
@@ -216,8 +221,8 @@ class Controller:
         following = any(self.prunes(later) for later in range(layer + 1, self.layers))
         if not following:
             return False
-        if source == "previous_layer":
-            return True
+        if source in ("previous_layer", "same_layer"):
+            return source == "previous_layer"
         return not self.prunes(layer) and self.prunes(layer + 1)
 
     def observe(self, layer: int, entropy: Tensor, keep: Tensor | None, length: int) -> None:

@@ -6,6 +6,7 @@ token gate). Without a generation everything runs dense.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from ..options import Options
 from .arms import Arm
 from .controller import Controller
 from .generation import current_generation
+from .layer_plan import LayerPlan
 from .ledger import Run
 from .verify import PermutationCheck
 
@@ -143,8 +145,14 @@ class LayerSkipGate(Gate):
         return hidden
 
 
-class TokenGate(Gate):
-    """Computes the kept tokens only: gather, block, scatter in one graph."""
+class GatherGate(Gate, ABC):
+    """Base of the gates that compute K tokens, once the permutation check has passed the graph.
+
+    Args:
+        whole: what runs where all tokens are kept.
+        pruned: gather, block and scatter in one graph, with the keep set as an input.
+        check: the permutation check.
+    """
 
     def __init__(
         self,
@@ -154,31 +162,33 @@ class TokenGate(Gate):
         dense: Arm,
         whole: nn.Module,
         pruned: Arm,
-        pruned_tapped: Arm | None,
         check: PermutationCheck,
     ) -> None:
         super().__init__(layer, layers, options, dense)
-        self.whole, self.pruned, self.pruned_tapped, self.check = whole, pruned, pruned_tapped, check
+        self.whole, self.pruned, self.check = whole, pruned, check
 
     def forward(self, *inputs: Any) -> Tensor:
-        """Run the K tokens that the controller keeps, or all of them."""
+        """Run the K tokens that the controller wants, or all of them."""
         controller = self.controller()
-        plan = None if controller is None else controller.plan(self.layer, inputs[0])
-        if controller is None or plan is None or plan.keep is None or not self._verified(controller, inputs):
+        if controller is None:
             return self.whole(*inputs)
-        tapped = self.pruned_tapped if controller.taps(self.layer) else None
-        arm = tapped or self.pruned
-        update = controller.restored(self.layer)
-        extra = (plan.keep,) if update is None else (plan.keep, update)
-        arguments = arm.arguments(inputs, offset_at(arm, controller, self.layer, inputs), *extra)
-        result = arm.region(*arguments)
-        hidden = result[0] if tapped is not None else result
-        if tapped is not None:
-            controller.observe(self.layer, result[1], plan.keep, hidden.shape[1])
-        cached = plan.count if self.options.pruned_kv == "drop" else hidden.shape[1]
-        self.note(controller, "pruned", inputs, plan.count, arm, arguments)
-        controller.ledger.keep_sets[controller.scale, self.layer] = plan.keep
-        controller.finish(self.layer, inputs[0], hidden, cached)
+        plan = controller.plan(self.layer, inputs[0])
+        if plan.count in (0, inputs[0].shape[1]) or not self._verified(controller, inputs):
+            return self.whole(*inputs)
+        return self.run_kept(controller, plan, inputs)
+
+    @abstractmethod
+    def run_kept(self, controller: Controller, plan: LayerPlan, inputs: tuple[Any, ...]) -> Tensor:
+        """Run K tokens."""
+
+    def close(
+        self, controller: Controller, arm: Arm, keep: Tensor, inputs: tuple[Any, ...], arguments: tuple[Any, ...], hidden: Tensor
+    ) -> Tensor:
+        """Write down what ran, and which rows went into the cache."""
+        whole_cache = self.options.pruned_kv == "keep" or self.options.entropy_source == "same_layer"
+        self.note(controller, "pruned", inputs, keep.shape[1], arm, arguments)
+        controller.ledger.keep_sets[controller.scale, self.layer] = keep
+        controller.finish(self.layer, inputs[0], hidden, hidden.shape[1] if whole_cache else keep.shape[1])
         return hidden
 
     def _verified(self, controller: Controller, inputs: tuple[Any, ...]) -> bool:
@@ -194,3 +204,49 @@ class TokenGate(Gate):
             raise GraphError(str(fallback))
         controller.ledger.fallbacks.append(fallback)
         return False
+
+
+class TokenGate(GatherGate):
+    """The keep set is known before the layer runs and shared by everything in it.
+
+    Args:
+        tapped: as `pruned`, with the entropies of the kept tokens as a second output; None if nobody reads them.
+    """
+
+    def __init__(self, *args: Any, tapped: Arm | None = None) -> None:
+        super().__init__(*args)
+        self.tapped = tapped
+
+    def run_kept(self, controller: Controller, plan: LayerPlan, inputs: tuple[Any, ...]) -> Tensor:
+        """Run the tokens of `plan.keep`."""
+        assert plan.keep is not None
+        arm = self.tapped if self.tapped is not None and controller.taps(self.layer) else self.pruned
+        update = controller.restored(self.layer)
+        extra = (plan.keep,) if update is None else (plan.keep, update)
+        arguments = arm.arguments(inputs, offset_at(arm, controller, self.layer, inputs), *extra)
+        result = arm.region(*arguments)
+        hidden = result if arm is self.pruned else result[0]
+        if arm is self.tapped:
+            controller.observe(self.layer, result[1], plan.keep, hidden.shape[1])
+        return self.close(controller, arm, plan.keep, inputs, arguments, hidden)
+
+
+class OwnEntropyGate(GatherGate):
+    """The layer ranks its tokens by its own entropies: attention runs whole, what follows it on K tokens.
+
+    Args:
+        selecting: the graph that takes K and selects the tokens itself.
+    """
+
+    def __init__(self, *args: Any, selecting: Arm) -> None:
+        super().__init__(*args)
+        self.selecting = selecting
+
+    def run_kept(self, controller: Controller, plan: LayerPlan, inputs: tuple[Any, ...]) -> Tensor:
+        """Run the `plan.count` tokens that the graph selects."""
+        arm, update = self.selecting, controller.restored(self.layer)
+        extra = (plan.count, controller.images, *(() if update is None else (update,)))
+        arguments = arm.arguments(inputs, offset_at(arm, controller, self.layer, inputs), *extra)
+        hidden, entropy, keep = arm.region(*arguments)
+        controller.observe(self.layer, entropy, None, hidden.shape[1])
+        return self.close(controller, arm, keep, inputs, arguments, hidden)

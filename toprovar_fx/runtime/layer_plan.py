@@ -54,6 +54,10 @@ def plan_layer(options: Options, ask: LayerQuestion) -> LayerPlan:
     """Decide K and the keep set of one layer at one pruned scale (eqs. 5 and 6)."""
     length = ask.hidden.shape[1]
     statistic = _statistic(options, ask)
+    by_itself = options.entropy_source == "same_layer" and options.score == "entropy"
+    if statistic is None and by_itself:
+        # The layer's entropies come too late for its K: count as if all were equal, unless an older map is known.
+        statistic = torch.ones_like(ask.hidden[..., 0], dtype=torch.float32)
     if statistic is None:
         return LayerPlan(length)
     joined = join_cfg_rows(statistic, ask.images, options.cfg_rows)
@@ -72,6 +76,8 @@ def plan_layer(options: Options, ask: LayerQuestion) -> LayerPlan:
         return LayerPlan(count)
     # Two tokens at least: a size of one would need another trace of the block.
     count = max(count, 2)
+    if by_itself:
+        return LayerPlan(count)
     if options.sampling == "bernoulli":
         keep = bernoulli_tokens(p_keep, count, options.seed, _stream(ask))
     else:
