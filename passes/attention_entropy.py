@@ -1,4 +1,4 @@
-"""Pass `attention_entropy`: blocks can return the entropy of every query's attention as a second output (eq. 2)."""
+"""Pass `attention_entropy`: blocks can return every query's attention entropy as a second output (eq. 2)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from .step import PassRecord, PassResult, Step
 def attention_entropy(step: Step, options: Options, context: PassContext) -> PassResult:
     """Put an `EntropyTap` around every dense block whose entropies the options can ask for.
 
-    Requires: `cache_offset`. Ensures: the hidden states are unchanged; nothing is computed where no tap is asked for.
+    Requires: `cache_offset`. Ensures: the hidden states are unchanged; nothing is computed where no tap is
+        asked for.
     """
     record = PassRecord("attention_entropy")
     modules = {}

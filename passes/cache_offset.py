@@ -1,7 +1,7 @@
 """Pass `cache_offset`: every block takes the first cache row it writes as an input of its own.
 
-The traced graph derives it from the token counts of the schedule. After pruning, layers hold different numbers of
-rows, so the runtime passes each layer its own offset; without pruning it passes the traced one.
+The traced graph derives it from the token counts of the schedule. After pruning, layers hold different
+numbers of rows, so the runtime passes each layer its own offset; without pruning it passes the traced one.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Pass `outline_blocks`: every transformer block of the step becomes a graph of its own, equal ones shared."""
+"""Pass `outline_blocks`: every block of the step becomes a graph of its own, equal ones shared."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ def outline_blocks(traced: fx.GraphModule) -> Step:
     """Outline the blocks of a traced scale step.
 
     Requires: a graph from Dynamo (one hidden state [R, L, C] enters).
-    Ensures: the step graph computes the same values in the same order; each block graph is read by the analysis,
-        and one that is not understood keeps its reason.
+    Ensures: the step graph computes the same values in the same order; each block graph is read by the
+        analysis, and one that is not understood keeps its reason.
 
     Raises:
         Unsupported: the step has no blocks that could be found.
@@ -40,7 +40,9 @@ def outline_blocks(traced: fx.GraphModule) -> Step:
         outlines.append(outline)
         modules[outline.name] = extract(outline)
     graph = replace_by_calls(traced.graph, outlines)
-    return Step(fx.GraphModule({**dict(traced.named_children()), **modules}, graph, class_name="Step"), tuple(sites))
+    return Step(
+        fx.GraphModule({**dict(traced.named_children()), **modules}, graph, class_name="Step"), tuple(sites)
+    )
 
 
 def _read(graph: fx.GraphModule) -> BlockGraph:
@@ -60,7 +62,9 @@ def _rest(graph: fx.Graph, blocks: tuple[Block, ...]) -> list[list[fx.Node]]:
         if node in inside:
             previous = inside[node]
             continue
-        if node.op in ("placeholder", "output") or not any(operand in dependent for operand in node.all_input_nodes):
+        if node.op in ("placeholder", "output") or not any(
+            operand in dependent for operand in node.all_input_nodes
+        ):
             continue
         dependent.add(node)
         if not runs or runs[-1][0].meta["toprovar_after"] != previous:

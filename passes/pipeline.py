@@ -25,7 +25,9 @@ log = logging.getLogger(__name__)
 ORDER = (cache_offset, attention_entropy, scale_depth_gate, token_gather, layer_skip)
 
 
-def rewrite_step(traced: fx.GraphModule, options: Options, context: PassContext) -> tuple[Step, list[PassRecord]]:
+def rewrite_step(
+    traced: fx.GraphModule, options: Options, context: PassContext
+) -> tuple[Step, list[PassRecord]]:
     """Run all passes on a traced scale step.
 
     Args:
@@ -54,7 +56,9 @@ def rewrite_step(traced: fx.GraphModule, options: Options, context: PassContext)
         dump(result.record.name, step.graph, result.step.graph)
         step = result.step
         records.append(result.record)
-        log.debug("%s: layers %s in %.1f ms", result.record.name, result.record.sites, result.record.milliseconds)
+        log.debug(
+            "%s: layers %s in %.1f ms", result.record.name, result.record.sites, result.record.milliseconds
+        )
     return step, records
 
 
@@ -87,4 +91,3 @@ class _Dump:
 def _modules(graph: fx.GraphModule) -> str:
     children = [f"{name}: {type(module).__name__}" for name, module in graph.named_children()]
     return ", ".join(children)
-

@@ -1,14 +1,13 @@
 """Rewrites a block graph so that it computes chosen token rows only; every block-level pass is a use of this.
 
-The rewriter copies the graph node by node and keeps, for every value, whether its token axis still holds all L rows
-or only the K kept ones. Where a kept value meets a full one (the residual stream, a position table), the full one is
-gathered with the same index, so that row i of one always meets row i of the other.
+The rewriter copies the graph node by node and keeps, for every value, whether its token axis still holds all
+L rows or only the K kept ones. Where a kept value meets a full one (the residual stream, a position table),
+the full one is gathered with the same index, so that row i of one always meets row i of the other.
 """
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -19,10 +18,11 @@ from torch import fx
 
 from ..analysis.block_facts import BlockFacts
 from ..analysis.caches import CacheRead, CacheWrite
-from ..analysis.rules import Axes, states_length
+from ..analysis.operators import states_length
 from ..analysis.shapes import same, shape_of, size_of, value_of
-from ..ops import attention_entropy, select_tokens  # noqa: F401 - registers the operators called here
+from ..analysis.transfers import Axes
 from ..lowering.sizes import IMAGES, KEPT, OFFSET, InputSpec, spec_of, tensor_spec
+from ..ops import attention_entropy, select_tokens  # noqa: F401 - registers the operators called here
 from .step import BlockGraph
 
 
@@ -39,14 +39,13 @@ class BlockArm:
     """A rewritten block graph.
 
     Attributes:
-        graph: inputs are the selected inputs of the block, then `offset` (if the block has a cache), then `keep`
-            [R, K] int64 (if rows are gathered; or K and B where the graph selects them itself), then `restored`
-            [R, L, C] (if asked for).
-            Outputs: the hidden state [R, L, C]; the entropy [R, L] float32 in nats (if asked for); the keep set
-            [R, K] (if the graph selects it).
+        graph: inputs are the selected inputs of the block, then `offset` (if the block has a cache), then
+            `keep` [R, K] int64 (if rows are gathered; or K and B where the graph selects them itself), then
+            `restored` [R, L, C] (if asked for). Outputs: the hidden state [R, L, C]; the entropy [R, L]
+            float32 in nats (if asked for); the keep set [R, K] (if the graph selects it).
         select: positions among the block's own inputs of those that the graph still uses.
-        start: position, among the block's own inputs, of the first cache row of this scale; an int constant as a
-            one-element tuple; None without a cache.
+        start: position, among the block's own inputs, of the first cache row of this scale; an int constant
+            as a one-element tuple; None without a cache.
     """
 
     graph: fx.GraphModule
@@ -63,8 +62,8 @@ class RowPlan:
         restored: whether pruned rows get an update passed in (`hidden + restored`) instead of nothing.
         entropy: add the attention entropy of every query as an output.
         scale_keys: entropy over this scale's keys only instead of all cached ones.
-        select: None, or the rule ("shared", "cond", "per_row") and the sign (keep low) by which the graph itself
-            selects the tokens from the entropies; only with `GatherAt.ATTENTION_OUTPUT` and `entropy`.
+        select: None, or the rule ("shared", "cond", "per_row") and the sign (keep low) by which the graph
+            itself selects the tokens from the entropies; only with `GatherAt.ATTENTION_OUTPUT` and `entropy`.
     """
 
     gather_at: GatherAt | None = None
@@ -121,11 +120,18 @@ class _Rewriter:
             self.offset = self._input("offset", InputSpec(value=OFFSET))
         if self.plan.gather_at is not None:
             if self.plan.select is None:
-                self.keep = self._input("keep", tensor_spec((hidden.shape[0], KEPT), torch.int64, hidden.device))
+                self.keep = self._input(
+                    "keep", tensor_spec((hidden.shape[0], KEPT), torch.int64, hidden.device)
+                )
             else:
-                self.wanted = self._input("count", InputSpec(value=KEPT)), self._input("images", InputSpec(value=IMAGES))
+                self.wanted = (
+                    self._input("count", InputSpec(value=KEPT)),
+                    self._input("images", InputSpec(value=IMAGES)),
+                )
             if self.plan.restored:
-                self.restored = self._input("restored", tensor_spec(hidden.shape, hidden.dtype, hidden.device))
+                self.restored = self._input(
+                    "restored", tensor_spec(hidden.shape, hidden.dtype, hidden.device)
+                )
         if not self.facts.writes:
             return None
         begin = self.facts.writes[0].start
@@ -285,5 +291,3 @@ def _slices(rank: int, axis: int, entry: slice) -> tuple[slice, ...]:
 
 def _is_impure(node: fx.Node) -> bool:
     return node.op in ("placeholder", "output") or node.target is operator.setitem or node.is_impure()
-
-

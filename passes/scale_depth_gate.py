@@ -24,5 +24,3 @@ def scale_depth_gate(step: Step, options: Options, context: PassContext) -> Pass
                 record.sites.append(site.layer)
     record.modified = bool(modules)
     return PassResult(step.with_modules(modules) if modules else step, record)
-
-

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from torch import fx, nn
@@ -55,7 +56,7 @@ class Step:
         """The module that runs `site` now."""
         return self.graph.get_submodule(site.name)
 
-    def with_modules(self, modules: dict[str, nn.Module]) -> Step:
+    def with_modules(self, modules: Mapping[str, nn.Module]) -> Step:
         """A copy in which the named sites run other modules."""
         graph = fx.GraphModule(self.graph, copy_graph(self.graph.graph))
         for name, module in modules.items():
@@ -66,12 +67,10 @@ class Step:
 def copy_graph(graph: fx.Graph) -> fx.Graph:
     """A copy of a graph that keeps names and metadata."""
     copied = fx.Graph()
-    result = copied.graph_copy(graph, val_map := {}, return_output_node=True)
-    assert result is not None
-    value, old_output = result
-    output = copied.output(value)
-    output.meta = dict(old_output.meta)
-    for old, new in val_map.items():
+    copies: dict[fx.Node, fx.Node] = {}
+    output = copied.output(copied.graph_copy(graph, copies))
+    output.meta = dict(graph.output_node().meta)
+    for old, new in copies.items():
         if hasattr(old, "_dynamo_source"):
             new._dynamo_source = old._dynamo_source
     return copied
@@ -102,4 +101,3 @@ class PassResult:
 
     step: Step
     record: PassRecord
-

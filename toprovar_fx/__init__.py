@@ -1,9 +1,9 @@
 """ToProVAR-FX: a `torch.compile` backend that prunes visual autoregressive models.
 
-    import torch, toprovar_fx
-    pipe = toprovar_fx.InfinityPipeline.from_pretrained("scenes")
-    pipe.transformer = torch.compile(pipe.transformer, backend="toprovar", options={"preset": "fast"})
-    images = pipe("a red circle left of a blue square", seed=1).images
+import torch, toprovar_fx
+pipe = toprovar_fx.InfinityPipeline.from_pretrained("scenes")
+pipe.transformer = torch.compile(pipe.transformer, backend="toprovar", options={"preset": "fast"})
+images = pipe("a red circle left of a blue square", seed=1).images
 """
 
 from .errors import ToProVARError

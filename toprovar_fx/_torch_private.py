@@ -2,8 +2,9 @@
 
 What is used and why:
 - `compile_fx`: Inductor on a graph that Dynamo captured and the passes rewrote.
-- `ShapeEnv`, `FakeTensorMode`, `create_symbol`: block graphs get size symbols of their own (tokens L, kept tokens K,
-  cache offset), which no Dynamo input could provide. Their guards are kept and evaluated before each new size.
+- `ShapeEnv`, `FakeTensorMode`, `create_symbol`: block graphs get size symbols of their own (tokens L, kept
+  tokens K, cache offset), which no Dynamo input could provide. Their guards are kept and evaluated before
+  each new size.
 """
 
 from __future__ import annotations
@@ -61,26 +62,32 @@ class SymbolicInputs:
             return int(expression)
         for symbol in sorted(expression.free_symbols, key=str):
             if symbol not in self._known:
-                source = LocalSource(f"toprovar_{symbol}")
                 self._known[symbol] = self._environment.create_symbol(
-                    hints[symbol], source, dynamic_dim=DimDynamic.DYNAMIC, do_not_specialize_zero_one=symbol in (OFFSET, IMAGES)
+                    hints[symbol],
+                    LocalSource(f"toprovar_{symbol}"),
+                    dynamic_dim=DimDynamic.DYNAMIC,
+                    do_not_specialize_zero_one=symbol in (OFFSET, IMAGES),
                 )
         own = expression.xreplace(self._known)
-        hint = int(expression.xreplace({symbol: sympy.Integer(hints[symbol]) for symbol in expression.free_symbols}))
+        hint = int(
+            expression.xreplace({symbol: sympy.Integer(hints[symbol]) for symbol in expression.free_symbols})
+        )
         source = LocalSource(f"toprovar_{expression}") if isinstance(expression, sympy.Symbol) else None
-        return self._environment.create_symintnode(own, hint=hint, source=source)  # type: ignore[return-value]
+        return self._environment.create_symintnode(own, hint=hint, source=source)
 
     def guards(self) -> Callable[[Sequence[object], Mapping[sympy.Symbol, int]], bool]:
-        """A check that arguments, with these size symbols, satisfy all that the compilation assumed about sizes."""
+        """A check that arguments with these sizes satisfy all that the compilation assumed about them."""
         environment = self._environment
         code = environment.produce_guards_expression(self.values)  # type: ignore[arg-type]
-        replaced = {symbol: environment.replacements.get(own) for symbol, own in self._known.items()}  # type: ignore[call-overload]
-        fixed = {symbol: int(value) for symbol, value in replaced.items() if value is not None and value.is_Integer}
+        replaced = {symbol: environment.replacements.get(own) for symbol, own in self._known.items()}
+        fixed = {
+            symbol: int(value) for symbol, value in replaced.items() if value is not None and value.is_Integer
+        }
         if fixed:
             log.info("the compilation fixed sizes: %s", fixed)
 
         def holds(arguments: Sequence[object], sizes: Mapping[sympy.Symbol, int]) -> bool:
-            if any(sizes.get(symbol) != value for symbol, value in fixed.items()):  # type: ignore[call-overload]
+            if any(sizes.get(symbol) != value for symbol, value in fixed.items()):
                 return False
             return not code or bool(environment.evaluate_guards_expression(code, arguments))
 
@@ -106,10 +113,13 @@ def compile_with_inductor(
         tracing(TracingContext(inputs.mode)),
     ):
         call = compile_fx(clone_graph(graph), inputs.values, config_patches=dict(config or {}))  # type: ignore[arg-type]
+        assert callable(call)
         return CompiledGraph(call, inputs.guards())
 
 
-def compile_with_dynamo_inputs(graph: fx.GraphModule, example_inputs: Sequence[object]) -> Callable[..., object]:
+def compile_with_dynamo_inputs(
+    graph: fx.GraphModule, example_inputs: Sequence[object]
+) -> Callable[..., object]:
     """Compile a graph as the plain Inductor backend would, inside Dynamo's own compilation."""
     return compile_fx(graph, example_inputs)  # type: ignore[arg-type, return-value]
 

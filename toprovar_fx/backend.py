@@ -1,7 +1,8 @@
 """The backend: `torch.compile(model, backend="toprovar", options={...})`.
 
-Dynamo hands over a graph; the analysis reads it, the passes rewrite a copy, the lowering makes it callable, and the
-runtime decides at every scale what of it runs. What cannot be rewritten is compiled as plain Inductor would.
+Dynamo hands over a graph; the analysis reads it, the passes rewrite a copy, the lowering makes it callable,
+and the runtime decides at every scale what of it runs. What cannot be rewritten is compiled as plain Inductor
+would.
 """
 
 from __future__ import annotations
@@ -58,7 +59,9 @@ def toprovar(
         context = PassContext(lowering, PermutationCheck(settings.verify), _hints())
         step, records = rewrite_step(gm, settings, context)
     except Unsupported as verdict:
-        return _dense(gm, example_inputs, settings, lowering, [PassRecord("analysis", fallbacks=[verdict.fallback])])
+        return _dense(
+            gm, example_inputs, settings, lowering, [PassRecord("analysis", fallbacks=[verdict.fallback])]
+        )
     fallbacks = [fallback for record in records for fallback in record.fallbacks]
     if settings.strict and fallbacks:
         raise GraphError(str(fallbacks[0]))
@@ -83,7 +86,9 @@ def _dense(
         if options.prunes:
             log.warning("toprovar leaves a graph dense: %s", fallbacks[0])
     # A single token takes milliseconds on a CPU, and compiling its graph ten seconds.
-    as_traced = lowering == "eager" or (one_token and options.lowering == "auto" and not _on_cuda(example_inputs))
+    as_traced = lowering == "eager" or (
+        one_token and options.lowering == "auto" and not _on_cuda(example_inputs)
+    )
     call = gm.forward if as_traced else compile_with_dynamo_inputs(gm, example_inputs)
     return remember(DenseProgram(call, Region(gm, "eager"), records, options, fallbacks, one_token))
 
@@ -104,7 +109,7 @@ def _refuse_gradients(example_inputs: Sequence[Any]) -> None:
 
 
 def _hints() -> dict[str, int]:
-    """Sizes that code is tuned for: those of the largest scale of the generation that asked for the compilation."""
+    """Sizes that code is tuned for: the largest scale's of the generation that asked for the compilation."""
     running = current_generation()
     if running is None:
         return {}

@@ -1,4 +1,4 @@
-"""Floating-point operations as `torch.utils.flop_counter` counts them, completed for the operators it leaves out."""
+"""Floating-point operations as `torch.utils.flop_counter` counts them, with the operators it leaves out."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Shape = Any
 
 
 def flop_counter() -> FlopCounterMode:
-    """A counter that knows the CPU's flash attention and the entropy operator; two products per matrix product."""
+    """A counter that also knows the CPU's flash attention and the entropy operator."""
     mapping = {
         torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
         torch.ops.toprovar.attention_entropy: _entropy,
@@ -21,7 +21,9 @@ def flop_counter() -> FlopCounterMode:
     return FlopCounterMode(display=False, custom_mapping=mapping)
 
 
-def _attention(query: Shape, key: Shape, value: Shape, *args: Any, out_shape: Shape = None, **kwargs: Any) -> int:
+def _attention(
+    query: Shape, key: Shape, value: Shape, *args: Any, out_shape: Shape = None, **kwargs: Any
+) -> int:
     return sdpa_flop_count(query, key, value)
 
 

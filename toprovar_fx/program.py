@@ -1,4 +1,4 @@
-"""Compiled programs: what the backend returns to Dynamo for one graph, and the list of those made in this process."""
+"""Compiled programs: what the backend returns to Dynamo for a graph, and the list of those alive."""
 
 from __future__ import annotations
 
@@ -44,6 +44,8 @@ class StepProgram:
     def __call__(self, *arguments: Any) -> Any:
         """Run the step under the generation that is open, or dense without one."""
         controller = self._controller()
+        if controller is not None:
+            controller.enter()
         if controller is not None and not controller.ledger.prunable:
             controller.ledger.prunable = True
             controller.ledger.fallbacks.extend(self._fallbacks)
@@ -89,6 +91,7 @@ class DenseProgram:
         running = current_generation()
         if running is not None:
             controller = running.controller(self.options, 0)
+            controller.enter()
             controller.ledger.other.append((running.scale, self._region, self._region.sizes(arguments)))
             if not self.one_token:
                 controller.ledger.fallbacks.extend(self._fallbacks)

@@ -1,6 +1,7 @@
 """A next-scale transformer with another block layout than Infinity's: affine pre-norm, no AdaLN, no text.
 
-Written independently of the package's own models, so that what the analysis finds in it is found by structure.
+Written independently of the package's own models, so that what the analysis finds in it is found by
+structure.
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ class Attention(nn.Module):
             q, k, v = self.qkv(x).view(batch, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
         else:
             q, k, v = (
-                layer(x).view(batch, length, self.heads, -1).transpose(1, 2) for layer in (self.q, self.k, self.v)
+                layer(x).view(batch, length, self.heads, -1).transpose(1, 2)
+                for layer in (self.q, self.k, self.v)
             )
         if self.rope:
             q, k = rotate(q, table), rotate(k, table)
@@ -74,7 +76,13 @@ class PreNorm(nn.Module):
     """One scale step: hidden [B, L, C] -> logits [B, L, V], with a RoPE or an absolute position table."""
 
     def __init__(
-        self, depth: int = 3, width: int = 32, heads: int = 4, tokens: int = 256, fused: bool = True, rope: bool = True
+        self,
+        depth: int = 3,
+        width: int = 32,
+        heads: int = 4,
+        tokens: int = 256,
+        fused: bool = True,
+        rope: bool = True,
     ) -> None:
         super().__init__()
         self.depth, self.width, self.heads = depth, width, heads

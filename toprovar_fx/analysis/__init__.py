@@ -1,4 +1,4 @@
-"""Reads a traced graph and states facts about it: where tokens run, which nodes attend, where blocks begin and end.
+"""Reads a traced graph and states facts: where tokens run, which nodes attend, where blocks begin and end.
 
 Nothing here changes a graph. What is not understood comes back as a `Fallback` with a `Reason`.
 """

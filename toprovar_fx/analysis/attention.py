@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from torch import fx
 
+from .operators import operator_name
 from .reasons import Reason, Unsupported
-from .rules import operator_name
 from .shapes import Size, shape_of
 
 ATTENTION_NAMES = frozenset({"scaled_dot_product_attention"})
@@ -55,4 +55,6 @@ def read_call(node: fx.Node) -> AttentionCall:
     if not isinstance(scale, (int, float)):
         raise Unsupported(Reason.UNKNOWN_OPERATOR, node, "the softmax scale is not a constant")
     causal = bool(given.get("is_causal", False))
-    return AttentionCall(node, query, key, value, mask if isinstance(mask, fx.Node) else None, causal, float(scale))
+    return AttentionCall(
+        node, query, key, value, mask if isinstance(mask, fx.Node) else None, causal, float(scale)
+    )

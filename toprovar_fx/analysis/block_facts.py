@@ -8,9 +8,11 @@ from torch import fx
 
 from .attention import AttentionCall, attention_calls
 from .caches import CacheRead, CacheWrite, read_read, read_write, written_caches
+from .operators import flat_arguments, operator_name, states_length, writes_in_place
 from .reasons import Reason, Unsupported
-from .rules import Axes, Transfer, flat_arguments, operator_name, states_length, transfer, writes_in_place
+from .rules import transfer
 from .shapes import Size, same, shape_of, size_of
+from .transfers import Axes, Transfer
 
 
 @dataclass
@@ -127,7 +129,18 @@ def _row_operator(node: fx.Node, facts: BlockFacts) -> None:
 
 def _root(node: fx.Node) -> fx.Node:
     """The value whose memory an in-place operator's first operand shares, views followed upwards."""
-    views = {"view", "reshape", "transpose", "permute", "unsqueeze", "squeeze", "getitem", "expand", "unbind", "chunk"}
+    views = {
+        "view",
+        "reshape",
+        "transpose",
+        "permute",
+        "unsqueeze",
+        "squeeze",
+        "getitem",
+        "expand",
+        "unbind",
+        "chunk",
+    }
     at = node.args[0]
     while isinstance(at, fx.Node) and at.op != "placeholder":
         if operator_name(at) not in views and not writes_in_place(at):
@@ -135,5 +148,3 @@ def _root(node: fx.Node) -> fx.Node:
         at = at.args[0]
     assert isinstance(at, fx.Node)
     return at
-
-

@@ -1,8 +1,8 @@
 """Finds the transformer's blocks in the graph of a scale step, by structure alone.
 
-A *cut* is a place in execution order where exactly one value that depends on the tokens is alive: the residual
-stream. A block runs from the last cut before one self-attention to the last cut before the next one. The last
-block ends where its structure equals that of the block before it.
+A *cut* is a place in execution order where exactly one value that depends on the tokens is alive: the
+residual stream. A block runs from the last cut before one self-attention to the last cut before the next one.
+The last block ends where its structure equals that of the block before it.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from torch import fx
 
 from .attention import AttentionCall, attention_calls
 from .caches import written_caches
+from .operators import operator_name
 from .reasons import Reason, Unsupported
-from .rules import operator_name
 from .shapes import Size, is_tensor, same, shape_of, size_of
 from .signature import signature
 
@@ -106,7 +106,7 @@ def _token_dependent(graph: fx.Graph, hidden: fx.Node) -> set[fx.Node]:
         if any(operand in dependent or operand in written for operand in inputs):
             dependent.add(node)
             if operator_name(node) == "setitem" and node.args[0] in caches:
-                written.add(node.args[0])  # type: ignore[arg-type]
+                written.add(node.args[0])
     return dependent
 
 
@@ -165,7 +165,9 @@ def _block(
 ) -> Block:
     """Nodes between two cuts: the token-dependent ones, and what only they use."""
     first = -1 if entry.op == "placeholder" else order[entry]
-    inside = [node for node in graph.nodes if first < order[node] <= order[leave] and node.op != "placeholder"]
+    inside = [
+        node for node in graph.nodes if first < order[node] <= order[leave] and node.op != "placeholder"
+    ]
     members = {node for node in inside if node in dependent}
     for node in reversed(inside):
         if node not in members and node.users and all(user in members for user in node.users):

@@ -1,4 +1,4 @@
-"""Preallocated key/value caches: where a block writes the scale's tokens and where it reads all tokens so far."""
+"""Preallocated key/value caches: where a block writes the scale's tokens and reads all tokens so far."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 from torch import fx
 
+from .operators import operator_name
 from .reasons import Reason, Unsupported
-from .rules import Axes, operator_name
 from .shapes import Size, same, shape_of, size_of
+from .transfers import Axes
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,11 @@ def written_caches(graph: fx.Graph) -> dict[fx.Node, list[fx.Node]]:
     """Placeholders that the graph writes by `cache[index] = rows`, with the writing nodes in order."""
     found: dict[fx.Node, list[fx.Node]] = {}
     for node in graph.nodes:
-        if operator_name(node) == "setitem" and isinstance(node.args[0], fx.Node) and node.args[0].op == "placeholder":
+        if (
+            operator_name(node) == "setitem"
+            and isinstance(node.args[0], fx.Node)
+            and node.args[0].op == "placeholder"
+        ):
             found.setdefault(node.args[0], []).append(node)
     return found
 
@@ -64,7 +69,13 @@ def read_read(node: fx.Node, write: CacheWrite) -> CacheRead:
         raise Unsupported(Reason.CACHE_WRITE, node, f"the written cache is used by {operator_name(node)}")
     axis, entry = _only_slice(node, node.args[1])
     end, expected = size_of(entry.stop), size_of(write.end)
-    if axis != write.axis or entry.start not in (None, 0) or entry.step is not None or end is None or expected is None:
+    if (
+        axis != write.axis
+        or entry.start not in (None, 0)
+        or entry.step is not None
+        or end is None
+        or expected is None
+    ):
         raise Unsupported(Reason.CACHE_WRITE, node, "the read is not a prefix of the cache")
     if not same(end, expected):
         raise Unsupported(Reason.CACHE_WRITE, node, "the read ends elsewhere than the write")
@@ -79,5 +90,3 @@ def _only_slice(node: fx.Node, index: object) -> tuple[int, slice]:
     if len(chosen) != 1:
         raise Unsupported(Reason.CACHE_WRITE, node, "more or less than one axis is sliced")
     return chosen[0], entries[chosen[0]]
-
-

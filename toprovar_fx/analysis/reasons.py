@@ -11,7 +11,9 @@ from torch import fx
 class Reason(enum.Enum):
     """A typed reason for leaving something dense; the value is the advice."""
 
-    NO_TOKEN_AXIS = "no input of shape [rows, tokens, width] feeds an attention; compile the scale step of the model"
+    NO_TOKEN_AXIS = (
+        "no input of shape [rows, tokens, width] feeds an attention; compile the scale step of the model"
+    )
     ONE_TOKEN = "a scale of one token has nothing to prune"
     AMBIGUOUS_LENGTH = "the token count equals another size of the graph; trace with dynamic=True"
     NO_ATTENTION = "no self-attention was found; compile the scale step, not a part of it"
@@ -59,7 +61,10 @@ class Unsupported(Exception):  # noqa: N818 - a verdict that the pipeline catche
 
     def __init__(self, reason: Reason, node: fx.Node | None = None, detail: str = "") -> None:
         self.fallback = Fallback(
-            reason, node.name if node is not None else "", source_line(node) if node is not None else "", detail
+            reason,
+            node.name if node is not None else "",
+            source_line(node) if node is not None else "",
+            detail,
         )
         super().__init__(str(self.fallback))
 

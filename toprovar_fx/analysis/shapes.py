@@ -1,9 +1,10 @@
-"""Shapes of traced values as sympy expressions, so that static and symbolic traces are compared the same way."""
+"""Shapes of traced values as sympy expressions, so that static and symbolic traces compare alike."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any, TypeAlias
 
 import sympy
 import torch
@@ -11,7 +12,8 @@ from torch import fx
 
 from .reasons import Reason, Unsupported
 
-Size = sympy.Expr
+# sympy ships no types: the alias documents, `Any` checks nothing.
+Size: TypeAlias = Any
 
 
 def as_size(value: object) -> Size:

@@ -1,4 +1,4 @@
-"""The structure of a run of nodes, independent of names: equal signatures mean one compiled graph serves both."""
+"""The structure of a run of nodes, names aside: where it is equal, one compiled graph serves both."""
 
 from __future__ import annotations
 

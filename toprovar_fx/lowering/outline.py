@@ -43,7 +43,11 @@ def extract(outline: Outline) -> fx.GraphModule:
 
 def _short(name: str) -> str:
     """Dynamo's long input names, shortened to their last parts."""
-    parts = [part for part in name.strip("_").split("_") if part not in ("l", "self", "modules", "parameters", "buffers")]
+    parts = [
+        part
+        for part in name.strip("_").split("_")
+        if part not in ("l", "self", "modules", "parameters", "buffers")
+    ]
     return "in_" + ("_".join(parts[-3:]) or name)
 
 

@@ -10,10 +10,10 @@ from typing import Any
 import sympy
 from torch import fx
 
-from ..flops import flop_counter
 from .._torch_private import CompiledGraph, SymbolicInputs, compile_with_inductor, fake_run
 from ..analysis.caches import written_caches
-from .sizes import at_sizes, bind, graph_specs
+from ..flops import flop_counter
+from .sizes import SizeReader, at_sizes, graph_specs
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +26,8 @@ class Region:
     Args:
         graph: inputs and outputs as the pass that made it says.
         lowering: "eager" runs the graph as traced; "inductor" compiles it with symbolic sizes.
-        hints: sizes that code generation is tuned for, by symbol name; sizes without a hint use the first call's.
+        hints: sizes that code generation is tuned for, by symbol name; sizes without a hint use the first
+            call's.
 
     Attributes:
         specs: sizes and kinds of the inputs.
@@ -38,6 +39,7 @@ class Region:
         self.graph = graph
         self.specs = graph_specs(graph.graph)
         self.written = _written(graph.graph)
+        self._read_sizes = SizeReader(self.specs)
         self.compile_seconds = 0.0
         self._lowering = lowering
         self._hints = dict(hints or {})
@@ -60,13 +62,13 @@ class Region:
 
     def sizes(self, arguments: tuple[Any, ...]) -> Sizes:
         """Values of the size symbols at these arguments."""
-        return tuple(bind(self.specs, arguments).items())
+        return self._read_sizes(arguments)
 
     def _choose(self, arguments: tuple[Any, ...], sizes: Mapping[sympy.Symbol, int]) -> Callable[..., Any]:
         for compiled in self._compiled:
             if compiled.holds(arguments, sizes):
                 return compiled.call
-        # The first compilation is tuned for the largest sizes to come, a further one for what the first refused.
+        # The first compilation is tuned for the largest sizes to come, a second for what the first refused.
         if not self._compiled:
             compiled = self._compile({s: max(n, self._hints.get(str(s), n)) for s, n in sizes.items()})
             if compiled.holds(arguments, sizes):
@@ -80,7 +82,9 @@ class Region:
     def _compile(self, hints: Mapping[sympy.Symbol, int]) -> CompiledGraph:
         started = time.perf_counter()
         missing = {symbol for spec in self.specs for symbol in spec.symbols} - hints.keys()
-        compiled = compile_with_inductor(self.graph, SymbolicInputs(self.specs, {**hints, **dict.fromkeys(missing, 64)}))
+        compiled = compile_with_inductor(
+            self.graph, SymbolicInputs(self.specs, {**hints, **dict.fromkeys(missing, 64)})
+        )
         self._compiled.append(compiled)
         seconds = time.perf_counter() - started
         self.compile_seconds += seconds
@@ -88,7 +92,7 @@ class Region:
         return compiled
 
     def flops(self, sizes: Sizes) -> int:
-        """Floating-point operations of one call at these sizes, counted by `torch.utils.flop_counter` on fake tensors."""
+        """Floating-point operations of one call at these sizes, counted on fake tensors."""
         if sizes not in self._flops:
             concrete = [at_sizes(spec, dict(sizes)) for spec in self.specs]
             with flop_counter() as counter:
@@ -103,4 +107,6 @@ def _as_tuple(result: Any) -> tuple[Any, ...]:
 
 def _written(graph: fx.Graph) -> frozenset[int]:
     caches = written_caches(graph)
-    return frozenset(at for at, node in enumerate(n for n in graph.nodes if n.op == "placeholder") if node in caches)
+    return frozenset(
+        at for at, node in enumerate(n for n in graph.nodes if n.op == "placeholder") if node in caches
+    )

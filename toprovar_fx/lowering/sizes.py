@@ -1,8 +1,10 @@
-"""Sizes of a block graph's inputs: symbols of the trace, plus the ones that the passes add (K, offset, images)."""
+"""Sizes of a block graph's inputs: symbols of the trace, and those that passes add (K, offset, images)."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import sympy
 import torch
@@ -62,26 +64,38 @@ def graph_specs(graph: fx.Graph) -> list[InputSpec]:
     return [spec_of(node) for node in graph.nodes if node.op == "placeholder"]
 
 
-def bind(specs: list[InputSpec], arguments: tuple[object, ...]) -> dict[sympy.Symbol, int]:
-    """Values of the size symbols, read off real arguments."""
-    values: dict[sympy.Symbol, int] = {}
-    for spec, argument in zip(specs, arguments, strict=True):
-        if isinstance(argument, torch.Tensor):
-            assert spec.shape is not None
-            for expression, size in zip(spec.shape, argument.shape, strict=True):
-                if isinstance(expression, sympy.Symbol):
-                    values[expression] = int(size)
-        elif isinstance(spec.value, sympy.Symbol):
-            assert isinstance(argument, int)
-            values[spec.value] = argument
-    return values
+class SizeReader:
+    """Reads the size symbols off real arguments; where each stands is looked up once.
+
+    Args:
+        specs: the inputs.
+    """
+
+    def __init__(self, specs: Sequence[InputSpec]) -> None:
+        places: dict[sympy.Symbol, tuple[int, int | None]] = {}
+        for position, spec in enumerate(specs):
+            if isinstance(spec.value, sympy.Symbol):
+                places.setdefault(spec.value, (position, None))
+            for dimension, size in enumerate(spec.shape or ()):
+                if isinstance(size, sympy.Symbol):
+                    places.setdefault(size, (position, dimension))
+        self._places = [(symbol, position, dimension) for symbol, (position, dimension) in places.items()]
+
+    def __call__(self, arguments: Sequence[Any]) -> tuple[tuple[sympy.Symbol, int], ...]:
+        """The values, always in the same order."""
+        return tuple(
+            (symbol, arguments[position] if dimension is None else arguments[position].shape[dimension])
+            for symbol, position, dimension in self._places
+        )
 
 
 def at_sizes(spec: InputSpec, values: dict[sympy.Symbol, int]) -> InputSpec:
     """The spec with every size a number; symbols without a value get 1."""
 
     def number(expression: sympy.Expr) -> sympy.Expr:
-        return expression.xreplace({symbol: sympy.Integer(values.get(symbol, 1)) for symbol in expression.free_symbols})
+        return expression.xreplace(
+            {symbol: sympy.Integer(values.get(symbol, 1)) for symbol in expression.free_symbols}
+        )
 
     if spec.value is not None:
         return InputSpec(value=number(spec.value))

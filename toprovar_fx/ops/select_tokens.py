@@ -1,4 +1,4 @@
-"""Operator `toprovar::select_tokens`: the keep set inside a graph, for layers ranked by their own entropies."""
+"""Operator `toprovar::select_tokens`: the keep set inside a graph, for layers that rank themselves."""
 
 from __future__ import annotations
 

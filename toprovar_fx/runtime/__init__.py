@@ -1,1 +1,1 @@
-"""What runs while an image is drawn: the generation, the controller that decides, the gates that obey, the report."""
+"""What runs while an image is drawn: generation, controller that decides, gates that obey, report."""

@@ -1,8 +1,8 @@
 """The controller of one compiled model in one generation: it reads the entropies and answers the gates.
 
-Causality decides what it may use: rho_s exists only after scale s has run, a layer's entropies only after that
-layer's attention. So depth is decided for the scales after the one it was read at, and a pruned layer is ranked by
-a map that is already there (`entropy_source`).
+Causality decides what it may use: rho_s exists only after scale s has run, a layer's entropies only after
+that layer's attention. So depth is decided for the scales after the one it was read at, and a pruned layer is
+ranked by a map that is already there (`entropy_source`).
 """
 
 from __future__ import annotations
@@ -82,6 +82,10 @@ class Controller:
             return frozenset(range(self.layers * 2 // 3, self.layers))
         return frozenset(resolve_index("depth_layers", layer, self.layers) for layer in wanted)  # type: ignore[arg-type]
 
+    def enter(self) -> None:
+        """Note that the current scale runs in a compiled graph."""
+        self._generation.enter_compiled()
+
     # What the generation asks.
 
     def exits(self, scale: int) -> bool:
@@ -119,7 +123,7 @@ class Controller:
         if self.options.prunes and not self.ledger.prunable:
             warnings.warn(
                 "toprovar: this generation ran without a prunable graph, so nothing was pruned. "
-                f"Reasons: {self.ledger.reasons() or 'the compiled function was never traced as a scale step'}. "
+                f"Reasons: {self.ledger.reasons() or 'what was compiled was never traced as a scale step'}. "
                 "Compile the module whose forward is one scale step, or see toprovar_fx.explain.",
                 RuntimeWarning,
                 stacklevel=3,
@@ -139,13 +143,18 @@ class Controller:
 
     def prunes(self, layer: int) -> bool:
         """Scale-depth gate: whether `layer` is past the depth, so that it may compute fewer tokens."""
-        if layer < self.options.protected_layers_first or layer >= self.layers - self.options.protected_layers_last:
+        if (
+            layer < self.options.protected_layers_first
+            or layer >= self.layers - self.options.protected_layers_last
+        ):
             return False
         ratio = self._explicit(layer)
         if self.options.keep is not None:
             wanted = ratio is not None and ratio < 1
         else:
-            wanted = (self.options.prune_tokens or self.options.layer_skip_below > 0) and self._beyond_depth(self.scale)
+            wanted = (self.options.prune_tokens or self.options.layer_skip_below > 0) and self._beyond_depth(
+                self.scale
+            )
         if wanted and self.options.restore == "cache" and layer not in self._delta:
             return False
         return wanted
@@ -265,7 +274,8 @@ class Controller:
             return False
         if self.options.keep is not None:
             return any(
-                (ratio := self.options.keep_ratio(scale, layer, self._scales, self.layers)) is not None and ratio < 1
+                (ratio := self.options.keep_ratio(scale, layer, self._scales, self.layers)) is not None
+                and ratio < 1
                 for scale in range(self.scale + 1, self._scales)
                 for layer in range(self.layers)
             )

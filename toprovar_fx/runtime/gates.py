@@ -1,7 +1,7 @@
 """The modules that the passes put in place of a block: each answers one question and hands on.
 
-They nest: a depth gate holds an early module (dense, perhaps tapped) and a late one (a layer-skip gate around a
-token gate). Without a generation everything runs dense.
+They nest: a depth gate holds an early module (dense, perhaps tapped) and a late one (a layer-skip gate around
+a token gate). Without a generation everything runs dense.
 """
 
 from __future__ import annotations
@@ -46,7 +46,13 @@ class Gate(nn.Module):
         return kind(self.layer, self.layers, self.options, self.dense, *modules)
 
     def note(
-        self, controller: Controller, arm: str, inputs: tuple[Any, ...], kept: int, ran: Arm | None, arguments: tuple[Any, ...]
+        self,
+        controller: Controller,
+        arm: str,
+        inputs: tuple[Any, ...],
+        kept: int,
+        ran: Arm | None,
+        arguments: tuple[Any, ...],
     ) -> None:
         """Write down what ran."""
         whole = self.dense.arguments(inputs, self.dense.begin(inputs))
@@ -182,7 +188,13 @@ class GatherGate(Gate, ABC):
         """Run K tokens."""
 
     def close(
-        self, controller: Controller, arm: Arm, keep: Tensor, inputs: tuple[Any, ...], arguments: tuple[Any, ...], hidden: Tensor
+        self,
+        controller: Controller,
+        arm: Arm,
+        keep: Tensor,
+        inputs: tuple[Any, ...],
+        arguments: tuple[Any, ...],
+        hidden: Tensor,
     ) -> Tensor:
         """Write down what ran, and which rows went into the cache."""
         whole_cache = self.options.pruned_kv == "keep" or self.options.entropy_source == "same_layer"
@@ -210,7 +222,8 @@ class TokenGate(GatherGate):
     """The keep set is known before the layer runs and shared by everything in it.
 
     Args:
-        tapped: as `pruned`, with the entropies of the kept tokens as a second output; None if nobody reads them.
+        tapped: as `pruned`, with the entropies of the kept tokens as a second output; None if nobody reads
+            them.
     """
 
     def __init__(self, *args: Any, tapped: Arm | None = None) -> None:

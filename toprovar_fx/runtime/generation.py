@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -19,8 +20,8 @@ _CURRENT: ContextVar[Generation | None] = ContextVar("toprovar_generation", defa
 class Generation:
     """The state of one run over the scales, for `images` images at once.
 
-    It lives in a context variable, so generations in different threads or tasks do not see each other, and what an
-    interrupted one left behind goes with it.
+    It lives in a context variable, so generations in different threads or tasks do not see each other, and
+    what an interrupted one left behind goes with it.
 
     Attributes:
         schedule: scales that may run.
@@ -35,6 +36,7 @@ class Generation:
         self.scale = -1
         self.exited_at: int | None = None
         self._controllers: dict[Options, Controller] = {}
+        self._compiled_scales: set[int] = set()
 
     @property
     def controllers(self) -> tuple[Controller, ...]:
@@ -49,6 +51,22 @@ class Generation:
             self.exited_at = scale
         self.scale = scale
         return self.exited_at is None
+
+    def enter_compiled(self) -> None:
+        """Note that this scale runs in a graph of this backend."""
+        self._compiled_scales.add(self.scale)
+
+    def warn_if_eager(self) -> None:
+        """Say loudly that Dynamo stopped compiling half-way: those scales ran eagerly, and nothing was pruned."""
+        missing = sorted(set(range(self.scale + 1)) - self._compiled_scales) if self._compiled_scales else []
+        if missing and self.exited_at is None:
+            warnings.warn(
+                f"toprovar: scales {missing} ran outside the compiled graphs, most likely because Dynamo's recompile "
+                "limit was hit; raise it with torch.compile(..., recompile_limit=64) or "
+                "torch._dynamo.config.patch(recompile_limit=64)",
+                RuntimeWarning,
+                stacklevel=3,
+            )
 
     def controller(self, options: Options, layers: int) -> Controller:
         """The controller for these options, made on first use; `layers` is 0 for a graph without blocks."""
@@ -80,12 +98,13 @@ def generation(schedule: Schedule, images: int = 1) -> Iterator[Generation]:
 
     Args:
         schedule: the scales.
-        images: B; the model's batch rows are B, or 2B with guidance, in the order [conditional, unconditional].
+        images: B; the model's batch rows are B, or 2B with guidance: [conditional, unconditional].
     """
     opened = Generation(schedule, images)
     token = _CURRENT.set(opened)
     try:
         yield opened
+        opened.warn_if_eager()
         for controller in opened.controllers:
             controller.end_scale()
             controller.warn_if_idle()

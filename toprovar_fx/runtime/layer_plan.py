@@ -56,20 +56,26 @@ def plan_layer(options: Options, ask: LayerQuestion) -> LayerPlan:
     statistic = _statistic(options, ask)
     by_itself = options.entropy_source == "same_layer" and options.score == "entropy"
     if statistic is None and by_itself:
-        # The layer's entropies come too late for its K: count as if all were equal, unless an older map is known.
+        # The layer's entropies come too late for its K: as if all were equal where no older map is known.
         statistic = torch.ones_like(ask.hidden[..., 0], dtype=torch.float32)
     if statistic is None:
         return LayerPlan(length)
     joined = join_cfg_rows(statistic, ask.images, options.cfg_rows)
-    saliency = prunability(joined, options.keep_low if options.score == "entropy" else options.score == "random")
+    saliency = prunability(
+        joined, options.keep_low if options.score == "entropy" else options.score == "random"
+    )
     normalised = normalise_entropy(saliency, options.normalise)
     weight = scale_weight(ask.scale, ask.scales)
     p_keep = keep_probability(normalised, ask.detail, weight, options.alpha_min, options.alpha_max)
     if ask.ratio is not None:
-        count = length if ask.ratio >= 1 else round_to_bucket(ask.ratio, length, (max(ask.ratio, 1 / length),))
+        count = (
+            length if ask.ratio >= 1 else round_to_bucket(ask.ratio, length, (max(ask.ratio, 1 / length),))
+        )
         count = 0 if ask.ratio == 0 else count
     else:
-        count = keep_count(p_keep, options.buckets, options.min_keep, options.layer_skip_below, options.batch_rule)
+        count = keep_count(
+            p_keep, options.buckets, options.min_keep, options.layer_skip_below, options.batch_rule
+        )
     if not options.prune_tokens and ask.ratio is None:
         count = 0 if count == 0 else length
     if count in (0, length):

@@ -1,4 +1,4 @@
-"""The report of a generation: what was pruned where, by which decision, at what price, and what stayed dense."""
+"""The report of a generation: what was pruned where, why, at what price, and what stayed dense."""
 
 from __future__ import annotations
 
@@ -42,7 +42,11 @@ class GenerationReport:
     @cached_property
     def flops(self) -> int:
         """Floating-point operations of the transformer for all rows, as run."""
-        blocks = sum(run.region.flops(run.sizes) for run in self.runs if run.region is not None and run.sizes is not None)
+        blocks = sum(
+            run.region.flops(run.sizes)
+            for run in self.runs
+            if run.region is not None and run.sizes is not None
+        )
         return blocks + sum(region.flops(sizes) for _, region, sizes in self.controller.ledger.other)
 
     @cached_property
@@ -57,7 +61,9 @@ class GenerationReport:
         pattern = [(run.dense, run.dense_sizes) for run in self.runs if run.scale == last]
         pattern += [(region, sizes) for scale, region, sizes in other if scale == last]
         missing = range(self.exited_at, len(self.schedule))
-        return ran + sum(region.flops(self._at(sizes, last, scale)) for scale in missing for region, sizes in pattern)
+        return ran + sum(
+            region.flops(self._at(sizes, last, scale)) for scale in missing for region, sizes in pattern
+        )
 
     def _at(self, sizes: Sizes, known: int, wanted: int) -> Sizes:
         """Sizes measured at one scale, translated to another."""
@@ -76,7 +82,7 @@ class GenerationReport:
     @cached_property
     def keep_maps(self) -> dict[int, NDArray[np.float32]]:
         """Per pruned scale: the share of layers that computed each token, [B, h, w] (conditional rows)."""
-        maps = {}
+        maps: dict[int, NDArray[np.float32]] = {}
         for scale in sorted({run.scale for run in self.runs if run.kept < run.tokens}):
             layers = [run for run in self.runs if run.scale == scale]
             total = np.zeros((self.images, self.schedule.tokens[scale]), np.float32)
@@ -87,7 +93,8 @@ class GenerationReport:
                         total[image, keep[image].cpu().numpy()] += 1
                 elif run.kept == run.tokens:
                     total += 1
-            maps[scale] = (total / len(layers)).reshape(self.images, *self.schedule.sides[scale])
+            total /= len(layers)
+            maps[scale] = total.reshape(self.images, *self.schedule.sides[scale])
         return maps
 
     @property
@@ -143,7 +150,9 @@ class GenerationReport:
         depth = "not reached" if self.depth is None else f"scale {self.depth}"
         lines.append(f"depth D: {depth}; scales not run from: {self.exited_at}")
         share = self.flops / max(self.flops_dense, 1)
-        lines.append(f"transformer: {self.flops / 1e9:.1f} of {self.flops_dense / 1e9:.1f} GFLOP ({share:.0%})")
+        lines.append(
+            f"transformer: {self.flops / 1e9:.1f} of {self.flops_dense / 1e9:.1f} GFLOP ({share:.0%})"
+        )
         lines += [f"dense because: {fallback}" for fallback in self.fallbacks]
         return "\n".join(lines)
 
@@ -156,10 +165,8 @@ def _cell(run: Run | None) -> str:
 
 
 def report_of(run: Generation) -> GenerationReport | None:
-    """The report of the compiled model that took part, or None if none did; with several, the one with most runs."""
+    """The report of the compiled model that took part (of several, the one with most runs), or None."""
     if not run.controllers:
         return None
     busiest = max(run.controllers, key=lambda controller: len(controller.ledger.runs))
     return GenerationReport(run.schedule, run.images, run.exited_at, busiest)
-
-

@@ -1,7 +1,7 @@
 """The permutation check: a pruned graph that keeps all tokens in another order must give the dense result.
 
-Keeping all tokens in their order is a weak test: a position table that was not gathered passes it. In a random
-order it fails.
+Keeping all tokens in their order is a weak test: a position table that was not gathered passes it. In a
+random order it fails.
 """
 
 from __future__ import annotations
@@ -28,7 +28,9 @@ class PermutationCheck:
         self._mode = mode
         self._known: dict[int, float] = {}
 
-    def deviation(self, dense: Arm, pruned: Arm, inputs: tuple[Any, ...], restored: Tensor | None) -> float | None:
+    def deviation(
+        self, dense: Arm, pruned: Arm, inputs: tuple[Any, ...], restored: Tensor | None
+    ) -> float | None:
         """Relative deviation of the permuted run from the dense one; None if nothing is to be checked."""
         if self._mode == "never":
             return None

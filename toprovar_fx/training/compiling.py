@@ -62,7 +62,7 @@ class Compilation:
             kind = type(module)
             if kind not in shared:
                 shared[kind] = self.wrap(kind.forward)
-            module.forward = partial(shared[kind], module)  # type: ignore[method-assign]
+            module.forward = partial(shared[kind], module)
 
     def give_up(self, reason: BaseException) -> bool:
         """Go on eagerly after a failure; False if all was eager already, so that the failure is real."""

@@ -1,0 +1,66 @@
+"""What a node calls and with which arguments, however they were given."""
+
+from __future__ import annotations
+
+from torch import fx
+
+from .reasons import Reason, Unsupported
+from .shapes import Size, is_tensor, same, size_of
+
+IN_PLACE = frozenset(["iadd", "imul", "isub", "itruediv"])
+
+
+def operator_name(node: fx.Node) -> str:
+    """The bare name of the operator that a node calls."""
+    if node.op == "call_method":
+        return str(node.target)
+    name = getattr(node.target, "__name__", str(node.target))
+    return name.partition(".")[0]
+
+
+def writes_in_place(node: fx.Node) -> bool:
+    """Whether the node overwrites its first operand."""
+    name = operator_name(node)
+    return name in IN_PLACE or (name.endswith("_") and not name.endswith("__"))
+
+
+def tensor_operands(node: fx.Node) -> list[fx.Node]:
+    """Tensor-valued operands in order, nested ones included."""
+    return [operand for operand in node.all_input_nodes if is_tensor(operand)]
+
+
+def argument(node: fx.Node, position: int, name: str, default: object = None) -> object:
+    """An argument given by position or by keyword."""
+    return node.args[position] if len(node.args) > position else node.kwargs.get(name, default)
+
+
+def dimension(node: fx.Node, position: int, rank: int, name: str = "dim", default: int | None = None) -> int:
+    """An argument that names a dimension, counted from the front."""
+    value = argument(node, position, name, default)
+    if not isinstance(value, int):
+        raise Unsupported(Reason.UNKNOWN_OPERATOR, node, f"{name} is not a constant")
+    return value % rank
+
+
+def states_length(node: fx.Node, length: Size) -> bool:
+    """Whether `node` is a shape operator that may name the token count among its arguments."""
+    return operator_name(node) in {"view", "reshape", "unflatten", "expand"} and any(
+        (size := size_of(entry)) is not None and same(size, length) for entry in flat_arguments(node)
+    )
+
+
+def flat_arguments(node: fx.Node) -> list[object]:
+    """All arguments of a node, nested tuples and lists flattened."""
+    found: list[object] = []
+
+    def visit(value: object) -> None:
+        if isinstance(value, (tuple, list)):
+            for entry in value:
+                visit(entry)
+        elif isinstance(value, slice):
+            visit((value.start, value.stop, value.step))
+        else:
+            found.append(value)
+
+    visit(list(node.args) + list(node.kwargs.values()))
+    return found

@@ -1,0 +1,74 @@
+"""Rules of operators that compute: pointwise ones, contractions, normalisations and reductions."""
+
+from __future__ import annotations
+
+from torch import fx
+
+from .operators import argument, tensor_operands
+from .reasons import Reason, Unsupported
+from .shapes import Size, same, shape_of
+from .transfers import Axes, Rule, Tagged, Transfer, input_shape, main_axes
+
+
+def pointwise(node: fx.Node, tagged: Tagged, length: Size) -> Transfer:
+    """Broadcasting: axes count from the right; an untagged operand with L rows there is a position table."""
+    rank = len(shape_of(node))
+    found: Axes | None = None
+    for operand in tensor_operands(node):
+        if operand in tagged:
+            axes = tagged[operand].shifted(rank - len(shape_of(operand)))
+            if found not in (None, axes):
+                raise Unsupported(Reason.TOKEN_MIXING, node, "operands have their tokens on different axes")
+            found = axes
+    if found is None:
+        raise Unsupported(Reason.UNKNOWN_OPERATOR, node, "no token-tagged tensor operand")
+    tables = []
+    for operand in tensor_operands(node):
+        if operand in tagged:
+            continue
+        shape = shape_of(operand)
+        dimension = found.token - (rank - len(shape))
+        if dimension >= 0 and shape[dimension] != 1:
+            if not same(shape[dimension], length):
+                raise Unsupported(
+                    Reason.RESHAPED_TOKENS, node, f"operand {operand.name} of shape {list(shape)}"
+                )
+            tables.append((operand, dimension))
+    return Transfer(found, tuple(tables))
+
+
+def linear(node: fx.Node, tagged: Tagged, length: Size) -> Transfer:
+    """A contraction of the last dimension."""
+    axes = main_axes(node, tagged)
+    if axes.token == len(input_shape(node)) - 1:
+        raise Unsupported(Reason.TOKEN_MIXING, node, "the contraction runs over the tokens")
+    return Transfer(axes)
+
+
+def layer_norm(node: fx.Node, tagged: Tagged, length: Size) -> Transfer:
+    """Statistics over the last dimensions, as many as `normalized_shape` names."""
+    axes = main_axes(node, tagged)
+    normalised = argument(node, 1, "normalized_shape")
+    count = len(normalised) if isinstance(normalised, (tuple, list)) else 1
+    if axes.token >= len(input_shape(node)) - count:
+        raise Unsupported(Reason.TOKEN_MIXING, node, "the statistics run over the tokens")
+    return Transfer(axes)
+
+
+def along(position: int, default: object, drops: bool) -> Rule:
+    """A reduction or normalisation along given dimensions, which must not hold tokens or batch rows."""
+
+    def rule(node: fx.Node, tagged: Tagged, length: Size) -> Transfer:
+        axes, rank = main_axes(node, tagged), len(input_shape(node))
+        wanted = argument(node, position, "dim", default)
+        dims = wanted if isinstance(wanted, (tuple, list)) else (wanted,)
+        if not all(isinstance(dim, int) for dim in dims):
+            raise Unsupported(Reason.TOKEN_MIXING, node, "it reduces over all dimensions")
+        places = {dim % rank for dim in dims}
+        if axes.token in places or axes.batch in places:
+            raise Unsupported(Reason.TOKEN_MIXING, node, "it reduces over the tokens or the batch rows")
+        if not drops or len(shape_of(node)) == rank:
+            return Transfer(axes)
+        return Transfer(axes.moved(lambda axis: axis - sum(place < axis for place in places)))
+
+    return rule
