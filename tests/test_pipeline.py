@@ -161,7 +161,7 @@ def test_a_stopped_loop_decodes_what_it_has():
     with torch.no_grad():
         loop = pipe.begin(text, torch.tensor([0]), 3.0, 1.0, 0.97)
         for scale in range(3):
-            pipe.run_scale(loop, scale)
+            loop.run_scale(scale)
         images = pipe.decode(loop.summed)
     assert len(loop.bits) == 3
     assert images.shape == (1, 8, 8, 3)

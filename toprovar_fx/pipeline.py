@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +13,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .errors import OptionError, PromptError
+from .errors import OptionError
 from .models.cache import KVCache
 from .models.configs import InfinityConfig
 from .models.infinity import Infinity
-from .models.text import TextContext, TextFeatures
+from .models.text import TextFeatures
 from .models.text_encoder import TextEncoder
 from .models.vae import ImageVAE
-from .pipeline_inputs import checked_number, count_images, track_scales
+from .pipeline_inputs import checked_number, count_images, text_context, track_scales
 from .runtime.generation import generation
 from .runtime.report import report_of
-from .sampling import sample_bits, schedule_noise, seed_tensor
+from .sampling import schedule_noise, seed_tensor
+from .scale_loop import ScaleLoop
 from .schedules import Schedule
 from .stopwatch import Stopwatch
 
@@ -45,31 +46,6 @@ class PipelineOutput:
     summed_codes: Tensor
     latency_ms: dict[str, float]
     report: Any = None
-
-
-@dataclass
-class ScaleLoop:
-    """State of a generation between two scales: ``B`` images, ``R`` transformer rows (2B with guidance).
-
-    Attributes:
-        context: the text of all rows.
-        cache: keys and values of the scales that ran.
-        uniform: noise of all scales, ``[B, sum L, bits]``.
-        summed: sum of the codes so far, ``[B, d, h, w]`` float32.
-        cfg: guidance scale.
-        tau: temperature.
-        top_p: nucleus.
-        bits: sampled bits of the scales that ran.
-    """
-
-    context: TextContext
-    cache: KVCache
-    uniform: Tensor
-    summed: Tensor
-    cfg: float
-    tau: float
-    top_p: float
-    bits: list[Tensor] = field(default_factory=list)
 
 
 class InfinityPipeline:
@@ -258,7 +234,7 @@ class InfinityPipeline:
             for scale in track_scales(range(len(self.schedule)), progress):
                 # A compiled transformer may end the scales early: the code sum goes to the decoder as it is.
                 if run.begin_scale(scale):
-                    self.run_scale(loop, scale)
+                    loop.run_scale(scale)
         watch.lap("scales")
         decoded = self.decode(loop.summed)
         watch.lap("decode")
@@ -291,15 +267,18 @@ class InfinityPipeline:
         Raises:
             PromptError: the features are not ``[B, T, text_channels]`` of at most ``text_maxlen`` tokens.
         """
+        quantizer = self.vae.quantizer
         self.transformer.set_schedule(self.schedule)
-        self.vae.quantizer.set_schedule(self.schedule.sides)
-        context = self._text_context(text, guided=cfg != 1)
-        latent = (len(seeds), self.config.latent_bits, *self.vae.quantizer.latent_side(-1))
+        quantizer.set_schedule(self.schedule.sides)
+        context = text_context(self.transformer, text, guided=cfg != 1)
+        tokens, dtype = self.schedule.ends[-1], self.transformer.dtype
+        latent = (len(seeds), self.config.latent_bits, *quantizer.latent_side(-1))
         return ScaleLoop(
+            transformer=self.transformer,
+            quantizer=quantizer,
+            schedule=self.schedule,
             context=context,
-            cache=KVCache(
-                self.config, len(context.cond), self.schedule.ends[-1], self.device, self.transformer.dtype
-            ),
+            cache=KVCache(self.config, len(context.cond), tokens, self.device, dtype),
             uniform=schedule_noise(seeds, self.schedule, self.config.bits),
             summed=torch.zeros(latent, device=self.device),
             cfg=cfg,
@@ -307,49 +286,10 @@ class InfinityPipeline:
             top_p=top_p,
         )
 
-    def run_scale(self, loop: ScaleLoop, scale: int) -> None:
-        """Run one scale: embed the code sum, predict, sample, add the codes."""
-        end = self.schedule.ends[scale]
-        logits = self.transformer(self.embed(loop, scale), loop.context, loop.cache, end)
-        uniform = loop.uniform[:, end - self.schedule.tokens[scale] : end]
-        bits = sample_bits(logits, uniform, loop.cfg, loop.tau, loop.top_p)
-        loop.summed = self.vae.quantizer.accumulate(loop.summed, bits, scale)
-        loop.bits.append(bits)
-
-    def embed(self, loop: ScaleLoop, scale: int) -> Tensor:
-        """Return the transformer's input of a scale, ``[R, L, C]``."""
-        if scale == 0:
-            return self.transformer.embed_first(loop.context)
-        hidden = self.transformer.embed_scale(self.vae.quantizer.next_input(loop.summed, scale - 1), scale)
-        return hidden.repeat(len(loop.context.cond) // len(hidden), 1, 1)
-
     def decode(self, summed_codes: Tensor) -> Tensor:
         """Decode a sum of codes ``[B, d, h, w]``, complete or not, to ``[B, H, W, 3]`` uint8 RGB."""
         images = self.vae.decode(summed_codes.to(next(self.vae.parameters()).dtype)).float()
         return images.clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
-
-    def _text_context(self, text: TextFeatures, guided: bool) -> TextContext:
-        features, lengths = self._checked_features(text)
-        if guided:
-            dropped = torch.ones_like(lengths, dtype=torch.bool)
-            features = torch.cat((features, self.transformer.unconditional(features, dropped)))
-            lengths = lengths.repeat(2)
-        return self.transformer.prepare_text(features, lengths)
-
-    def _checked_features(self, text: TextFeatures) -> tuple[Tensor, Tensor]:
-        """Check the features and pad them to a multiple of ``text_multiple`` tokens."""
-        features = text.features.to(self.device, self.transformer.dtype)
-        config = self.config
-        images, tokens, channels = features.shape
-        if channels != config.text_channels or not 1 <= tokens <= config.text_maxlen:
-            raise PromptError(
-                f"text features of {tokens} tokens x {channels} channels: "
-                f"expected 1 .. {config.text_maxlen} tokens x {config.text_channels}"
-            )
-        if text.lengths.shape != (images,):
-            raise PromptError(f"lengths of shape {tuple(text.lengths.shape)}: expected ({images},)")
-        padded = min(-(-tokens // config.text_multiple) * config.text_multiple, config.text_maxlen)
-        return torch.nn.functional.pad(features, (0, 0, 0, padded - tokens)), text.lengths.to(self.device)
 
 
 def _placement(

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
 
 from .errors import OptionError, PromptError
-from .models.text import TextFeatures
+from .models.configs import InfinityConfig
+from .models.text import TextContext, TextFeatures
 
 
 def count_images(prompts: str | Sequence[str] | TextFeatures) -> int:
@@ -63,3 +68,39 @@ def track_scales(scales: Iterable[int], progress: bool) -> Iterable[int]:
     except ImportError:
         raise OptionError("progress=True needs rich: pip install rich, or leave progress off") from None
     return track(scales, description="scales")
+
+
+def text_context(transformer: Any, text: TextFeatures, guided: bool) -> TextContext:
+    """Prepare the text of ``B`` images, with guidance followed by ``B`` unconditional rows.
+
+    Raises:
+        PromptError: as ``checked_features``.
+    """
+    features, lengths = checked_features(text, transformer.config, transformer.device, transformer.dtype)
+    if guided:
+        dropped = torch.ones_like(lengths, dtype=torch.bool)
+        features = torch.cat((features, transformer.unconditional(features, dropped)))
+        lengths = lengths.repeat(2)
+    context: TextContext = transformer.prepare_text(features, lengths)
+    return context
+
+
+def checked_features(
+    text: TextFeatures, config: InfinityConfig, device: torch.device, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Check the features and pad them to a multiple of ``text_multiple`` tokens.
+
+    Raises:
+        PromptError: they are not ``[B, T, text_channels]`` of at most ``text_maxlen`` tokens.
+    """
+    images, tokens, channels = text.features.shape
+    if channels != config.text_channels or not 1 <= tokens <= config.text_maxlen:
+        raise PromptError(
+            f"text features of {tokens} tokens x {channels} channels: "
+            f"expected 1 .. {config.text_maxlen} tokens x {config.text_channels}"
+        )
+    if text.lengths.shape != (images,):
+        raise PromptError(f"lengths of shape {tuple(text.lengths.shape)}: expected ({images},)")
+    padded = min(-(-tokens // config.text_multiple) * config.text_multiple, config.text_maxlen)
+    features = torch.nn.functional.pad(text.features.to(device, dtype), (0, 0, 0, padded - tokens))
+    return features, text.lengths.to(device)

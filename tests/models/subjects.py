@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -232,7 +233,7 @@ class Traced:
         at = len(self.graphs)
 
         def run(*arguments: Any) -> Any:
-            if self.program is not None and at == self.dynamic_at:
+            if self.program is not None and at == 2:
                 return self.program(*arguments)
             key = at, Options.parse(self.options)
             if key not in self.programs:
@@ -242,13 +243,9 @@ class Traced:
         return run
 
     @property
-    def dynamic_at(self) -> int:
-        return len(self.graphs)
-
-    @property
     def dynamic(self) -> fx.GraphModule:
-        """The graph of all scales but the first."""
-        return self.graphs[-1]
+        """The graph of all scales but the first, for the batch that was traced first."""
+        return self.graphs[1]
 
     def __call__(self, options: Mapping[str, object] | None = None, **given: Any) -> Outcome:
         """One generation under `options` (eager lowering)."""
@@ -275,7 +272,10 @@ def record_inputs(traced: Traced, step: Step) -> dict[int, Recorder]:
     recording = step.with_modules({site.name: recorders[site.layer] for site in step.sites})
     traced.program = recording.graph
     try:
-        traced({"preset": "lossless"})
+        with warnings.catch_warnings():
+            # The backend's own program does not run, and the generation says so.
+            warnings.simplefilter("ignore", RuntimeWarning)
+            traced({"preset": "lossless"})
     finally:
         traced.program = None
     return recorders

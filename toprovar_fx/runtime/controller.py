@@ -52,7 +52,8 @@ class Controller:
         self.depth: int | None = options.depth_scale if options.depth == "fixed" else None
         if self.depth is not None:
             self.depth = resolve_index("depth_scale", self.depth, self._scales)
-        self._first = resolve_index("min_scale", options.min_scale, self._scales)
+        # From the end, a short schedule simply starts at its first scale.
+        self._first = options.min_scale if options.min_scale >= 0 else max(0, self._scales + options.min_scale)
         self._representative = max(0, round(options.representative_scale * self._scales) - 1)
         self._exit = self._exit_scale()
         self._rho: list[Tensor] = []

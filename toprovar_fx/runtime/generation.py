@@ -57,12 +57,12 @@ class Generation:
         self._compiled_scales.add(self.scale)
 
     def warn_if_eager(self) -> None:
-        """Say loudly that Dynamo stopped compiling half-way: those scales ran eagerly, and nothing was pruned."""
+        """Say loudly that Dynamo stopped compiling half-way: those scales ran eagerly, unpruned."""
         missing = sorted(set(range(self.scale + 1)) - self._compiled_scales) if self._compiled_scales else []
         if missing and self.exited_at is None:
             warnings.warn(
-                f"toprovar: scales {missing} ran outside the compiled graphs, most likely because Dynamo's recompile "
-                "limit was hit; raise it with torch.compile(..., recompile_limit=64) or "
+                f"toprovar: scales {missing} ran outside the compiled graphs, most likely because Dynamo's "
+                "recompile limit was hit; raise it with torch.compile(..., recompile_limit=64) or "
                 "torch._dynamo.config.patch(recompile_limit=64)",
                 RuntimeWarning,
                 stacklevel=3,

@@ -26,7 +26,7 @@ from .settings import (
 def parser() -> argparse.ArgumentParser:
     """Build the argument parser of both phases."""
     top = argparse.ArgumentParser(prog="python -m toprovar_fx.training", description=__doc__)
-    top.add_argument("phase", choices=("tokenizer", "transformer", "evaluate"))
+    top.add_argument("phase", choices=("tokenizer", "transformer", "evaluate", "package"))
     top.add_argument("--workdir", type=Path, required=True, help="folder of the resumable state")
     top.add_argument("--export", type=Path, help="folder for the averaged weights")
     top.add_argument(
@@ -54,6 +54,9 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument(
         "--sweep", type=int, default=0, metavar="N", help="first choose cfg and tau on N prompts"
     )
+    top.add_argument("--out", type=Path, help="package: the .safetensors path to write")
+    top.add_argument("--cfg", type=float, default=3.0, help="package: default guidance to store")
+    top.add_argument("--tau", type=float, default=1.0, help="package: default temperature to store")
     top.add_argument("--workers", type=int, default=14, help="processes that score images")
     return top
 
@@ -147,6 +150,13 @@ def _run_transformer(
     settings = replace(settings, kinds=kinds_of(settings.kinds, options.mix, options.batches))
     if options.tiny:
         settings = tiny_transformer(settings)
+    if options.phase == "package":
+        from .package import package
+
+        if options.export is None or options.out is None:
+            raise OptionError("package: expected --export (folder of a run) and --out (.safetensors path)")
+        yield package(options.export, settings, options.out, options.cfg, options.tau)
+        return
     folders = (options.vae, options.export, options.init_from, options.workdir)
     holding = [folder for folder in folders if folder is not None and (folder / "vae").is_dir()]
     vae = load_tokenizer(holding[0] if holding else options.workdir, device)

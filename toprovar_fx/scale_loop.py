@@ -1,0 +1,64 @@
+"""The loop over scales: embed the code sum, predict, sample, add the codes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from .models.bsq import MultiScaleBSQ
+from .models.cache import KVCache
+from .models.text import TextContext
+from .sampling import sample_bits
+from .schedules import Schedule
+
+
+@dataclass
+class ScaleLoop:
+    """State of a generation between two scales: ``B`` images, ``R`` transformer rows (2B with guidance).
+
+    Attributes:
+        transformer: the ``Infinity`` model or a compiled wrapper of it.
+        quantizer: turns bits into codes.
+        schedule: the scales.
+        context: the text of all rows.
+        cache: keys and values of the scales that ran.
+        uniform: noise of all scales, ``[B, sum L, bits]``.
+        summed: sum of the codes so far, ``[B, d, h, w]`` float32.
+        cfg: guidance scale.
+        tau: temperature.
+        top_p: nucleus.
+        bits: sampled bits of the scales that ran.
+    """
+
+    transformer: Any
+    quantizer: MultiScaleBSQ
+    schedule: Schedule
+    context: TextContext
+    cache: KVCache
+    uniform: Tensor
+    summed: Tensor
+    cfg: float
+    tau: float
+    top_p: float
+    bits: list[Tensor] = field(default_factory=list)
+
+    def run_scale(self, scale: int) -> None:
+        """Run one scale; all before it have run."""
+        end = self.schedule.ends[scale]
+        logits = self.transformer(self.embed(scale), self.context, self.cache, end)
+        uniform = self.uniform[:, end - self.schedule.tokens[scale] : end]
+        bits = sample_bits(logits, uniform, self.cfg, self.tau, self.top_p)
+        self.summed = self.quantizer.accumulate(self.summed, bits, scale)
+        self.bits.append(bits)
+
+    def embed(self, scale: int) -> Tensor:
+        """Return the transformer's input of a scale, ``[R, L, C]``."""
+        hidden: Tensor
+        if scale == 0:
+            hidden = self.transformer.embed_first(self.context)
+            return hidden
+        codes = self.quantizer.next_input(self.summed, scale - 1)
+        hidden = self.transformer.embed_scale(codes, scale)
+        return hidden.repeat(len(self.context.cond) // len(hidden), 1, 1)
