@@ -34,7 +34,8 @@ class PassContext:
         if key not in self._arms:
             assert block.facts is not None
             rewritten = rewrite_rows(block, plan)
-            region = Region(rewritten.graph, self.lowering, self.named_hints(block.facts.length))
+            hints = self.named_hints(block.facts.length)
+            region = Region(rewritten.graph, self.lowering, hints, f"block: {plan}")
             self._arms[key] = Arm(region, rewritten.select, rewritten.start)
         return self._arms[key]
 

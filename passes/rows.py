@@ -72,6 +72,10 @@ class RowPlan:
     scale_keys: bool = False
     select: tuple[str, bool] | None = None
 
+    def __str__(self) -> str:
+        rows = "all tokens" if self.gather_at is None else f"K tokens from {self.gather_at.name.lower()} on"
+        return rows + ("" if not self.entropy else ", entropies")
+
 
 def rewrite_rows(block: BlockGraph, plan: RowPlan) -> BlockArm:
     """Apply `plan` to a block that the analysis understood."""

@@ -20,6 +20,7 @@ class FakeReport:
         share[::2] = 0.5
         self.keep_maps = {1: share}
         self.fallbacks = ["layer 0: masked attention"]
+        self.fire_rates = {"dense": 0.75, "tapped": 0.0, "pruned": 0.25, "skipped": 0.0}
 
     def to_json(self) -> dict[str, Any]:
         return {"sites": [], "depth": 1}

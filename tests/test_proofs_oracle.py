@@ -64,7 +64,7 @@ def expected_counts(options: dict[int, object], scale: int) -> list[int]:
     length = SQUARE.tokens[scale]
     by_layer = ratios if isinstance(ratios, dict) else dict.fromkeys(range(4), ratios)
     kept = [1.0 if layer == 0 else by_layer.get(layer, 1.0) for layer in range(4)]
-    return [0 if r == 0 else max(2, math.ceil(r * length - 1e-6)) for r in kept]
+    return [length if r == 1 else 0 if r == 0 else max(2, math.ceil(r * length - 1e-6)) for r in kept]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -100,7 +100,7 @@ def test_several_images_with_guidance_rows(name, cfg_rows, score):
     assert different == (cfg_rows == "per_row")
 
 
-# Whose map ranks a layer, by entropy source, as (scale, layer) of the current scale or an earlier one.
+# Which tokens are kept, by entropy source and score.
 
 
 def ranked(statistic: Tensor, count: int, rule: str = "shared", keep_low: bool = True) -> Tensor:
@@ -306,13 +306,22 @@ def test_layer_scope_of_this_image(scope_of, centre, dense_trace):
 
 def test_layers_of_low_retention_are_skipped():
     options = {"depth": "fixed", "depth_scale": 3, "layer_scope": "fixed", "scope_values": (0.0, 0.0, 1.0, 0.0)}
-    options |= {"alpha_min": 0.2, "alpha_max": 1.0, "layer_skip_below": 0.5}
+    options |= {"alpha_min": 0.3, "alpha_max": 1.0, "layer_skip_below": 0.5}
     outcome, _ = compare("infinity", options)
     assert outcome.arms(4)[1:] == ["pruned", "skipped", "pruned"]
     assert outcome.arms(5)[1:] == ["pruned", "skipped", "pruned"]
     only_layers, _ = compare("infinity", {**options, "prune_tokens": False})
     assert [run == "skipped" for run in only_layers.arms(5)] == [False, False, True, False]
     assert only_layers.counts(5) == [64, 64, 0, 64]
+
+
+def test_pruned_tokens_get_the_update_of_the_last_scale_that_ran_whole():
+    # Equation 6 keeps everything at scale 4 (phi = 5/6) and half at scale 5, which must use scale 4's update.
+    options = {"depth": "fixed", "depth_scale": 3, "buckets": (0.5,), "alpha_min": 0.2, "alpha_max": 0.8}
+    options |= {"layer_scope": "fixed", "scope_values": (0.52,)}
+    outcome, _ = compare("infinity", options)
+    assert outcome.counts(4) == [36] * 4
+    assert outcome.counts(5) == [64, 32, 32, 32]
 
 
 @pytest.mark.parametrize("restore", ["cache", "residual"])

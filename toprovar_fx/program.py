@@ -38,7 +38,7 @@ class StepProgram:
         hints = context.named_hints(facts.length)
         for name, module in list(step.graph.named_children()):
             if isinstance(module, fx.GraphModule):
-                self._rest.append(Region(module, lowering, hints))
+                self._rest.append(Region(module, lowering, hints, f"outside the blocks: {name}"))
                 setattr(step.graph, name, RegionModule(self._rest[-1], self._seen))
 
     def __call__(self, *arguments: Any) -> Any:

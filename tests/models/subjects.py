@@ -40,6 +40,8 @@ CONFIG = InfinityConfig(
 )
 # Every layer but the first may be pruned.
 OPEN = {"protected_layers_first": 1, "protected_layers_last": 0}
+# Variants of a model share a code object, and with it Dynamo's limit; a hit would run eagerly and prove nothing.
+MANY_GRAPHS = torch._dynamo.config.patch(fail_on_recompile_limit_hit=True, recompile_limit=64)
 
 
 @dataclass
@@ -250,7 +252,8 @@ class Traced:
     def __call__(self, options: Mapping[str, object] | None = None, **given: Any) -> Outcome:
         """One generation under `options` (eager lowering)."""
         self.options = {"lowering": "eager", **(options or {})}
-        return generate(self.subject, self.compiled, **given)
+        with MANY_GRAPHS:
+            return generate(self.subject, self.compiled, **given)
 
 
 class Recorder(nn.Module):

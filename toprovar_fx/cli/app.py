@@ -133,8 +133,9 @@ def _explain(
 ) -> None:
     """Say what each pass did where, what ran dense and why, and what each layer kept at each scale."""
     from .explain import explain
+    from .tables import show_explanation
 
-    result, text = explain(prompt, preset=preset, options=option or (), seed=seed, model=model, device=device)
-    typer.echo(text)
+    result = explain(prompt, preset=preset, options=option or (), seed=seed, model=model, device=device)
+    show_explanation(result)
     if json:
         print_json(result)

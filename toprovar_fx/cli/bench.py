@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import platform
+import statistics
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ..evaluation import timing
+from ..evaluation.memory import peak_bytes
 from . import figures
 from .loading import check_model, features, load
 from .progress import progress
 from .values import MODEL, check_count, check_device, check_prompts, check_seed
-from .variants import DEFAULT_VARIANTS, compiled_graphs, parse_variants
+from .variants import DEFAULT_VARIANTS, compiled_graphs, parse_variants, room_for_graphs
 
 if TYPE_CHECKING:
     from ..models.text import TextFeatures
@@ -21,8 +23,6 @@ if TYPE_CHECKING:
 
 PROMPT = "a red circle left of a blue square"
 WARMUP = 1
-# All variants compile the same forward, whose cache of graphs Dynamo limits to 8 by default.
-RECOMPILE_LIMIT = 64
 
 
 def bench(
@@ -75,7 +75,8 @@ def measure(
 ) -> dict[str, Any]:
     """Time ``pipe(text)`` of every pipeline, interleaved; return a row per variant and what went wrong.
 
-    ``graphs_compiled_while_timing`` must be 0 for the times to mean anything.
+    ``graphs_compiled_while_timing`` must be 0 for the times to mean anything. A row's ``scales_`` figures are
+    of the loop over the scales alone: without text encoder and image decoder, which are the same for all.
     """
     outputs: dict[str, list[PipelineOutput]] = {name: [] for name in pipes}
 
@@ -88,38 +89,64 @@ def measure(
         graphs.append(compiled_graphs())
         advance(name)
 
-    total = timing.calls(len(pipes), rounds, WARMUP)
+    total = timing.calls(len(pipes), rounds, WARMUP) + len(pipes)
+    peaks: dict[str, int | None] = {}
     with (
-        torch._dynamo.config.patch(recompile_limit=RECOMPILE_LIMIT),
+        room_for_graphs(),
         progress("benchmarking", total, doing="the first call of each compiles") as advance,
     ):
         times = timing.interleave(
             {name: call(name) for name in pipes}, rounds=rounds, device=device, warmup=WARMUP, on_call=on_call
         )
+        timed = {name: drawn[-rounds:] for name, drawn in outputs.items()}
+        for name in pipes:
+            peaks[name] = peak_bytes(call(name), device)
+            advance(f"memory of {name}")
     before_timing = graphs[len(pipes) * (1 + WARMUP) - 1]
+    scales = {
+        name: timing.Timing(own.first_call_s, tuple(_scales_s(output) for output in timed[name]))
+        for name, own in times.items()
+    }
     return {
         "graphs_compiled_while_timing": graphs[-1] - before_timing,
-        "variants": [_row(name, times, outputs[name][-rounds:]) for name in pipes],
+        "variants": [_row(name, times, scales, timed[name], peaks[name]) for name in pipes],
     }
 
 
-def _row(name: str, times: Mapping[str, timing.Timing], outputs: list[PipelineOutput]) -> dict[str, Any]:
+def _scales_s(output: PipelineOutput) -> float:
+    return figures.parts_ms(output)["scales"] / 1000
+
+
+def _over(name: str, baseline: str, times: Mapping[str, timing.Timing]) -> float | None:
+    return times[name].speedup_over(times[baseline]) if baseline in times else None
+
+
+def _row(
+    name: str,
+    times: Mapping[str, timing.Timing],
+    scales: Mapping[str, timing.Timing],
+    outputs: list[PipelineOutput],
+    peak: int | None,
+) -> dict[str, Any]:
     own = times[name]
     parts = [figures.parts_ms(output) for output in outputs]
     return {
         "name": name,
         "median_ms": own.median_s * 1000,
         "spread": own.spread,
-        "parts_median_ms": {
-            part: sorted(values[part] for values in parts)[len(parts) // 2] for part in parts[-1]
-        },
-        "speedup_vs_inductor": own.speedup_over(times["inductor"]) if "inductor" in times else None,
-        "speedup_vs_eager": own.speedup_over(times["eager"]) if "eager" in times else None,
+        "parts_median_ms": {part: statistics.median(values[part] for values in parts) for part in parts[-1]},
+        "speedup_vs_inductor": _over(name, "inductor", times),
+        "speedup_vs_eager": _over(name, "eager", times),
+        "scales_median_ms": scales[name].median_s * 1000,
+        "scales_speedup_vs_inductor": _over(name, "inductor", scales),
+        "scales_speedup_vs_eager": _over(name, "eager", scales),
         "first_call_s": own.first_call_s,
         "compile_s": own.compile_s,
+        "peak_memory_bytes": peak,
         "flops": figures.flops(outputs[-1]),
         "kept_share": figures.kept_share(outputs[-1]),
         "fire_rates": figures.fire_rates(outputs[-1]),
+        "pruned_layers_share_by_scale": figures.pruned_layers(outputs[-1]),
         "fallbacks": figures.fallbacks(outputs[-1]),
         "seconds": list(own.seconds),
     }

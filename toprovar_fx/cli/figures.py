@@ -49,6 +49,11 @@ def kept_share(output: PipelineOutput) -> float | None:
 
 
 def fire_rates(output: PipelineOutput) -> dict[str, float]:
+    """Return the share of layer runs that were dense, tapped, pruned and skipped; empty without a report."""
+    return {} if output.report is None else dict(output.report.fire_rates)
+
+
+def pruned_layers(output: PipelineOutput) -> dict[str, float]:
     """Return per scale the share of layers that computed fewer than all tokens; empty without a report."""
     if output.report is None:
         return {}
@@ -89,13 +94,25 @@ def report_json(output: PipelineOutput) -> dict[str, Any] | None:
     return None if output.report is None else dict(output.report.to_json())
 
 
-def report_text(output: PipelineOutput) -> str:
-    """Return the whole report as a readable table."""
-    return (
-        "not compiled by toprovar: there is nothing to explain"
-        if output.report is None
-        else output.report.table()
-    )
+def sides(output: PipelineOutput) -> list[list[int]]:
+    """Return height and width in tokens of every scale, whether it ran or not; empty without a report."""
+    return [] if output.report is None else [list(side) for side in output.report.schedule.sides]
+
+
+def roles(output: PipelineOutput) -> dict[int, float]:
+    """Return the layer scope R by layer, 0 global and 1 detail, where it was measured."""
+    return {} if output.report is None else dict(output.report.roles)
+
+
+def entropies(output: PipelineOutput) -> dict[tuple[int, int], float]:
+    """Return the mean attention entropy in nats by scale and layer, where it was measured."""
+    return {} if output.report is None else dict(output.report.entropies)
+
+
+def kept_by_place(output: PipelineOutput) -> dict[tuple[int, int], float]:
+    """Return the kept share of the tokens by scale and layer, where they ran."""
+    rows = [] if output.report is None else output.report.kept
+    return {(scale, layer): kept / tokens for scale, layer, kept, tokens in rows}
 
 
 def count_dense_flops(pipe: InfinityPipeline, prompt: str, seed: int = 0) -> float:

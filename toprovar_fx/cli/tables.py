@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 NARROWEST = 120
@@ -45,16 +45,22 @@ def show_evaluation(result: Mapping[str, Any]) -> None:
 
 def show_benchmark(result: Mapping[str, Any]) -> None:
     """Print a row per variant."""
-    columns = ["median ms", "+-", "over Inductor", "over eager", "compile s", "GFLOPs", "kept"]
+    columns = ["ms", "+-", "vs Inductor", "vs eager", "scales ms", "vs Inductor", "vs eager"]
+    columns += ["first call s", "GFLOPs", "kept", "pruned", "MiB"]
     rows = {
         row["name"]: [
             _number(row["median_ms"], 1),
             f"{row['spread']:.0%}",
             _number(row["speedup_vs_inductor"], 2),
             _number(row["speedup_vs_eager"], 2),
-            _number(row["compile_s"], 1),
+            _number(row["scales_median_ms"], 1),
+            _number(row["scales_speedup_vs_inductor"], 2),
+            _number(row["scales_speedup_vs_eager"], 2),
+            _number(row["first_call_s"], 1),
             _number(row["flops"], 1, 1e-9),
-            "-" if row["kept_share"] is None else f"{row['kept_share']:.0%}",
+            _share(row["kept_share"]),
+            _share(row["fire_rates"].get("pruned")),
+            _number(row["peak_memory_bytes"], 0, 2**-20),
         ]
         for row in result["variants"]
     }
@@ -68,6 +74,57 @@ def show_benchmark(result: Mapping[str, Any]) -> None:
         print(f"{late} graphs were compiled while timing: the times are too long")
 
 
+def show_explanation(result: Mapping[str, Any]) -> None:
+    """Print what the passes did, the compiled graphs, and a row per layer with a column per scale."""
+    title = f"passes, {result['preset']}"
+    rows = {
+        row["name"]: [_ranges(row["layers"]), f"{row['milliseconds']:.1f}", str(len(row["fallbacks"]))]
+        for row in result["passes"]
+    }
+    _table(title, ["layers", "ms", "fallbacks"], rows)
+    for reason in dict.fromkeys(line for row in result["passes"] for line in row["fallbacks"]):
+        print(f"stays dense: {reason}")
+    graphs = {
+        f"{index}  {row['name']}": [", ".join(f"{seconds:.1f}" for seconds in row["compile_s"]) or "-"]
+        for index, row in enumerate(result["graphs"])
+    }
+    _table("graphs; seconds of each compilation, - for what ran as traced or not at all", ["s"], graphs)
+    scales = [f"{height}x{width}" for height, width in result["scales"]]
+    names = {"entropy_nats": "mean attention entropy in nats (dense)", "kept_share": "tokens kept"}
+    for key, meaning in names.items():
+        number = _share if key == "kept_share" else _two_digits
+        cells = {
+            f"{row['layer']}": [_number(row["role"], 2), *(number(value) for value in row[key])]
+            for row in result["layers"]
+        }
+        _table(f"{meaning}, by layer and scale; R: 0 global, 1 detail", ["R", *scales], cells)
+    report = result["report"]
+    if report is None:
+        print("no graph of this backend took part in the generation")
+        return
+    depth = "not reached" if report["depth"] is None else f"scale {report['depth']}"
+    exited = "" if report["exited_at"] is None else f"; not run from scale {report['exited_at']} on"
+    print(f"depth D: {depth}{exited}")
+    print(f"transformer: {report['flops'] / 1e9:.1f} of {report['flops_dense'] / 1e9:.1f} GFLOPs")
+    for reason in report["fallbacks"]:
+        print(f"ran dense: {reason}")
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """Ascending numbers in short: 0-3, 5."""
+    spans: list[list[int]] = []
+    for number in numbers:
+        if spans and spans[-1][1] == number - 1:
+            spans[-1][1] = number
+        else:
+            spans.append([number, number])
+    return ", ".join(f"{first}" if first == last else f"{first}-{last}" for first, last in spans) or "none"
+
+
+def _two_digits(value: float | None) -> str:
+    return _number(value, 2)
+
+
 def _table(title: str, columns: list[str], rows: Mapping[str, list[str]]) -> None:
     from rich.console import Console
     from rich.table import Table
@@ -79,6 +136,10 @@ def _table(title: str, columns: list[str], rows: Mapping[str, list[str]]) -> Non
     for name, cells in rows.items():
         table.add_row(name, *cells)
     Console(width=None if sys.stdout.isatty() else NARROWEST).print(table)
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.0%}"
 
 
 def _number(value: float | None, digits: int, factor: float = 1.0) -> str:

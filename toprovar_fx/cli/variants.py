@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from ..pipeline import InfinityPipeline
 
 DEFAULT_VARIANTS = ("eager", "inductor", "lossless", "balanced", "fast")
+# All variants compile the same forward, whose cache of graphs Dynamo limits to 8 by default.
+RECOMPILE_LIMIT = 64
 INDUCTOR_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 
 
@@ -90,11 +93,25 @@ def parse_variants(text: str) -> list[Variant]:
     return [parse_variant(name) for name in names]
 
 
+@contextmanager
+def room_for_graphs() -> Iterator[None]:
+    """Let several variants of one model compile in this process."""
+    import torch._dynamo
+
+    with torch._dynamo.config.patch(recompile_limit=RECOMPILE_LIMIT):
+        yield
+
+
 def compiled_graphs() -> int:
-    """Return how many graphs Dynamo has compiled in this process, to see whether a timed round compiled."""
+    """Return how many graphs this process has compiled, to see whether a timed round compiled."""
     from torch._dynamo.utils import counters
 
-    return int(counters["stats"]["unique_graphs"])
+    from ..program import programs
+
+    regions = {id(region): region for program in programs() for region in program.regions}
+    return int(counters["stats"]["unique_graphs"]) + sum(
+        len(region.compile_seconds) for region in regions.values()
+    )
 
 
 def _split(text: str) -> Sequence[str]:

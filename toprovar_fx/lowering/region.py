@@ -28,19 +28,26 @@ class Region:
         lowering: "eager" runs the graph as traced; "inductor" compiles it with symbolic sizes.
         hints: sizes that code generation is tuned for, by symbol name; sizes without a hint use the first
             call's.
+        name: what it is, in a word or two, for `explain`.
 
     Attributes:
         specs: sizes and kinds of the inputs.
         written: positions of the inputs that the graph writes to (caches).
-        compile_seconds: time spent in Inductor so far.
+        compile_seconds: time of each compilation so far.
     """
 
-    def __init__(self, graph: fx.GraphModule, lowering: str, hints: Mapping[str, int] | None = None) -> None:
-        self.graph = graph
+    def __init__(
+        self,
+        graph: fx.GraphModule,
+        lowering: str,
+        hints: Mapping[str, int] | None = None,
+        name: str = "graph",
+    ) -> None:
+        self.graph, self.name = graph, name
         self.specs = graph_specs(graph.graph)
         self.written = _written(graph.graph)
         self._read_sizes = SizeReader(self.specs)
-        self.compile_seconds = 0.0
+        self.compile_seconds: list[float] = []
         self._lowering = lowering
         self._hints = dict(hints or {})
         self._compiled: list[CompiledGraph] = []
@@ -86,9 +93,8 @@ class Region:
             self.graph, SymbolicInputs(self.specs, {**hints, **dict.fromkeys(missing, 64)})
         )
         self._compiled.append(compiled)
-        seconds = time.perf_counter() - started
-        self.compile_seconds += seconds
-        log.info("compiled %s for %s in %.1f s", type(self.graph).__name__, dict(hints), seconds)
+        self.compile_seconds.append(time.perf_counter() - started)
+        log.info("compiled %s for %s in %.1f s", self.name, dict(hints), self.compile_seconds[-1])
         return compiled
 
     def flops(self, sizes: Sizes) -> int:

@@ -53,7 +53,9 @@ class Controller:
         if self.depth is not None:
             self.depth = resolve_index("depth_scale", self.depth, self._scales)
         # From the end, a short schedule simply starts at its first scale.
-        self._first = options.min_scale if options.min_scale >= 0 else max(0, self._scales + options.min_scale)
+        self._first = (
+            options.min_scale if options.min_scale >= 0 else max(0, self._scales + options.min_scale)
+        )
         self._representative = max(0, round(options.representative_scale * self._scales) - 1)
         self._exit = self._exit_scale()
         self._rho: list[Tensor] = []
@@ -241,6 +243,7 @@ class Controller:
             entropy = scatter_rows(self._ranking(layer), keep, entropy, length)
         self._entropy[layer] = _Map(self.scale, entropy)
         self._latest = layer
+        self.ledger.entropy[self.scale, layer] = entropy.mean()
         if layer in self._watched and self.scale >= self._first:
             ratio = low_entropy_ratio(join_cfg_rows(entropy, self._generation.images, self.options.cfg_rows))
             self._rho.append(ratio)
@@ -259,12 +262,12 @@ class Controller:
         """First cache row that `layer` writes: the graph's own start less the rows that pruning left out."""
         return start - self._dropped.get(layer, 0)
 
-    def finish(self, layer: int, before: Tensor, after: Tensor, rows_cached: int) -> None:
-        """Account for a layer that ran: its cache rows, and its update if pruned tokens will need it."""
+    def finish(self, layer: int, before: Tensor, after: Tensor, rows_cached: int, *, whole: bool) -> None:
+        """Account for a layer that ran: its cache rows, and its update if `whole` and needed later."""
         missing = before.shape[1] - rows_cached
         if missing:
             self._dropped[layer] = self._dropped.get(layer, 0) + missing
-        if layer not in self._plans and self._keeps_updates():
+        if whole and self._keeps_updates():
             self._delta[layer] = _Map(self.scale, after - before)
         tokens = self.options.scope_of == "tokens" and self.scale == self._representative
         if tokens and self.options.layer_scope == "online":

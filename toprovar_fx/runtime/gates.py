@@ -89,7 +89,7 @@ class DenseBlock(Gate):
         hidden = self.dense.region(*arguments)
         if controller is not None:
             self.note(controller, "dense", inputs, hidden.shape[1], self.dense, arguments)
-            controller.finish(self.layer, inputs[0], hidden, hidden.shape[1])
+            controller.finish(self.layer, inputs[0], hidden, hidden.shape[1], whole=True)
         return hidden
 
 
@@ -111,7 +111,7 @@ class EntropyTap(Gate):
         hidden, entropy = self.tapped.region(*arguments)
         controller.observe(self.layer, entropy, None, hidden.shape[1])
         self.note(controller, "tapped", inputs, hidden.shape[1], self.tapped, arguments)
-        controller.finish(self.layer, inputs[0], hidden, hidden.shape[1])
+        controller.finish(self.layer, inputs[0], hidden, hidden.shape[1], whole=True)
         return hidden
 
 
@@ -147,7 +147,7 @@ class LayerSkipGate(Gate):
         # The block's result must not be its input: later code may write to it in place.
         hidden = inputs[0].clone() if update is None else inputs[0] + update
         self.note(controller, "skipped", inputs, 0, None, ())
-        controller.finish(self.layer, inputs[0], hidden, 0)
+        controller.finish(self.layer, inputs[0], hidden, 0, whole=False)
         return hidden
 
 
@@ -200,7 +200,8 @@ class GatherGate(Gate, ABC):
         whole_cache = self.options.pruned_kv == "keep" or self.options.entropy_source == "same_layer"
         self.note(controller, "pruned", inputs, keep.shape[1], arm, arguments)
         controller.ledger.keep_sets[controller.scale, self.layer] = keep
-        controller.finish(self.layer, inputs[0], hidden, hidden.shape[1] if whole_cache else keep.shape[1])
+        cached = hidden.shape[1] if whole_cache else keep.shape[1]
+        controller.finish(self.layer, inputs[0], hidden, cached, whole=False)
         return hidden
 
     def _verified(self, controller: Controller, inputs: tuple[Any, ...]) -> bool:

@@ -45,6 +45,8 @@ class Ledger:
         rho: low-entropy ratio by scale, mean over images.
         depth: D or None.
         detail: R by layer.
+        entropy: by (scale, layer) where it was measured, the mean over rows and tokens in nats; scalar
+            tensors, so that nothing waits for the device.
         keep_sets: by (scale, layer), indices [R, K] of the pruned layers.
         fallbacks: what stayed dense.
         prunable: whether any graph of the model could be pruned.
@@ -55,6 +57,7 @@ class Ledger:
     rho: dict[int, float] = field(default_factory=dict)
     depth: int | None = None
     detail: dict[int, float] = field(default_factory=dict)
+    entropy: dict[tuple[int, int], Tensor] = field(default_factory=dict)
     keep_sets: dict[tuple[int, int], Tensor] = field(default_factory=dict)
     fallbacks: list[Fallback] = field(default_factory=list)
     prunable: bool = False

@@ -108,6 +108,11 @@ class GenerationReport:
         return dict(self.controller.ledger.detail)
 
     @property
+    def entropies(self) -> dict[tuple[int, int], float]:
+        """Mean attention entropy in nats by (scale, layer), where the run had to measure it."""
+        return {place: float(mean) for place, mean in self.controller.ledger.entropy.items()}
+
+    @property
     def fallbacks(self) -> list[Fallback]:
         """What stayed dense, and why."""
         return list(dict.fromkeys(self.controller.ledger.fallbacks))
@@ -128,6 +133,7 @@ class GenerationReport:
             "exited_at": self.exited_at,
             "low_entropy_ratio": {str(scale): round(rho, 4) for scale, rho in ledger.rho.items()},
             "layer_scope": {str(layer): round(value, 4) for layer, value in sorted(self.roles.items())},
+            "attention_entropy_nats": [[*place, round(mean, 4)] for place, mean in self.entropies.items()],
             "flops": self.flops,
             "flops_dense": self.flops_dense,
             "fire_rates": self.fire_rates,
