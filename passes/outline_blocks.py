@@ -8,6 +8,7 @@ from torch import fx
 
 from ..analysis.block_facts import read_block
 from ..analysis.blocks import Block, read_step
+from ..analysis.caches import refuse_shared
 from ..analysis.reasons import Unsupported
 from ..analysis.signature import signature
 from ..lowering.outline import Outline, extract, replace_by_calls
@@ -32,9 +33,10 @@ def outline_blocks(traced: fx.GraphModule) -> Step:
         key = signature(block.entry, block.nodes)
         if key not in known:
             known[key] = _read(extract(outline))
+        own = _unless_shared(known[key], traced.graph, block)
         outlines.append(outline)
-        sites.append(Site(block.layer, outline.name, known[key]))
-        modules[outline.name] = known[key].graph
+        sites.append(Site(block.layer, outline.name, own))
+        modules[outline.name] = own.graph
     for at, nodes in enumerate(_rest(traced.graph, facts.blocks)):
         outline = Outline(f"rest_{at}", _entry(nodes), tuple(nodes))
         outlines.append(outline)
@@ -50,6 +52,15 @@ def _read(graph: fx.GraphModule) -> BlockGraph:
         return BlockGraph(graph, read_block(graph.graph))
     except Unsupported as verdict:
         return BlockGraph(graph, None, verdict.fallback)
+
+
+def _unless_shared(known: BlockGraph, graph: fx.Graph, block: Block) -> BlockGraph:
+    """The block graph, or one without facts where another part of the step uses this layer's cache."""
+    try:
+        refuse_shared(graph, set(block.nodes))
+    except Unsupported as verdict:
+        return BlockGraph(known.graph, None, verdict.fallback)
+    return known
 
 
 def _rest(graph: fx.Graph, blocks: tuple[Block, ...]) -> list[list[fx.Node]]:

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from toprovar_fx.schedules import Schedule
+
 
 class FakeReport:
     """Two layers at two scales, the second of them half pruned."""
@@ -22,11 +24,12 @@ class FakeReport:
         self.fallbacks = ["layer 0: masked attention"]
         self.fire_rates = {"dense": 0.75, "tapped": 0.0, "pruned": 0.25, "skipped": 0.0}
 
-    def to_json(self) -> dict[str, Any]:
-        return {"sites": [], "depth": 1}
+        self.schedule = Schedule(((1, 1), (8, 8)))
+        self.roles, self.entropies = {1: 0.25}, {(1, 0): 1.5}
 
-    def table(self) -> str:
-        return "pass  sites\ntoken_gather  2"
+    def to_json(self) -> dict[str, Any]:
+        places = {"depth": 1, "exited_at": None, "fallbacks": list(self.fallbacks)}
+        return {**places, "flops": self.flops, "flops_dense": self.flops_dense}
 
 
 @dataclass

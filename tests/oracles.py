@@ -1,7 +1,7 @@
 """What a pruned generation must compute, in plain eager PyTorch: no FX, no backend, the models' own modules.
 
-Written from the method alone: gather the kept rows, run the block on them, scatter back; a layer's cache holds the
-rows that the layer computed, one scale after another.
+Written from the method alone: gather the kept rows, run the block, scatter back; a layer's cache
+holds the rows that the layer computed, one scale after another.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Trace:
     Attributes:
         logits: per scale.
         before, after: the residual stream [R, L, C] around a layer.
-        entropy: of every query that was computed, over all keys, [R, L or K] float64 in nats, mean of the heads.
+        entropy: of every query that was computed over all keys, [R, L or K] float64 in nats, mean of heads.
         scale_entropy: the same over the keys of the current scale only.
         cached: rows in the layer's cache after the scale.
     """
@@ -195,7 +195,9 @@ class Seen:
         self.end = self.start + k.shape[2]
         self.keys[:, :, self.start : self.end] = k
         self.values[:, :, self.start : self.end] = v
-        self.query = q if rows is None else torch.stack([one[:, row] for one, row in zip(q, rows, strict=True)])
+        self.query = (
+            q if rows is None else torch.stack([one[:, row] for one, row in zip(q, rows, strict=True)])
+        )
         past = self.keys[:, :, : self.end], self.values[:, :, : self.end]
         mixed = F.scaled_dot_product_attention(self.query, *past, scale=scale)
         if rows is None:

@@ -6,7 +6,6 @@ import pytest
 
 from toprovar_fx.__main__ import main
 from toprovar_fx.cli import bench as module
-from toprovar_fx.cli import explain
 from toprovar_fx.cli.variants import Variant
 
 from .cli_fakes import FakePipeline
@@ -14,8 +13,7 @@ from .cli_fakes import FakePipeline
 
 @pytest.fixture(autouse=True)
 def fakes(monkeypatch: pytest.MonkeyPatch) -> None:
-    for user in (module, explain):
-        monkeypatch.setattr(user, "load", lambda model, device: FakePipeline())
+    monkeypatch.setattr(module, "load", lambda model, device: FakePipeline())
     monkeypatch.setattr(
         Variant, "pipeline", lambda self, pipe: FakePipeline(pruned=self.compiler == "toprovar")
     )
@@ -29,7 +27,12 @@ def test_json_has_a_row_per_variant(capsys: pytest.CaptureFixture[str]) -> None:
     assert eager["speedup_vs_eager"] == 1.0
     assert inductor["speedup_vs_inductor"] == 1.0
     assert fast["speedup_vs_inductor"] > 0
-    assert fast["fire_rates"] == {"0": 0.0, "1": 0.5}
+    assert eager["scales_speedup_vs_inductor"] == fast["scales_speedup_vs_eager"] == 1.0  # all take 20 ms
+    assert fast["scales_median_ms"] == 20.0
+    assert fast["fire_rates"] == {"dense": 0.75, "tapped": 0.0, "pruned": 0.25, "skipped": 0.0}
+    assert fast["pruned_layers_share_by_scale"] == {"0": 0.0, "1": 0.5}
+    assert fast["first_call_s"] > 0
+    assert fast["peak_memory_bytes"] is None or fast["peak_memory_bytes"] > 2**20
     assert fast["kept_share"] == 128 / 160
     assert fast["parts_median_ms"] == {"text": 1.0, "scales": 20.0, "decode": 4.0}
     assert len(fast["seconds"]) == 2
@@ -42,12 +45,3 @@ def test_without_baselines_there_are_no_ratios(capsys: pytest.CaptureFixture[str
     (row,) = json.loads(lines[-1])["variants"]
     assert row["speedup_vs_inductor"] is None
     assert any("masked attention" in line for line in lines)
-
-
-def test_explain(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["explain", "a star", "--option", "tau=0.5", "--json"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("pass")
-    result = json.loads(lines[-1])
-    assert result["preset"] == "balanced"
-    assert result["report"] == {"sites": [], "depth": 1}

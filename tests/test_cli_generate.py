@@ -79,3 +79,11 @@ def test_an_interruption_keeps_finished_files(
     assert main(["generate", PROMPT, "a star", "--out", str(tmp_path)]) == 130
     (file,) = tmp_path.iterdir()
     Image.open(file).verify()
+
+
+@pytest.mark.parametrize(
+    ("speedup", "words"),
+    [(1.836, "1.84 times faster"), (1.0, "1.00 times faster"), (0.5, "2.00 times slower")],
+)
+def test_speed_in_words(speedup: float, words: str) -> None:
+    assert module.speed_in_words(speedup) == words

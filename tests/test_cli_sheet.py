@@ -6,6 +6,7 @@ import pytest
 from toprovar_fx.cli import sheet
 
 CAPTIONS = (["dense", "12 ms"], ["pruned", "6 ms", "SceneEval: pass"], ["difference"])
+BARS = [sheet.Bar("time", 1234.5, 600.0, "ms"), sheet.Bar("work", 0.0, 0.0, "GFLOPs")]
 
 
 def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
@@ -17,11 +18,12 @@ def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
 def test_everything_is_inside(size: tuple[int, int], maps: int) -> None:
     shares = {index: np.full((4 + index, 3), index / 9, dtype=np.float32) for index in range(maps)}
     title = "a striped red circle to the left of a dotted blue square on grass and a star " * 2
-    picture = sheet.compose(title, noise(*size), noise(*size, seed=1), shares, CAPTIONS)
+    words = sheet.Words(title, CAPTIONS, BARS)
+    picture = sheet.compose(words, noise(*size), noise(*size, seed=1), shares)
     border = np.asarray(picture).astype(int)
     for edge in (border[0], border[-1], border[:, 0], border[:, -1]):
         assert (edge == 255).all(), "something is cut off"
-    empty = sheet.compose(title, noise(*size), noise(*size, seed=1), {}, CAPTIONS)
+    empty = sheet.compose(words, noise(*size), noise(*size, seed=1), {})
     assert picture.width == empty.width
     assert (picture.height > empty.height) == bool(maps)
 

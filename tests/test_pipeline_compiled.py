@@ -1,4 +1,4 @@
-"""The pipeline with a compiled transformer: both ways of compiling take effect, early exit, and loud warnings."""
+"""The pipeline with a compiled transformer: both ways of compiling, early exit, loud warnings."""
 
 from __future__ import annotations
 

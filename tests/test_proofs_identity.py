@@ -153,7 +153,7 @@ def test_a_wrong_rewrite_runs_dense_and_is_reported(name, without_table_gather):
     fallbacks = outcome.controller.ledger.fallbacks
     assert {fallback.reason for fallback in fallbacks} == {Reason.VERIFICATION}
     assert {fallback.layer for fallback in fallbacks} == {1, 2, 3}
-    with pytest.raises(GraphError, match="VERIFICATION.*deviation"):
+    with pytest.raises(GraphError, match=r"VERIFICATION.*deviation"):
         model({**OPEN, "keep": {-1: 0.5}, "strict": True})
 
 

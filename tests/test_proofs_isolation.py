@@ -1,4 +1,4 @@
-"""Proof: nothing of one generation reaches another, whether it ends, fails, changes shape or runs beside it."""
+"""Proof: nothing of one generation reaches another that follows it, replaces it or runs beside it."""
 
 from __future__ import annotations
 
@@ -98,7 +98,8 @@ def test_without_a_generation_everything_is_dense(model):
     with torch.inference_mode(), MANY_GRAPHS:
         state = subject.state(1, SQUARE)
         logits = [
-            model.compiled(*subject.arguments(subject.hidden(1, s, SQUARE), state, SQUARE.ends[s])) for s in range(6)
+            model.compiled(*subject.arguments(subject.hidden(1, s, SQUARE), state, SQUARE.ends[s]))
+            for s in range(6)
         ]
     assert identical(logits, eager(subject.name).logits)
 
@@ -125,7 +126,11 @@ def pair() -> Iterator[list[tuple[TinyInfinity | TinyPreNorm, object]]]:
     torch.compiler.reset()
     same, other = {"lowering": "eager", **BUSY}, {"lowering": "eager", **SETTINGS[1]}
     compiled = []
-    for subject, options in ((TinyInfinity(), same), (TinyPreNorm(True, True), same), (TinyInfinity(2), other)):
+    for subject, options in (
+        (TinyInfinity(), same),
+        (TinyPreNorm(True, True), same),
+        (TinyInfinity(2), other),
+    ):
         compiled.append((subject, torch.compile(subject.model, backend="toprovar", options=options)))
     with MANY_GRAPHS:
         yield compiled

@@ -1,4 +1,4 @@
-"""Proof: a pruned generation equals a plain eager one written without FX, and its decisions those of the criteria."""
+"""Proof: a pruned generation equals one written without FX, and its decisions are those of the criteria."""
 
 from __future__ import annotations
 
@@ -277,7 +277,12 @@ def test_protected_layers_never_prune(first, last):
 def test_counts_follow_equation_6(name, how):
     buckets = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
     options = {"depth": "fixed", "depth_scale": 3, "normalise": how, "buckets": buckets}
-    options |= {"layer_scope": "fixed", "scope_values": (1.0, 0.9, 0.2, 0.6), "alpha_min": 0.2, "alpha_max": 0.7}
+    options |= {
+        "layer_scope": "fixed",
+        "scope_values": (1.0, 0.9, 0.2, 0.6),
+        "alpha_min": 0.2,
+        "alpha_max": 0.7,
+    }
     outcome, trace = compare(name, options, images=2)
     for scale in (4, 5):
         entropy = join_cfg_rows(trace.entropy[scale, 0], 2, "shared")
@@ -305,7 +310,12 @@ def test_layer_scope_of_this_image(scope_of, centre, dense_trace):
 
 
 def test_layers_of_low_retention_are_skipped():
-    options = {"depth": "fixed", "depth_scale": 3, "layer_scope": "fixed", "scope_values": (0.0, 0.0, 1.0, 0.0)}
+    options = {
+        "depth": "fixed",
+        "depth_scale": 3,
+        "layer_scope": "fixed",
+        "scope_values": (0.0, 0.0, 1.0, 0.0),
+    }
     options |= {"alpha_min": 0.3, "alpha_max": 1.0, "layer_skip_below": 0.5}
     outcome, _ = compare("infinity", options)
     assert outcome.arms(4)[1:] == ["pruned", "skipped", "pruned"]

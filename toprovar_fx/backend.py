@@ -90,7 +90,11 @@ def _dense(
         one_token and options.lowering == "auto" and not _on_cuda(example_inputs)
     )
     call = gm.forward if as_traced else compile_with_dynamo_inputs(gm, example_inputs)
-    return remember(DenseProgram(call, Region(gm, "eager"), records, options, fallbacks, one_token))
+    return remember(
+        DenseProgram(
+            call, Region(gm, "eager", name="whole graph, dense"), records, options, fallbacks, one_token
+        )
+    )
 
 
 def _lowering(options: Options, example_inputs: Sequence[Any]) -> str:

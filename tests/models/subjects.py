@@ -40,7 +40,7 @@ CONFIG = InfinityConfig(
 )
 # Every layer but the first may be pruned.
 OPEN = {"protected_layers_first": 1, "protected_layers_last": 0}
-# Variants of a model share a code object, and with it Dynamo's limit; a hit would run eagerly and prove nothing.
+# Variants of a model share a code object, and with it Dynamo's limit; after a hit they would run eagerly.
 MANY_GRAPHS = torch._dynamo.config.patch(fail_on_recompile_limit_hit=True, recompile_limit=64)
 
 
@@ -235,7 +235,7 @@ class Traced:
         at = len(self.graphs)
 
         def run(*arguments: Any) -> Any:
-            if self.program is not None and at == 2:
+            if self.program is not None and gm.code == self.dynamic.code:
                 return self.program(*arguments)
             key = at, Options.parse(self.options)
             if key not in self.programs:

@@ -10,13 +10,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import fx
 
 from .attention import AttentionCall, attention_calls
 from .caches import written_caches
 from .operators import operator_name
 from .reasons import Reason, Unsupported
-from .shapes import Size, is_tensor, same, shape_of, size_of
+from .shapes import Size, is_tensor, same, shape_of, size_of, value_of
 from .signature import signature
 
 
@@ -64,9 +65,23 @@ def read_step(graph: fx.Graph) -> StepFacts:
         raise Unsupported(Reason.NO_ATTENTION, calls[0].node, "no attention over the scale's own tokens")
     if same(length, size_of(1) or length):
         raise Unsupported(Reason.ONE_TOKEN, own[0].node)
+    if length.is_Integer:
+        # Arithmetic on a constant L leaves no trace, and the graph of a later scale could turn out not
+        # prunable: it would read a cache that this one left shorter than it expects.
+        raise Unsupported(Reason.AMBIGUOUS_LENGTH, hidden, f"the trace fixed it to {length}")
+    _refuse_float_sizes(graph)
     order = {node: at for at, node in enumerate(graph.nodes)}
     cuts = _cuts(graph, hidden, dependent, length)
     return StepFacts(length, hidden, _blocks(graph, own, cuts, dependent, order))
+
+
+def _refuse_float_sizes(graph: fx.Graph) -> None:
+    """Refuse a graph in which a number computed from sizes, such as 1 / L, meets a tensor."""
+    for node in graph.nodes:
+        for operand in node.all_input_nodes if is_tensor(node) else ():
+            value = value_of(operand)
+            if isinstance(value, torch.SymFloat):
+                raise Unsupported(Reason.LENGTH_IN_ARITHMETIC, node, str(value.node.expr))
 
 
 def _token_input(graph: fx.Graph, call: AttentionCall, length: Size) -> fx.Node:
@@ -192,7 +207,16 @@ def _last_block(
         if signature(entry, block.nodes) in known:
             return block
     # A single block, or a last one of its own kind: it ends with the last sum that adds to the stream.
+    # Another sum, such as the shift of a head's modulation, does not end it.
     for leave in reversed(later):
-        if operator_name(leave) in ("add", "iadd", "add_"):
+        if leave is not entry and _carries(leave, entry):
             return _block(graph, layer, call, entry, leave, dependent, order)
     raise Unsupported(Reason.NO_BLOCK, call.node, "no residual sum follows the last attention")
+
+
+def _carries(node: fx.Node, entry: fx.Node) -> bool:
+    """Whether a value is `entry` plus updates: a chain of sums leads back to it."""
+    if node is entry:
+        return True
+    is_sum = operator_name(node) in ("add", "iadd", "add_")
+    return is_sum and any(_carries(operand, entry) for operand in node.all_input_nodes)

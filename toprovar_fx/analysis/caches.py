@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from torch import fx
@@ -45,6 +46,18 @@ def written_caches(graph: fx.Graph) -> dict[fx.Node, list[fx.Node]]:
         ):
             found.setdefault(node.args[0], []).append(node)
     return found
+
+
+def refuse_shared(graph: fx.Graph, members: Collection[fx.Node]) -> None:
+    """Refuse a block (its nodes are `members`) whose cache something outside it uses too.
+
+    Pruning shortens the cache of one layer; whoever else reads it still counts its rows as traced.
+    """
+    for cache, writes in written_caches(graph).items():
+        if any(write in members for write in writes):
+            for user in cache.users:
+                if user not in members:
+                    raise Unsupported(Reason.SHARED_STATE, user, f"it uses {cache.name}")
 
 
 def read_write(node: fx.Node, axes: Axes, length: Size) -> CacheWrite:

@@ -15,7 +15,7 @@ class Reason(enum.Enum):
         "no input of shape [rows, tokens, width] feeds an attention; compile the scale step of the model"
     )
     ONE_TOKEN = "a scale of one token has nothing to prune"
-    AMBIGUOUS_LENGTH = "the token count equals another size of the graph; trace with dynamic=True"
+    AMBIGUOUS_LENGTH = "the token count is a constant or equals another size; do not trace with dynamic=False"
     NO_ATTENTION = "no self-attention was found; compile the scale step, not a part of it"
     MASKED_ATTENTION = "self-attention takes a mask or is causal; a next-scale step needs neither"
     NO_BLOCK = "no cut through a single hidden state around the attention was found"

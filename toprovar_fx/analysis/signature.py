@@ -1,13 +1,18 @@
-"""The structure of a run of nodes, names aside: where it is equal, one compiled graph serves both."""
+"""The structure of a run of nodes, names aside: where it is equal, one compiled graph serves both.
+
+Names of size symbols count as little as names of nodes: when a resolution changes, Dynamo gives the cache of
+every layer a symbol of its own.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 
+import sympy
 import torch
 from torch import fx
 
-from .shapes import value_of
+from .shapes import as_size, value_of
 
 
 def external_inputs(entry: fx.Node, nodes: Sequence[fx.Node]) -> list[fx.Node]:
@@ -38,11 +43,23 @@ def signature(entry: fx.Node, nodes: Sequence[fx.Node]) -> Hashable:
         return (type(value).__name__, value if isinstance(value, Hashable) else repr(value))
 
     body = tuple((node.op, node.target, key(node.args), key(node.kwargs)) for node in nodes)
-    return tuple(_kind(node) for node in inputs), body
+    symbols: dict[sympy.Symbol, sympy.Symbol] = {}
+    return tuple(_kind(node, symbols) for node in inputs), body
 
 
-def _kind(node: fx.Node) -> Hashable:
+def _kind(node: fx.Node, symbols: dict[sympy.Symbol, sympy.Symbol]) -> Hashable:
+    """Type and sizes of an input; `symbols` numbers the size symbols in the order in which they appear."""
+
+    def size(value: object) -> str:
+        own = as_size(value)
+        for symbol in sorted(own.free_symbols, key=str):
+            symbols.setdefault(symbol, sympy.Symbol(f"n{len(symbols)}"))
+        return str(own.xreplace(symbols))
+
     value = value_of(node)
     if isinstance(value, torch.Tensor):
-        return "tensor", str(value.dtype), str(value.device), tuple(str(size) for size in value.shape)
+        sizes = tuple(map(size, value.shape)), tuple(map(size, value.stride()))
+        return "tensor", str(value.dtype), str(value.device), sizes
+    if isinstance(value, (int, torch.SymInt)) and not isinstance(value, bool):
+        return "size", size(value)
     return type(value).__name__, str(value)

@@ -17,7 +17,7 @@ from . import figures
 from .loading import check_model, load
 from .progress import progress
 from .values import MODEL, check_count, check_device, check_seed
-from .variants import Variant, parse_variant
+from .variants import Variant, parse_variant, room_for_graphs
 
 if TYPE_CHECKING:
     from ..pipeline import InfinityPipeline
@@ -125,7 +125,10 @@ def run(
 
     tallies = {name: Tally() for name in pipes}
     starts = range(0, len(prompts), batch)
-    with progress("evaluating", len(pipes) * (len(starts) + 1), doing="compiling") as advance:
+    with (
+        room_for_graphs(),
+        progress("evaluating", len(pipes) * (len(starts) + 1), doing="compiling") as advance,
+    ):
         for name, pipe in pipes.items():
             pipe([prompt.text for prompt in _filled(prompts, 0, batch)], seed=seed)
             advance(f"compiled {name}")

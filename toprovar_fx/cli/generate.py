@@ -22,7 +22,7 @@ from .values import (
     parse_options,
     slug,
 )
-from .variants import Variant
+from .variants import Variant, room_for_graphs
 
 if TYPE_CHECKING:
     from ..pipeline import InfinityPipeline, PipelineOutput
@@ -109,7 +109,10 @@ def _compare(
         outputs[name] = _draw(pipes[name], request)
 
     total = timing.calls(len(pipes), COMPARE_ROUNDS)
-    with progress("comparing", total, doing="the first call of each compiles") as advance:
+    with (
+        room_for_graphs(),
+        progress("comparing", total, doing="the first call of each compiles") as advance,
+    ):
         times = timing.interleave(
             {name: lambda name=name: run(name) for name in pipes},  # type: ignore[misc]
             rounds=COMPARE_ROUNDS,
@@ -134,9 +137,7 @@ def _compare(
             row[name]["compile_s"] = times[name].compile_s
         row["dense"]["flops"] = figures.dense_flops(outputs[PRUNED])
         maps = figures.keep_maps(outputs[PRUNED], index)
-        captions = _captions(row, len(request.prompts))
-        picture = sheet.compose(f"{prompt}  (seed {request.seed + index})", before, after, maps, captions)
-        write_png(file, picture)
+        write_png(file, sheet.compose(_words(row, len(request.prompts)), before, after, maps))
         rows.append(row)
     return rows
 
@@ -170,21 +171,33 @@ def _fidelity(before: Any, after: Any) -> dict[str, float]:
     return {"psnr_db": psnr_db, "ssim": ssim}
 
 
-def _captions(row: dict[str, Any], batch: int) -> tuple[list[str], list[str], list[str]]:
+def _words(row: dict[str, Any], batch: int) -> sheet.Words:
     together = f" for {batch} images" if batch > 1 else ""
-    columns = []
-    for name, label in ((DENSE, f"dense ({row['against']})"), (PRUNED, f"pruned ({row['preset']})")):
-        side = row[name]
-        lines = [label, f"{side['latency_ms']:.0f} ms{together}"]
-        if side["flops"] is not None:
-            lines.append(f"{side['flops'] / 1e9:.1f} GFLOPs in the transformer")
-        if side["sceneeval_pass"] is not None:
-            lines.append(f"SceneEval: {'pass' if side['sceneeval_pass'] else 'fail'}")
-        columns.append(lines)
-    same = (
-        "identical"
-        if row["psnr_db"] == float("inf")
-        else f"PSNR {row['psnr_db']:.1f} dB, SSIM {row['ssim']:.3f}"
+    before, after = row["dense"], row["pruned"]
+    shares = [f"{speed_in_words(row['speedup'])}{together}"]
+    bars = [sheet.Bar(f"time{together}", before["latency_ms"], after["latency_ms"], "ms")]
+    if before["flops"] is not None and after["flops"] is not None:
+        shares.append(f"{after['flops'] / before['flops']:.0%} of the transformer's FLOPs")
+        bars.append(
+            sheet.Bar("transformer, per image", before["flops"] / 1e9, after["flops"] / 1e9, "GFLOPs")
+        )
+    same = row["psnr_db"] == float("inf")
+    columns = (
+        [f"dense ({row['against']})", *_verdict(before)],
+        [f"pruned ({row['preset']})", *_verdict(after), *shares],
+        [
+            f"difference, {sheet.GAIN} times amplified",
+            "identical" if same else f"PSNR {row['psnr_db']:.1f} dB, SSIM {row['ssim']:.3f}",
+        ],
     )
-    columns.append([f"difference x {sheet.GAIN}", f"{row['speedup']:.2f} times faster", same])
-    return columns[0], columns[1], columns[2]
+    return sheet.Words(f"{row['prompt']}  (seed {row['seed']})", columns, bars)
+
+
+def speed_in_words(speedup: float) -> str:
+    """Say how much faster, or slower, one is."""
+    return f"{speedup:.2f} times faster" if speedup >= 1 else f"{1 / speedup:.2f} times slower"
+
+
+def _verdict(side: dict[str, Any]) -> list[str]:
+    passed = side["sceneeval_pass"]
+    return [] if passed is None else [f"SceneEval: {'pass' if passed else 'fail'}"]

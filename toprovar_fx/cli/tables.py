@@ -6,7 +6,17 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-NARROWEST = 120
+from .generate import speed_in_words
+
+NARROWEST = 140  # columns where standard output is no terminal
+CATEGORIES = {
+    "single_object": "single",
+    "two_objects": "two",
+    "counting": "count",
+    "colors": "colour",
+    "position": "position",
+    "color_attribution": "binding",
+}
 
 
 def show_generated(result: Mapping[str, Any]) -> None:
@@ -18,7 +28,7 @@ def show_generated(result: Mapping[str, Any]) -> None:
         dense, pruned = row["dense"], row["pruned"]
         print(
             f"{row['file']}  dense ({row['against']}) {dense['latency_ms']:.0f} ms, "
-            f"{row['preset']} {pruned['latency_ms']:.0f} ms: {row['speedup']:.2f} times faster, "
+            f"{row['preset']} {pruned['latency_ms']:.0f} ms: {speed_in_words(row['speedup'])}, "
             f"PSNR {_number(row['psnr_db'], 1)} dB, SSIM {row['ssim']:.3f}"
         )
 
@@ -27,7 +37,15 @@ def show_evaluation(result: Mapping[str, Any]) -> None:
     """Print a row per preset."""
     presets = result["presets"]
     categories = list(next(iter(presets.values()))["categories"])
-    columns = ["overall", "s.e.", *categories, "PSNR dB", "SSIM", "GFLOPs", "ms"]
+    columns = [
+        "overall",
+        "s.e.",
+        *(CATEGORIES.get(name, name) for name in categories),
+        "PSNR dB",
+        "SSIM",
+        "GFLOPs",
+        "ms",
+    ]
     rows = {
         name: [
             _number(row["overall"], 3),
@@ -76,7 +94,7 @@ def show_benchmark(result: Mapping[str, Any]) -> None:
 
 def show_explanation(result: Mapping[str, Any]) -> None:
     """Print what the passes did, the compiled graphs, and a row per layer with a column per scale."""
-    title = f"passes, {result['preset']}"
+    title = f"passes of {result['preset']}, and the layers that each rewrote"
     rows = {
         row["name"]: [_ranges(row["layers"]), f"{row['milliseconds']:.1f}", str(len(row["fallbacks"]))]
         for row in result["passes"]
@@ -129,8 +147,9 @@ def _table(title: str, columns: list[str], rows: Mapping[str, list[str]]) -> Non
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=title, title_justify="left")
-    table.add_column("")
+    print(title)
+    table = Table()
+    table.add_column("", no_wrap=True)
     for column in columns:
         table.add_column(column, justify="right")
     for name, cells in rows.items():

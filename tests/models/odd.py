@@ -1,0 +1,301 @@
+"""Small step models that each do one thing under which rows must not be dropped."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from toprovar_fx.schedules import Schedule
+
+from .subjects import State, Subject
+
+WIDTH, HEADS = 16, 2
+
+
+class Plain(nn.Module):
+    """Two pre-norm blocks with a cache; every part may be overridden. Nothing odd in itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv = nn.ModuleList(nn.Linear(WIDTH, 3 * WIDTH) for _ in range(2))
+        self.out = nn.ModuleList(nn.Linear(WIDTH, WIDTH) for _ in range(2))
+        self.mlp = nn.ModuleList(nn.Linear(WIDTH, WIDTH) for _ in range(2))
+        self.head = nn.Linear(WIDTH, 3)
+        self.weight = nn.Parameter(torch.randn(WIDTH, WIDTH, 3) / 4)
+        self.table = nn.Parameter(torch.randn(256, WIDTH))
+
+    def forward(self, hidden: Tensor, keys: list[Tensor], values: list[Tensor], end: int) -> Any:
+        x = self.enter(hidden)
+        for layer in range(2):
+            x = self.block(x, layer, keys, values, end)
+        return self.leave(x)
+
+    def enter(self, hidden: Tensor) -> Tensor:
+        return hidden
+
+    def leave(self, x: Tensor) -> Tensor:
+        return self.head(x)
+
+    def block(self, x: Tensor, layer: int, keys: list[Tensor], values: list[Tensor], end: int) -> Tensor:
+        rows, length, width = x.shape
+        x = self.touch(x, end)
+        q, k, v = self.heads(self.qkv[layer](F.layer_norm(x, (WIDTH,))))
+        mixed = self.attend(q, k, v, keys[layer], values[layer], end)
+        x = x + self.out[layer](mixed.transpose(1, 2).reshape(rows, length, width))
+        return x + self.mlp[layer](F.silu(self.feed(F.layer_norm(x, (WIDTH,)), end)))
+
+    def heads(self, qkv: Tensor) -> tuple[Tensor, ...]:
+        return qkv.unflatten(-1, (3, HEADS, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+
+    def touch(self, x: Tensor, end: int) -> Tensor:
+        return x
+
+    def feed(self, x: Tensor, end: int) -> Tensor:
+        return x
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, end: int) -> Tensor:
+        start = end - q.shape[2]
+        keys[:, :, start:end] = k
+        values[:, :, start:end] = v
+        return F.scaled_dot_product_attention(q, keys[:, :, :end], values[:, :, :end])
+
+
+class TableInBlock(Plain):
+    """Not odd: a position table inside every block, to be gathered like any other."""
+
+    def feed(self, x: Tensor, end: int) -> Tensor:
+        return x + self.table[end - x.shape[1] : end]
+
+
+class TokenMean(Plain):
+    def feed(self, x: Tensor, end: int) -> Tensor:
+        return x - x.mean(1, keepdim=True)
+
+
+class TokenSoftmax(Plain):
+    def feed(self, x: Tensor, end: int) -> Tensor:
+        return x.softmax(1)
+
+
+class GlobalNorm(Plain):
+    def feed(self, x: Tensor, end: int) -> Tensor:
+        return x / x.abs().mean()
+
+
+class Convolution(Plain):
+    def feed(self, x: Tensor, end: int) -> Tensor:
+        return F.conv1d(x.transpose(1, 2), self.weight, padding=1).transpose(1, 2)
+
+
+class GridConvolution(Plain):
+    def feed(self, x: Tensor, end: int) -> Tensor:
+        grid = x.transpose(1, 2).reshape(x.shape[0], WIDTH, -1, 1)
+        return F.conv2d(grid, self.weight[..., None], padding=(1, 0)).flatten(2).transpose(1, 2)
+
+
+class Roll(Plain):
+    def feed(self, x: Tensor, end: int) -> Tensor:
+        return torch.roll(x, 1, 1)
+
+
+class Cumulative(Plain):
+    def feed(self, x: Tensor, end: int) -> Tensor:
+        return x.cumsum(1)
+
+
+class TokenSlice(Plain):
+    def feed(self, x: Tensor, end: int) -> Tensor:
+        return x + x[:, :1]
+
+
+class TokenMixer(Plain):
+    def feed(self, x: Tensor, end: int) -> Tensor:
+        return x + torch.matmul(x.transpose(1, 2), x).mean(1, keepdim=True)
+
+
+class Unknown(Plain):
+    def feed(self, x: Tensor, end: int) -> Tensor:
+        return torch.special.i0e(x)
+
+
+class Merged(Plain):
+    def feed(self, x: Tensor, end: int) -> Tensor:
+        return F.relu(x.reshape(-1, WIDTH)).view(x.shape)
+
+
+class ShapeObject(Plain):
+    """Passes a torch.Size around; only its single entries are understood."""
+
+    def feed(self, x: Tensor, end: int) -> Tensor:
+        return F.relu(x).reshape(x.shape)
+
+
+class LengthFactor(Plain):
+    def feed(self, x: Tensor, end: int) -> Tensor:
+        return x * (8.0 / x.shape[1])
+
+
+class LengthInteger(Plain):
+    def feed(self, x: Tensor, end: int) -> Tensor:
+        return x * (x.shape[1] + 1)
+
+
+class LengthInTable(Plain):
+    def feed(self, x: Tensor, end: int) -> Tensor:
+        return x + torch.full((1, 1, WIDTH), 0.1 * x.shape[1])
+
+
+class InPlace(Plain):
+    def block(self, x: Tensor, layer: int, keys: list[Tensor], values: list[Tensor], end: int) -> Tensor:
+        q, k, v = self.heads(self.qkv[layer](F.layer_norm(x, (WIDTH,))))
+        mixed = self.attend(q, k, v, keys[layer], values[layer], end)
+        return x.add_(self.out[layer](mixed.transpose(1, 2).flatten(2)))
+
+
+class InPlaceSum(Plain):
+    def block(self, x: Tensor, layer: int, keys: list[Tensor], values: list[Tensor], end: int) -> Tensor:
+        q, k, v = self.heads(self.qkv[layer](F.layer_norm(x, (WIDTH,))))
+        mixed = self.attend(q, k, v, keys[layer], values[layer], end)
+        x += self.out[layer](mixed.transpose(1, 2).flatten(2))
+        return x
+
+
+class InPlaceView(Plain):
+    def touch(self, x: Tensor, end: int) -> Tensor:
+        x.transpose(1, 2).clamp_(-1, 1)
+        return x
+
+
+class Masked(Plain):
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, end: int) -> Tensor:
+        start = end - q.shape[2]
+        keys[:, :, start:end] = k
+        values[:, :, start:end] = v
+        mask = self.table[start:end, :1]
+        return F.scaled_dot_product_attention(q, keys[:, :, :end], values[:, :, :end], attn_mask=mask)
+
+
+class Causal(Plain):
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, end: int) -> Tensor:
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+
+
+class Handwritten(Plain):
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, end: int) -> Tensor:
+        return (q @ k.transpose(-2, -1)).softmax(-1) @ v
+
+
+class NoAttention(Plain):
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, end: int) -> Tensor:
+        return q * k * v
+
+
+class TextOnly(Plain):
+    """Attention to something that does not depend on the tokens."""
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, end: int) -> Tensor:
+        return F.scaled_dot_product_attention(q, keys[:, :, :3] + 1, values[:, :, :3] + 1)
+
+
+class IndexWrite(Plain):
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, end: int) -> Tensor:
+        start = end - q.shape[2]
+        keys.narrow(2, start, q.shape[2]).copy_(k)
+        values.narrow(2, start, q.shape[2]).copy_(v)
+        return F.scaled_dot_product_attention(q, keys[:, :, :end], values[:, :, :end])
+
+
+class ConstantWrite(Plain):
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, end: int) -> Tensor:
+        start = end - q.shape[2]
+        keys[:, :, start:end] = k
+        values[:, :, start:end] = v
+        keys[:, :, 0:1] = 0.0
+        return F.scaled_dot_product_attention(q, keys[:, :, :end], values[:, :, :end])
+
+
+class ShiftedWrite(Plain):
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, end: int) -> Tensor:
+        start = end - q.shape[2]
+        keys[:, :, start:end] = k
+        values[:, :, start:end] = v
+        return F.scaled_dot_product_attention(q, keys[:, :, 1 : end + 1], values[:, :, 1 : end + 1])
+
+
+class Appended(Plain):
+    """Keys and values joined instead of written."""
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, end: int) -> Tensor:
+        return F.scaled_dot_product_attention(q, torch.cat((keys, k), 2), torch.cat((values, v), 2))
+
+
+class SharedCache(Plain):
+    """Both layers attend over the cache that the first one wrote."""
+
+    def block(self, x: Tensor, layer: int, keys: list[Tensor], values: list[Tensor], end: int) -> Tensor:
+        if layer == 0:
+            return super().block(x, 0, keys, values, end)
+        q, _, _ = self.heads(self.qkv[1](F.layer_norm(x, (WIDTH,))))
+        mixed = F.scaled_dot_product_attention(q, keys[0][:, :, :end], values[0][:, :, :end])
+        return x + self.out[1](mixed.transpose(1, 2).flatten(2))
+
+
+class LateRead(Plain):
+    """The head looks at a cache."""
+
+    def forward(self, hidden: Tensor, keys: list[Tensor], values: list[Tensor], end: int) -> Any:
+        return super().forward(hidden, keys, values, end) + keys[0][:, :, :end].mean()
+
+
+class SecondStream(Plain):
+    """A skip connection around both blocks."""
+
+    def forward(self, hidden: Tensor, keys: list[Tensor], values: list[Tensor], end: int) -> Any:
+        return super().forward(hidden, keys, values, end) + self.head(hidden)
+
+
+class TwoAttentions(Plain):
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, end: int) -> Tensor:
+        mixed = super().attend(q, k, v, keys, values, end)
+        return F.scaled_dot_product_attention(mixed, k, v)
+
+
+class NoResidual(Plain):
+    def block(self, x: Tensor, layer: int, keys: list[Tensor], values: list[Tensor], end: int) -> Tensor:
+        q, k, v = self.heads(self.qkv[layer](F.layer_norm(x, (WIDTH,))))
+        x = self.attend(q, k, v, keys[layer], values[layer], end).transpose(1, 2).flatten(2)
+        return x.sigmoid() if layer else x.tanh()
+
+
+class Grid(Plain):
+    """Takes the token map [R, C, h, w] instead of tokens."""
+
+    def enter(self, hidden: Tensor) -> Tensor:
+        return hidden.flatten(2).transpose(1, 2)
+
+
+class OddSubject(Subject):
+    """One of these modules; `grid` models take [R, C, L, 1]."""
+
+    def __init__(self, kind: type[Plain]) -> None:
+        torch.manual_seed(0)
+        self.name, self.model = kind.__name__, kind().eval()
+        self.width, self.layers = WIDTH, 2
+
+    def state(self, images: int, schedule: Schedule) -> State:
+        shape = (2 * images, HEADS, schedule.ends[-1] + 1, WIDTH // HEADS)
+        keys, values = ([torch.zeros(shape) for _ in range(2)] for _ in range(2))
+        return State(_Lists(keys, values))
+
+    def arguments(self, hidden: Tensor, state: State, end: int) -> tuple[Any, ...]:
+        if isinstance(self.model, Grid):
+            hidden = hidden.transpose(1, 2).unsqueeze(-1)
+        return hidden.clone(), state.keys, state.values, end
+
+
+class _Lists:
+    def __init__(self, keys: list[Tensor], values: list[Tensor]) -> None:
+        self.keys, self.values = keys, values
