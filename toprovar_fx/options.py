@@ -74,7 +74,9 @@ class Options:
         "ge", check.choice("ge", "le"), "D is the first scale with rho >= tau ('ge') or rho <= tau ('le')."
     )
     depth_layers: str | tuple[int, ...] = _option(
-        "all", check.layer_list("all", "late"), "Layers whose ratios are averaged into rho."
+        "late",
+        check.layer_list("all", "late"),
+        "Layers whose ratios are averaged into rho; 'late': the last third.",
     )
     min_scale: int = _option(-3, check.integer(), "First scale at which D may fire.")
     prune_from: Literal["after", "at"] = _option(

@@ -1,7 +1,7 @@
 """Named sets of option values.
 
 A preset lists only what differs from the field defaults of :class:`toprovar_fx.options.Options`; options
-that a caller names override the preset. ``balanced`` is the default and therefore empty.
+that a caller names override the preset. ``balanced`` is the default.
 """
 
 from __future__ import annotations
@@ -20,13 +20,26 @@ _PRESETS: dict[str, dict[str, object]] = {
         "depth": "off",
         "layer_scope": "off",
     },
-    "balanced": {},
+    # The scales after D are not run; D is read from the late layers at the last scale but one.
+    "balanced": {
+        "min_scale": -2,
+        "scale_exit": "depth",
+        "prune_layers": False,
+        "prune_tokens": False,
+    },
+    # The last scale is not run; the one before keeps the tokens and layers that the entropies of its predecessor
+    # find salient.
     "fast": {
-        "min_scale": -4,
-        "alpha_min": 0.5,
-        "alpha_max": 0.95,
-        "min_keep": 0.05,
-        "buckets": (0.05, 0.1, 0.2, 0.35, 0.5),
+        "min_scale": -3,
+        "scale_exit": -1,
+        "protected_layers_first": 0,
+        "protected_layers_last": 0,
+        "entropy_source": "previous_scale",
+        "beta": 0.005,
+        "alpha_min": 0.45,
+        "alpha_max": 1.0,
+        "min_keep": 0.2,
+        "buckets": (0.2, 0.3, 0.4, 0.5),
     },
     # The printed formulas: with a saliency that sums to 1 the token choice is nearly uniform.
     "literal": {

@@ -93,9 +93,12 @@ class Controller:
 
     def exits(self, scale: int) -> bool:
         """Whether `scale` and all later ones are not run at all."""
-        if self._exit is not None and scale >= self._exit:
-            return True
-        return self.options.scale_exit == "depth" and self._beyond_depth(scale)
+        return self._exits_for_certain(scale) or (
+            self.options.scale_exit == "depth" and self._beyond_depth(scale)
+        )
+
+    def _exits_for_certain(self, scale: int) -> bool:
+        return self._exit is not None and scale >= self._exit
 
     def end_scale(self) -> None:
         """Close the scale that ran: join its ratios into rho and see whether the depth is reached."""
@@ -146,10 +149,7 @@ class Controller:
 
     def prunes(self, layer: int) -> bool:
         """Scale-depth gate: whether `layer` is past the depth, so that it may compute fewer tokens."""
-        if (
-            layer < self.options.protected_layers_first
-            or layer >= self.layers - self.options.protected_layers_last
-        ):
+        if not self._is_open(layer):
             return False
         ratio = self._explicit(layer)
         if self.options.keep is not None:
@@ -161,6 +161,11 @@ class Controller:
         if wanted and self.options.restore == "cache" and layer not in self._delta:
             return False
         return wanted
+
+    def _is_open(self, layer: int) -> bool:
+        """Whether `layer` is none of the protected first and last ones."""
+        first, last = self.options.protected_layers_first, self.options.protected_layers_last
+        return first <= layer < self.layers - last
 
     def _explicit(self, layer: int) -> float | None:
         return self.options.keep_ratio(self.scale, layer, self._scales, self.layers)
@@ -226,10 +231,21 @@ class Controller:
             return True
         return options.score == "entropy" and self._ranks_others(layer)
 
+    def _may_prune_next(self, layer: int) -> bool:
+        """Whether `layer` may be pruned at the next scale, as far as this scale can know."""
+        coming = self.scale + 1
+        if coming >= self._scales or self._exits_for_certain(coming) or not self._is_open(layer):
+            return False
+        if self.options.keep is not None:
+            ratio = self.options.keep_ratio(coming, layer, self._scales, self.layers)
+            return ratio is not None and ratio < 1
+        undecided = self.depth is None and self.options.prune_scales and self.options.depth == "online"
+        return self._beyond_depth(coming) or (undecided and self.scale >= self._first)
+
     def _ranks_others(self, layer: int) -> bool:
         source = self.options.entropy_source
         if source == "previous_scale":
-            return self.scale >= self._first - 1
+            return self._may_prune_next(layer)
         following = any(self.prunes(later) for later in range(layer + 1, self.layers))
         if not following:
             return False
