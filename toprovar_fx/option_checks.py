@@ -66,11 +66,14 @@ def choice(*valid: str) -> Check:
     return Check(listed, apply)
 
 
-def number(low: float, high: float = math.inf) -> Check:
-    """Accept a finite real number in the closed interval; returns a float."""
+def number(low: float, high: float = math.inf, *, optional: bool = False) -> Check:
+    """Accept a finite real number in the closed interval, or None if ``optional``; returns a float."""
     expected = f"a number from {low:g} to {high:g}" if high < math.inf else f"a number of at least {low:g}"
+    expected += " or None" if optional else ""
 
-    def apply(name: str, value: object) -> float:
+    def apply(name: str, value: object) -> float | None:
+        if optional and value is None:
+            return None
         if isinstance(value, bool) or not isinstance(value, numbers.Real):
             raise reject(name, value, expected, _clipped(value, low, high))
         result = float(value)

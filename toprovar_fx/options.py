@@ -153,6 +153,11 @@ class Options:
         check.choice("dense_layer", "previous_layer", "previous_scale", "same_layer"),
         "Whose entropies rank a layer's tokens; 'same_layer' prunes cross-attention and FFN only.",
     )
+    ranking_depth: float | None = _option(
+        None,
+        check.number(0, 1, optional=True),
+        "With `entropy_source='previous_scale'`: one layer's map ranks all; its share of the depth.",
+    )
     entropy_keys: Literal["all", "scale"] = _option(
         "all", check.choice("all", "scale"), "Keys the entropy runs over: all cached tokens or this scale's."
     )
@@ -222,6 +227,11 @@ class Options:
         if self.scope_values is not None and self.layer_scope != "fixed":
             raise OptionError(
                 f"scope_values: expected layer_scope='fixed', not layer_scope={self.layer_scope!r}"
+            )
+        if self.ranking_depth is not None and self.entropy_source != "previous_scale":
+            raise OptionError(
+                f"ranking_depth={self.ranking_depth}: expected entropy_source='previous_scale', "
+                f"not entropy_source={self.entropy_source!r}"
             )
         if self.scale_exit == "depth" and self.depth == "off":
             raise OptionError("scale_exit='depth': expected depth='online' or depth='fixed', not depth='off'")

@@ -27,14 +27,14 @@ _PRESETS: dict[str, dict[str, object]] = {
         "prune_layers": False,
         "prune_tokens": False,
     },
-    # The last scale is not run; the one before keeps the tokens and layers that the entropies of its predecessor
-    # find salient.
+    # The last scale is not run; the one before keeps what the entropies of its predecessor find salient.
     "fast": {
         "min_scale": -3,
         "scale_exit": -1,
         "protected_layers_first": 0,
         "protected_layers_last": 0,
         "entropy_source": "previous_scale",
+        "ranking_depth": 0.615,
         "beta": 0.005,
         "alpha_min": 0.45,
         "alpha_max": 1.0,

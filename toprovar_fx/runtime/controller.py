@@ -204,6 +204,8 @@ class Controller:
         """The entropy map [R, L] of the current scale that ranks the tokens of `layer`."""
         source = self.options.entropy_source
         wanted = layer if source == "previous_scale" or self._latest is None else self._latest
+        if self.options.ranking_depth is not None:
+            wanted = self._ranking_layer()
         found = self._entropy.get(wanted)
         if found is None:
             return None
@@ -231,6 +233,10 @@ class Controller:
             return True
         return options.score == "entropy" and self._ranks_others(layer)
 
+    def _ranking_layer(self) -> int:
+        """The one layer whose map ranks the tokens of all."""
+        return round((self.options.ranking_depth or 0.0) * (self.layers - 1))
+
     def _may_prune_next(self, layer: int) -> bool:
         """Whether `layer` may be pruned at the next scale, as far as this scale can know."""
         coming = self.scale + 1
@@ -244,8 +250,10 @@ class Controller:
 
     def _ranks_others(self, layer: int) -> bool:
         source = self.options.entropy_source
-        if source == "previous_scale":
+        if source == "previous_scale" and self.options.ranking_depth is None:
             return self._may_prune_next(layer)
+        if source == "previous_scale":
+            return layer == self._ranking_layer() and any(map(self._may_prune_next, range(self.layers)))
         following = any(self.prunes(later) for later in range(layer + 1, self.layers))
         if not following:
             return False
