@@ -8,22 +8,29 @@ Row = Mapping[str, object]
 
 # The budget at which rankings and restorations are compared: the last scale keeps 20% of its tokens, the one
 # before 50%, in all layers but the first two and the last.
-BUDGET: Row = {"keep": {-1: 0.2, -2: 0.5}}
-ALL_LAYERS: Row = {"layer_scope": "off", "prune_layers": False}
+BUDGET: Row = {"preset": "criterion", "keep": {-1: 0.2, -2: 0.5}}
+# The three axes: D from the last scale but two, tokens ranked by one middle layer's map of the scale before.
+BASE: Row = {"preset": "criterion", "entropy_source": "previous_scale", "ranking_depth": 0.615, "beta": 0.005}
+RANKED: Row = {"entropy_source": "previous_scale", "ranking_depth": 0.615}
+OPEN: Row = {"preset": "criterion", "protected_layers_first": 0, "protected_layers_last": 0}
+ONE_LAYER: Mapping[str, Row] = {
+    "entropy": {**OPEN, **RANKED},
+    "frequency": {**OPEN, "score": "frequency"},
+    "random": {**OPEN, "score": "random"},
+}
 
 GROUPS: Mapping[str, Mapping[str, Row]] = {
-    "presets": {name: {"preset": name} for name in ("lossless", "balanced", "fast", "literal")},
+    "presets": {name: {"preset": name} for name in ("lossless", "balanced", "fast", "criterion", "literal")},
     "scales": {
         "last scale not run": {"preset": "lossless", "scale_exit": -1},
         "last two not run": {"preset": "lossless", "scale_exit": -2},
         "last three not run": {"preset": "lossless", "scale_exit": -3},
-        "not run after online D": {"scale_exit": "depth", "prune_tokens": False, "prune_layers": False},
     },
     "axes": {
-        "scale": {"prune_layers": False, "prune_tokens": False, "scale_exit": "depth"},
-        "scale + token": {"prune_layers": False},
-        "scale + layer": {"prune_tokens": False, "layer_skip_below": 0.5},
-        "scale + layer + token": {},
+        "scale": {**BASE, "prune_layers": False, "prune_tokens": False, "scale_exit": "depth"},
+        "scale + token": {**BASE, "prune_layers": False},
+        "scale + layer": {**BASE, "prune_tokens": False, "layer_skip_below": 0.5},
+        "scale + layer + token": BASE,
     },
     "ranking": {
         "low entropy": {**BUDGET},
@@ -35,6 +42,7 @@ GROUPS: Mapping[str, Mapping[str, Row]] = {
         "previous layer": {**BUDGET, "entropy_source": "previous_layer"},
         "previous scale": {**BUDGET, "entropy_source": "previous_scale"},
         "same layer": {**BUDGET, "entropy_source": "same_layer"},
+        "one middle layer, previous scale": {**BUDGET, **RANKED},
         "entropy over own scale": {**BUDGET, "entropy_keys": "scale"},
         "late dense layer": {**BUDGET, "protected_layers_first": 5},
         "random, 5 first layers dense": {**BUDGET, "protected_layers_first": 5, "score": "random"},
@@ -52,22 +60,22 @@ GROUPS: Mapping[str, Mapping[str, Row]] = {
         "each row its own, frequency": {**BUDGET, "cfg_rows": "per_row", "score": "frequency"},
     },
     "last scale only": {
-        f"{score}, {share:.0%}": {"keep": {-1: share}, "score": score}
+        f"{score}, {share:.0%}": {**ONE_LAYER[score], "keep": {-1: share}}
         for share in (0.5, 0.2, 0.1)
         for score in ("entropy", "frequency", "random")
     },
     "last scale exit, one before pruned": {
-        f"{score}, {share:.0%}": {"keep": {-2: share}, "score": score, "scale_exit": -1}
+        f"{score}, {share:.0%}": {**ONE_LAYER[score], "keep": {-2: share}, "scale_exit": -1}
         for share in (0.5, 0.25)
         for score in ("entropy", "frequency", "random")
     },
     "criterion": {
-        "rank": {"normalise": "rank"},
-        "min-max": {"normalise": "minmax"},
-        "centred map": {"scope_centre": True, "beta": 1.0},
-        "token matrix": {"scope_of": "tokens", "beta": 0.2},
-        "rho <= tau": {"depth_compare": "le", "tau": 0.45},
-        "bernoulli": {"sampling": "bernoulli"},
+        "rank": {**BASE, "normalise": "rank"},
+        "min-max": {**BASE, "normalise": "minmax"},
+        "centred map": {**BASE, "scope_centre": True, "beta": 1.0},
+        "token matrix": {**BASE, "scope_of": "tokens", "beta": 0.2},
+        "rho <= tau": {**BASE, "depth_compare": "le", "tau": 0.45},
+        "bernoulli": {**BASE, "sampling": "bernoulli"},
     },
 }
 

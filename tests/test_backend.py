@@ -117,5 +117,7 @@ def test_the_captured_graph_is_not_changed():
 
 def test_options_may_be_a_record():
     subject = odd.OddSubject(odd.Plain)
-    forward = torch.compile(subject.model, backend=lambda *a: toprovar(*a, options=Options(lowering="eager")))
+    forward = torch.compile(
+        subject.model, backend=lambda *a: toprovar(*a, options=Options(lowering="eager", preset="criterion"))
+    )
     assert len(generate(subject, forward).logits) == len(SQUARE)

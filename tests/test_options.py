@@ -117,7 +117,10 @@ def test_values_are_normalised() -> None:
         ({"tau": True}, "tau=True: expected a number from 0 to 1; nearest valid: 1.0"),
         ({"beta": float("inf")}, "beta=inf: expected a number of at least 0"),
         ({"depth": "onlin"}, "one of 'online', 'fixed', 'off'; nearest valid: 'online'"),
-        ({"preset": "fsat"}, "preset='fsat': expected one of 'lossless', 'balanced', 'fast', 'literal'; "),
+        (
+            {"preset": "fsat"},
+            "preset='fsat': expected one of 'lossless', 'criterion', 'balanced', 'fast', 'literal'; ",
+        ),
         ({"preset": None}, "preset=None: expected one of"),
         ({"strict": 0}, "strict=0: expected True or False; nearest valid: False"),
         ({"strict": []}, "strict=[]: expected True or False"),

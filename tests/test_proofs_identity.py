@@ -54,6 +54,9 @@ def test_keeping_everything_is_the_untouched_model(name, options):
 def blocks():
     """Per model: its block graph and the inputs that layer 2 got at scales 1 .. 5."""
     found = {}
+    # A reset of Dynamo in another module would make it trace again, to a graph that is not recorded.
+    traced.cache_clear()
+    eager.cache_clear()
 
     def get(name: str) -> tuple[BlockGraph, list[tuple[object, ...]]]:
         if name not in found:
@@ -61,6 +64,7 @@ def blocks():
             assert len({id(site.block) for site in step.sites}) == 1, "equal layers share one graph"
             assert all(site.block.facts is not None for site in step.sites)
             found[name] = step.sites[2].block, record_inputs(traced(name), step)[2].inputs
+            assert found[name][1], "nothing was recorded"
         return found[name]
 
     return get

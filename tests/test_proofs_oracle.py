@@ -364,11 +364,18 @@ def test_scale_exit_after_an_online_depth(dense_trace):
     assert len(outcome.logits) == 4
 
 
-@pytest.mark.parametrize("preset", ["balanced", "fast", "literal"])
+@pytest.mark.parametrize("preset", ["criterion", "fast", "literal"])
 @pytest.mark.parametrize("name", NAMES)
-def test_presets(name, preset):
-    outcome, _ = compare(name, {"preset": preset, "tau": 0.2}, images=2)
+def test_presets_that_prune_tokens(name, preset):
+    outcome, _ = compare(name, {"preset": preset, "tau": 0.2, "scale_exit": None}, images=2)
     assert "pruned" in outcome.arms(5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_balanced_preset_ends_after_its_depth(name):
+    outcome, _ = compare(name, {"preset": "balanced", "tau": 0.2}, images=2)
+    assert outcome.run.exited_at == 5
+    assert "tapped" in outcome.arms(4)
 
 
 # The entropy tap.
@@ -387,7 +394,7 @@ def test_the_tap_reads_true_entropies_and_changes_nothing(name, keys, dense_trac
         original(self, layer, entropy, keep, length)
 
     monkeypatch.setattr(Controller, "observe", observe)
-    outcome = traced(name)({**OPEN, "tau": 1.0, "min_scale": 1, "entropy_keys": keys})
+    outcome = traced(name)({**OPEN, "tau": 1.0, "min_scale": 1, "depth_layers": "all", "entropy_keys": keys})
     assert outcome.arms(5) == ["tapped"] * 4
     assert all(torch.equal(a, b) for a, b in zip(outcome.logits, eager(name).logits, strict=True))
     trace = dense_trace(name)

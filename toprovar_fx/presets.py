@@ -1,7 +1,7 @@
 """Named sets of option values.
 
 A preset lists only what differs from the field defaults of :class:`toprovar_fx.options.Options`; options
-that a caller names override the preset. ``balanced`` is the default.
+that a caller names override the preset. ``balanced`` is the default; ``criterion`` is the bare fields.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ _PRESETS: dict[str, dict[str, object]] = {
         "depth": "off",
         "layer_scope": "off",
     },
+    # All three axes with the repaired formulas: the bare field defaults, a base for settings of one's own.
+    "criterion": {},
     # The scales after D are not run; D is read from the late layers at the last scale but one.
     "balanced": {
         "min_scale": -2,

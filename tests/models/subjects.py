@@ -39,7 +39,7 @@ CONFIG = InfinityConfig(
     text_multiple=8,
 )
 # Every layer but the first may be pruned.
-OPEN = {"protected_layers_first": 1, "protected_layers_last": 0}
+OPEN = {"preset": "criterion", "protected_layers_first": 1, "protected_layers_last": 0}
 # Variants of a model share a code object, and with it Dynamo's limit; after a hit they would run eagerly.
 MANY_GRAPHS = torch._dynamo.config.patch(fail_on_recompile_limit_hit=True, recompile_limit=64)
 
@@ -251,7 +251,7 @@ class Traced:
 
     def __call__(self, options: Mapping[str, object] | None = None, **given: Any) -> Outcome:
         """One generation under `options` (eager lowering)."""
-        self.options = {"lowering": "eager", **(options or {})}
+        self.options = {"lowering": "eager", "preset": "criterion", **(options or {})}
         with MANY_GRAPHS:
             return generate(self.subject, self.compiled, **given)
 
