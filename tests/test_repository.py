@@ -113,7 +113,7 @@ def test_modules_import_no_extra_at_the_top(path: Path) -> None:
 
 
 def test_no_machine_is_named() -> None:
-    pattern = re.compile(r"/work/|/root/|/home/\w|extra-index-url|index-url|pytorch-mirror")
+    pattern = re.compile(r"/(work|root)/|/home/\w|extra-index-url|index-url|pytorch-mirror")
     found = [
         f"{path.relative_to(ROOT)}:{number}"
         for path in repository_files()

@@ -25,7 +25,6 @@ class Reason(enum.Enum):
     LENGTH_IN_ARITHMETIC = "the token count enters arithmetic, so its value would change with the kept tokens"
     IN_PLACE_WRITE = "an in-place write reaches the block's input"
     CACHE_WRITE = "the key/value cache is written in a way that is not a slice of the current scale's tokens"
-    SECOND_OUTPUT = "the block has a second output that depends on the tokens"
     SHARED_STATE = "a cache is used by more than one block"
     GRADIENTS = "pruning is for inference; call the model under torch.no_grad() or torch.inference_mode()"
     VERIFICATION = "the permutation check did not reproduce the dense result"
