@@ -69,6 +69,19 @@ GROUPS: Mapping[str, Mapping[str, Row]] = {
         for share in (0.5, 0.25)
         for score in ("entropy", "frequency", "random")
     },
+    # Tried while choosing `fast`; `docs/results.md` lists all of them, the bad ones too.
+    "fast tried": {
+        "frequency": {"preset": "fast", "score": "frequency"},
+        "middle layer 10": {"preset": "fast", "ranking_depth": 0.77},
+        "own maps": {"preset": "fast", "ranking_depth": None},
+        "own maps, layers skipped": {"preset": "fast", "ranking_depth": None, "layer_skip_below": 0.3},
+        "one scale earlier": {"preset": "fast", "min_scale": -4},
+        "earlier, own maps": {"preset": "fast", "ranking_depth": None, "min_scale": -4},
+        "earlier, frequency": {"preset": "fast", "min_scale": -4, "score": "frequency"},
+        "earlier, random": {"preset": "fast", "min_scale": -4, "score": "random"},
+        "explicit 30%, 60%": {"preset": "fast", "keep": {-2: 0.3, -3: 0.6}},
+        "explicit 40%, 75%": {"preset": "fast", "keep": {-2: 0.4, -3: 0.75}},
+    },
     "criterion": {
         "rank": {**BASE, "normalise": "rank"},
         "min-max": {**BASE, "normalise": "minmax"},
