@@ -19,6 +19,53 @@ ONE_LAYER: Mapping[str, Row] = {
     "random": {**OPEN, "score": "random"},
 }
 
+# Candidates for the presets `balanced` and `fast`, compared on the split "tune". All of them are listed in
+# docs/results.md, the bad ones too.
+RANKERS: Mapping[str, Row] = {
+    **{
+        f"entropy of layer {layer}": {**OPEN, **RANKED, "ranking_depth": layer / 13}
+        for layer in (6, 8, 9, 10, 12)
+    },
+    "own entropy": {**OPEN, "entropy_source": "previous_scale"},
+    "frequency": {**OPEN, "score": "frequency"},
+    "random": {**OPEN, "score": "random"},
+}
+FEW = {name: RANKERS[name] for name in ("entropy of layer 8", "frequency", "random")}
+BUDGETS: Mapping[str, Row] = {
+    "24x24 at 30%": {"keep": {-2: 0.3}, "scale_exit": -1},
+    "24x24 at 20%": {"keep": {-2: 0.2}, "scale_exit": -1},
+    "24x24 at 15%": {"keep": {-2: 0.15}, "scale_exit": -1},
+    "24x24 at 10%": {"keep": {-2: 0.1}, "scale_exit": -1},
+    "24x24 at 30%, 16x16 at 75%": {"keep": {-3: 0.75, -2: 0.3}, "scale_exit": -1},
+    "24x24 at 20%, 16x16 at 60%": {"keep": {-3: 0.6, -2: 0.2}, "scale_exit": -1},
+    "32x32 at 5%, 24x24 at 20%": {"keep": {-2: 0.2, -1: 0.05}},
+    "32x32 at 10%": {"keep": {-1: 0.1}},
+    "32x32 at 5%": {"keep": {-1: 0.05}},
+    "32x32 at 10%, 24x24 at 50%": {"keep": {-1: 0.1, -2: 0.5}},
+    "32x32 at 10%, 24x24 at 75%": {"keep": {-1: 0.1, -2: 0.75}},
+    "32x32 at 5%, 24x24 at 75%": {"keep": {-1: 0.05, -2: 0.75}},
+}
+CANDIDATES: Mapping[str, Row] = {
+    **{
+        f"{budget}, {ranker}": {**row, **BUDGETS[budget]} for budget in BUDGETS for ranker, row in FEW.items()
+    },
+    **{
+        f"24x24 at 30%, {ranker}": {**row, **BUDGETS["24x24 at 30%"]}
+        for ranker, row in RANKERS.items()
+        if ranker not in FEW
+    },
+    "24x24 skipped": {**FEW["random"], "keep": {-2: 0.0}, "scale_exit": -1},
+    "32x32 skipped": {**FEW["random"], "keep": {-1: 0.0}},
+    "24x24 at 30%, residual": {**FEW["entropy of layer 8"], **BUDGETS["24x24 at 30%"], "restore": "residual"},
+    "24x24 at 30%, high": {**FEW["entropy of layer 8"], **BUDGETS["24x24 at 30%"], "keep_low": False},
+    "24x24 at 30%, K/V kept": {**FEW["entropy of layer 8"], **BUDGETS["24x24 at 30%"], "pruned_kv": "keep"},
+    "24x24 at 50% in every other layer": {
+        **FEW["entropy of layer 8"],
+        "keep": {-2: {layer: 0.5 * (layer % 2) for layer in range(14)}},
+        "scale_exit": -1,
+    },
+}
+
 GROUPS: Mapping[str, Mapping[str, Row]] = {
     "presets": {name: {"preset": name} for name in ("lossless", "balanced", "fast", "criterion", "literal")},
     "scales": {
@@ -69,19 +116,7 @@ GROUPS: Mapping[str, Mapping[str, Row]] = {
         for share in (0.5, 0.25)
         for score in ("entropy", "frequency", "random")
     },
-    # Tried while choosing `fast`; `docs/results.md` lists all of them, the bad ones too.
-    "fast tried": {
-        "frequency": {"preset": "fast", "score": "frequency"},
-        "middle layer 10": {"preset": "fast", "ranking_depth": 0.77},
-        "own maps": {"preset": "fast", "ranking_depth": None},
-        "own maps, layers skipped": {"preset": "fast", "ranking_depth": None, "layer_skip_below": 0.3},
-        "one scale earlier": {"preset": "fast", "min_scale": -4},
-        "earlier, own maps": {"preset": "fast", "ranking_depth": None, "min_scale": -4},
-        "earlier, frequency": {"preset": "fast", "min_scale": -4, "score": "frequency"},
-        "earlier, random": {"preset": "fast", "min_scale": -4, "score": "random"},
-        "explicit 30%, 60%": {"preset": "fast", "keep": {-2: 0.3, -3: 0.6}},
-        "explicit 40%, 75%": {"preset": "fast", "keep": {-2: 0.4, -3: 0.75}},
-    },
+    "candidates": CANDIDATES,
     "criterion": {
         "rank": {**BASE, "normalise": "rank"},
         "min-max": {**BASE, "normalise": "minmax"},
@@ -94,6 +129,6 @@ GROUPS: Mapping[str, Mapping[str, Row]] = {
 
 
 def rows(groups: list[str] | None = None) -> dict[str, Row]:
-    """All rows of the named groups as "group: row", or of all groups."""
-    chosen = groups or list(GROUPS)
+    """All rows of the named groups as "group: row", or of all groups but the candidates."""
+    chosen = groups or [name for name in GROUPS if name != "candidates"]
     return {f"{group}: {name}": row for group in chosen for name, row in GROUPS[group].items()}

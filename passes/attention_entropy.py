@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ..declaration import declare
 from ..options import Options
 from ..runtime.gates import DenseBlock, EntropyTap
 from .context import PassContext
@@ -9,6 +10,25 @@ from .rows import RowPlan
 from .step import PassRecord, PassResult, Step
 
 
+def reads_entropy(options: Options) -> bool:
+    """Whether any decision under these options depends on entropies."""
+    if not options.prunes:
+        return False
+    online_depth = not options.explicit and options.prune_scales and options.depth == "online"
+    # A budget shares its tokens out by R.
+    online_scope = options.keep is None and options.prune_layers and options.layer_scope == "online"
+    measured = online_scope and options.scope_of == "entropy_map"
+    return online_depth or measured or options.scoring.reads_entropy
+
+
+@declare(
+    requires=("cache_offset",),
+    rewrites="understood blocks: a second graph that also returns every query's entropy (`EntropyTap`)",
+    ensures="the hidden states are unchanged; nothing is computed where no tap is asked for",
+    price="one product of queries and keys where it is asked for; one more graph to compile",
+    when="a decision reads entropies: `depth='online'`, `layer_scope='online'`, or the score",
+    active=reads_entropy,
+)
 def attention_entropy(step: Step, options: Options, context: PassContext) -> PassResult:
     """Put an `EntropyTap` around every dense block whose entropies the options can ask for.
 
@@ -29,13 +49,3 @@ def attention_entropy(step: Step, options: Options, context: PassContext) -> Pas
                 record.sites.append(site.layer)
     record.modified = bool(modules)
     return PassResult(step.with_modules(modules) if modules else step, record)
-
-
-def reads_entropy(options: Options) -> bool:
-    """Whether any decision under these options depends on entropies."""
-    if not options.prunes:
-        return False
-    criterion = options.keep is None
-    online_depth = criterion and options.prune_scales and options.depth == "online"
-    online_scope = criterion and options.prune_layers and options.layer_scope == "online"
-    return online_depth or (online_scope and options.scope_of == "entropy_map") or options.score == "entropy"

@@ -6,6 +6,7 @@ numbers of rows, so the runtime passes each layer its own offset; without prunin
 
 from __future__ import annotations
 
+from ..declaration import declare
 from ..options import Options
 from ..runtime.gates import DenseBlock
 from .context import PassContext
@@ -13,6 +14,13 @@ from .rows import RowPlan
 from .step import PassRecord, PassResult, Step
 
 
+@declare(
+    requires=("outline_blocks",),
+    rewrites="understood blocks: the first cache row to write becomes an input (`DenseBlock`)",
+    ensures="equal results as long as the traced offset is passed",
+    price="one integer input per block",
+    when="always",
+)
 def cache_offset(step: Step, options: Options, context: PassContext) -> PassResult:
     """Replace the understood blocks by `DenseBlock`.
 

@@ -11,10 +11,17 @@ from ..analysis.blocks import Block, read_step
 from ..analysis.caches import refuse_shared
 from ..analysis.reasons import Unsupported
 from ..analysis.signature import signature
+from ..declaration import declare
 from ..lowering.outline import Outline, extract, replace_by_calls
 from .step import BlockGraph, Site, Step
 
 
+@declare(
+    rewrites="the captured graph: every block becomes a graph of its own, equal ones shared",
+    ensures="the same values in the same order; a block that is not understood keeps its reason",
+    price="no operation; no fusion across block borders",
+    when="always",
+)
 def outline_blocks(traced: fx.GraphModule) -> Step:
     """Outline the blocks of a traced scale step.
 

@@ -22,7 +22,7 @@ from ..analysis.operators import states_length
 from ..analysis.shapes import same, shape_of, size_of, value_of
 from ..analysis.transfers import Axes
 from ..lowering.sizes import IMAGES, KEPT, OFFSET, InputSpec, spec_of, tensor_spec
-from ..ops import attention_entropy, select_tokens  # noqa: F401 - registers the operators called here
+from ..ops import attention_with_entropy, select_tokens  # noqa: F401 - registers the operators called here
 from .step import BlockGraph
 
 
@@ -184,9 +184,10 @@ class _Rewriter:
         copied = self.graph.node_copy(node, lambda operand: replaced.get(operand, self.mapped[operand]))
         if resized:
             copied.args = self._kept_sizes(node.args, copied.args)
+        if is_attention and self.plan.entropy:
+            query = self.facts.attention.query
+            copied = self._tap(replaced.get(query, self.mapped[query]))
         self.mapped[node] = copied
-        if is_attention:
-            self._tap()
         if is_attention and self.plan.gather_at is GatherAt.ATTENTION_OUTPUT:
             self.mapped[node] = self._gather(node, self.facts.axes[node])
             self.kept.add(node)
@@ -253,19 +254,20 @@ class _Rewriter:
         index = _slices(len(shape_of(read.cache)), read.axis, slice(None, self._end(self._written_kept)))
         self.mapped[read.node] = self.graph.call_function(operator.getitem, (self.mapped[read.cache], index))
 
-    def _tap(self) -> None:
-        if not self.plan.entropy:
-            return
+    def _tap(self, query: fx.Node) -> fx.Node:
+        """Attention by the operator that also returns the entropies."""
         call = self.facts.attention
         first = self.offset if self.plan.scale_keys and self.offset is not None else 0
-        self.entropy = self.graph.call_function(
-            torch.ops.toprovar.attention_entropy.default,
-            (self.mapped[call.query], self.mapped[call.key], call.scale, True, first),
+        both = self.graph.call_function(
+            torch.ops.toprovar.attention_with_entropy.default,
+            (query, self.mapped[call.key], self.mapped[call.value], call.scale, True, first),
         )
+        self.entropy = self.graph.call_function(operator.getitem, (both, 1))
         if self.wanted is not None and self.plan.select is not None:
             self.keep = self.graph.call_function(
                 torch.ops.toprovar.select_tokens.default, (self.entropy, *self.wanted, *self.plan.select)
             )
+        return self.graph.call_function(operator.getitem, (both, 0))
 
     def _output(self) -> None:
         result = self.mapped[self.facts.exit]

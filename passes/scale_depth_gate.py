@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
+from ..declaration import declare
 from ..options import Options
 from ..runtime.gates import Gate, ScaleDepthGate
 from .context import PassContext
 from .step import PassRecord, PassResult, Step
 
 
+def gates_depth(options: Options) -> bool:
+    """Whether any layer may compute fewer than all tokens."""
+    fewer = options.prune_tokens or options.layer_skip_below > 0 or options.explicit
+    return options.prunes and fewer
+
+
+@declare(
+    requires=("cache_offset",),
+    rewrites="unprotected layers: what runs past the depth D may differ from what runs before it "
+    "(`ScaleDepthGate`)",
+    ensures="equal results until another pass changes the late side",
+    price="one question to the controller per layer and scale, on the host",
+    when="tokens or layers may be pruned, or `keep` is given",
+    active=gates_depth,
+)
 def scale_depth_gate(step: Step, options: Options, context: PassContext) -> PassResult:
     """Put a `ScaleDepthGate` around every block that may be pruned; both of its sides are the block so far.
 
@@ -15,7 +31,7 @@ def scale_depth_gate(step: Step, options: Options, context: PassContext) -> Pass
     """
     record = PassRecord("scale_depth_gate")
     modules = {}
-    if options.prunes and (options.prune_tokens or options.layer_skip_below > 0 or options.keep is not None):
+    if gates_depth(options):
         layers = len(step.sites)
         for site in step.sites[options.protected_layers_first :]:
             module = step.module(site)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from torch import fx, nn
 
@@ -86,6 +87,7 @@ class PassRecord:
         sites: layers it rewrote.
         fallbacks: what it left alone, and why.
         milliseconds: time it took.
+        before, after: what it was given and what it returned, for dumps and `explain`.
     """
 
     name: str
@@ -93,6 +95,18 @@ class PassRecord:
     sites: list[int] = field(default_factory=list)
     fallbacks: list[Fallback] = field(default_factory=list)
     milliseconds: float = 0.0
+    before: Step | fx.GraphModule | None = field(default=None, repr=False)
+    after: Step | None = field(default=None, repr=False)
+
+    def to_json(self) -> dict[str, Any]:
+        """The record as JSON values."""
+        return {
+            "name": self.name,
+            "modified": self.modified,
+            "layers": list(self.sites),
+            "milliseconds": self.milliseconds,
+            "fallbacks": [str(fallback) for fallback in self.fallbacks],
+        }
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from torch import nn
 
+from ..declaration import declare
 from ..options import Options
 from ..runtime.gates import OwnEntropyGate, ScaleDepthGate, TokenGate
 from .attention_entropy import reads_entropy
@@ -14,6 +15,19 @@ from .rows import GatherAt, RowPlan
 from .step import PassRecord, PassResult, Site, Step
 
 
+def gathers_tokens(options: Options) -> bool:
+    """Whether a layer may keep some of its tokens."""
+    return options.prune_tokens or options.explicit
+
+
+@declare(
+    requires=("scale_depth_gate",),
+    rewrites="the late side of depth gates: gather K tokens, block, scatter (`TokenGate`, `OwnEntropyGate`)",
+    ensures="with all tokens kept, in any order, the dense result (checked when a graph first runs)",
+    price="two copies of the K rows and one of all rows; one more graph to compile",
+    when="`prune_tokens`, or `keep` is given",
+    active=gathers_tokens,
+)
 def token_gather(step: Step, options: Options, context: PassContext) -> PassResult:
     """Make the late side of every depth gate a `TokenGate` (or an `OwnEntropyGate`).
 
@@ -21,8 +35,7 @@ def token_gather(step: Step, options: Options, context: PassContext) -> PassResu
     """
     record = PassRecord("token_gather")
     modules: dict[str, nn.Module] = {}
-    gathers = options.prune_tokens or options.keep is not None
-    for site in step.sites if gathers else ():
+    for site in step.sites if gathers_tokens(options) else ():
         gate = step.module(site)
         if isinstance(gate, ScaleDepthGate):
             late = _own_entropy if _ranks_itself(options) else _known_tokens

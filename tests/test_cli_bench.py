@@ -20,7 +20,10 @@ def fakes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_json_has_a_row_per_variant(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["bench", "--variants", "eager,inductor,fast", "--repeats", "2", "--json"]) == 0
+    assert (
+        main(["bench", "--variants", "eager,inductor,fast", "--repeats", "2", "--device", "cpu", "--json"])
+        == 0
+    )
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     eager, inductor, fast = result["variants"]
     assert [row["name"] for row in result["variants"]] == ["eager", "inductor", "fast"]
@@ -40,7 +43,7 @@ def test_json_has_a_row_per_variant(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_without_baselines_there_are_no_ratios(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["bench", "--variants", "fast", "--repeats", "1", "--json"]) == 0
+    assert main(["bench", "--variants", "fast", "--repeats", "1", "--device", "cpu", "--json"]) == 0
     lines = capsys.readouterr().out.splitlines()
     (row,) = json.loads(lines[-1])["variants"]
     assert row["speedup_vs_inductor"] is None

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +11,6 @@ import torch
 from toprovar_fx import InfinityPipeline, Schedule
 from toprovar_fx.__main__ import main
 from toprovar_fx.cli import explain as module
-from toprovar_fx.cli import tables
 from toprovar_fx.cli.variants import Variant
 from toprovar_fx.models.configs import CONFIGS
 from toprovar_fx.models.infinity import Infinity
@@ -29,21 +29,26 @@ def small_pipeline(model: str, device: str) -> InfinityPipeline:
 
 
 def explain(*arguments: str, capsys: pytest.CaptureFixture[str]) -> tuple[list[str], dict[str, Any]]:
-    assert main(["explain", "a star", *arguments, "--json"]) == 0
+    assert main(["explain", "a star", *arguments, "--device", "cpu", "--json"]) == 0
     lines = capsys.readouterr().out.splitlines()
     return lines, json.loads(lines[-1])
 
 
-def test_a_real_generation(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_real_generation(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    page = tmp_path / "page.html"
     torch.compiler.reset()
     monkeypatch.setattr(module, "load", small_pipeline)
     settings = ("lowering=eager", "keep={-1: 0.25}", "protected_layers_first=1", "protected_layers_last=1")
     arguments = [part for setting in settings for part in ("--option", setting)]
-    lines, result = explain(*arguments, capsys=capsys)
-    passes = {row["name"]: row for row in result["passes"]}
+    lines, result = explain(*arguments, "--html", str(page), capsys=capsys)
+    report = result["explanation"]
+    step = next(graph for graph in report["graphs"] if graph["kind"] == "scale step")
+    passes = {row["name"]: row for row in step["passes"]}
     assert passes["outline_blocks"]["layers"] == list(range(DEPTH))
     assert passes["token_gather"]["layers"] == [1, 2, 3]
-    assert any("ONE_TOKEN" in reason for row in passes.values() for reason in row["fallbacks"])
+    assert [fallback["reason"] for fallback in report["fallbacks"]] == ["ONE_TOKEN"]
     assert result["scales"] == [[side, side] for side in (1, 2, 3, 4, 6, 8)]
     for row in result["layers"]:
         pruned = row["layer"] in (1, 2, 3)
@@ -53,28 +58,31 @@ def test_a_real_generation(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
             "every layer is measured at every scale"
         )
         assert 0 <= row["role"] <= 1
-    names = [graph["name"] for graph in result["graphs"]]
+    names = [region["name"] for region in step["regions"]]
     assert any("all tokens" in name for name in names)
     assert any("K tokens" in name for name in names)
-    assert all(graph["compile_s"] == [] for graph in result["graphs"]), "nothing is compiled as traced"
+    assert all(region["compile_s"] == [] for region in step["regions"]), "nothing is compiled as traced"
     assert any("1-3" in line and "token_gather" in line for line in lines)
-    assert result["report"]["flops"] < result["report"]["flops_dense"]
+    (generation,) = report["generations"]
+    assert generation["flops"] < generation["flops_dense"]
+    assert "token_gather" in page.read_text()
 
 
-def test_without_a_report(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_graph(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(module, "load", lambda model, device: FakePipeline())
     monkeypatch.setattr(Variant, "pipeline", lambda self, pipe: pipe)
     lines, result = explain(capsys=capsys)
-    assert result["report"] is None
+    assert result["explanation"]["graphs"] == []
     assert result["layers"] == []
     assert any("no graph of this backend" in line for line in lines)
 
 
-def test_fallbacks_are_said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_layers_are_read_off_the_generations(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(module, "load", lambda model, device: FakePipeline(pruned=True))
     monkeypatch.setattr(Variant, "pipeline", lambda self, pipe: pipe)
-    lines, result = explain(capsys=capsys)
-    assert any("ran dense: layer 0: masked attention" in line for line in lines)
+    _, result = explain(capsys=capsys)
     assert result["layers"][1] == {
         "layer": 1,
         "role": 0.25,
@@ -83,8 +91,7 @@ def test_fallbacks_are_said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     }
 
 
-@pytest.mark.parametrize(
-    ("numbers", "text"), [([], "none"), ([3], "3"), ([0, 1, 2], "0-2"), ([0, 2, 3, 7], "0, 2-3, 7")]
-)
-def test_layers_in_short(numbers: list[int], text: str) -> None:
-    assert tables._ranges(numbers) == text
+def test_a_page_that_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("")
+    assert main(["explain", "a star", "--html", str(tmp_path / "file" / "page.html")]) == 2
+    assert "cannot write" in capsys.readouterr().err

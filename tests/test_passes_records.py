@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from toprovar_fx.options import Options
 from toprovar_fx.passes.attention_entropy import attention_entropy
@@ -96,7 +97,7 @@ def test_the_neutral_row_plan_copies_the_block():
 
     assert operators(rewritten) == operators(block.graph)
     assert "gather" not in rewritten.code
-    assert "attention_entropy" not in rewritten.code
+    assert "with_entropy" not in rewritten.code
 
 
 def test_cache_offset_takes_every_block():
@@ -112,7 +113,7 @@ def test_attention_entropy_taps_every_block_that_can_be_asked():
     assert result.record.sites == [0, 1, 2, 3]
     tap = result.step.module(result.step.sites[1])
     assert type(tap) is EntropyTap
-    assert "attention_entropy" in tap.tapped.region.graph.code
+    assert "attention_with_entropy" in tap.tapped.region.graph.code
     frequency = Options(**OPEN, keep={-1: 0.5}, score="frequency")
     assert not attention_entropy(step, frequency, passes).record.modified
 
@@ -171,16 +172,8 @@ def test_equal_layers_share_their_compiled_graphs():
     assert len(passes.regions) == 3
 
 
-def test_every_pass_is_dumped_before_and_after(tmp_path):
-    options = Options(**OPEN, keep={-1: 0.5}, dump_dir=str(tmp_path / "dumps"))
-    _, records = rewrite_step(traced("infinity").dynamic, options, context())
-    names = sorted(path.name for path in (tmp_path / "dumps").iterdir())
-    expected = [
-        f"{at}.{record.name}.{when}.py" for at, record in enumerate(records) for when in ("after", "before")
-    ]
-    assert names == expected
-    assert all(record.milliseconds > 0 for record in records)
-    for at in range(1, len(records)):
-        before = (tmp_path / "dumps" / f"{at}.{records[at].name}.before.py").read_text()
-        after = (tmp_path / "dumps" / f"{at - 1}.{records[at - 1].name}.after.py").read_text()
-        assert before == after
+def test_entropies_are_those_of_the_queries_that_are_computed():
+    """With `pruned_kv="keep"` queries are gathered: the tap sees the kept ones."""
+    rewritten = rewrite_rows(outlined().sites[1].block, RowPlan(GatherAt.QUERY, entropy=True)).graph.graph
+    (both,) = (node for node in rewritten.nodes if "attention_with_entropy" in str(node.target))
+    assert both.args[0].target is torch.gather

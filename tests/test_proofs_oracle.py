@@ -358,13 +358,14 @@ def test_scale_exit(wanted):
 
 def test_scale_exit_after_an_online_depth(dense_trace):
     trace = dense_trace("infinity")
-    options = {"scale_exit": "depth", "min_scale": 3, "tau": rho(trace, 3), "prune_tokens": False}
+    # A little under rho: on another processor a token may lie on the other side of the mean.
+    options = {"scale_exit": "depth", "min_scale": 3, "tau": rho(trace, 3) - 0.05, "prune_tokens": False}
     outcome, _ = compare("infinity", options)
     assert outcome.controller.depth == 3
     assert len(outcome.logits) == 4
 
 
-@pytest.mark.parametrize("preset", ["criterion", "fast", "literal"])
+@pytest.mark.parametrize("preset", ["criterion", "balanced", "literal"])
 @pytest.mark.parametrize("name", NAMES)
 def test_presets_that_prune_tokens(name, preset):
     outcome, _ = compare(name, {"preset": preset, "tau": 0.2, "scale_exit": None}, images=2)
@@ -372,10 +373,11 @@ def test_presets_that_prune_tokens(name, preset):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_balanced_preset_ends_after_its_depth(name):
-    outcome, _ = compare(name, {"preset": "balanced", "tau": 0.2}, images=2)
+def test_the_fast_preset_ends_before_the_last_scale(name):
+    outcome, _ = compare(name, {"preset": "fast"}, images=2)
     assert outcome.run.exited_at == 5
-    assert "tapped" in outcome.arms(4)
+    assert "tapped" in outcome.arms(3)
+    assert "pruned" in outcome.arms(4)
 
 
 # The entropy tap.

@@ -6,22 +6,50 @@ pipe.transformer = torch.compile(pipe.transformer, backend="toprovar", options={
 images = pipe("a red circle left of a blue square", seed=1).images
 """
 
+from typing import TYPE_CHECKING, Any
+
+from .accelerate import Accelerated, accelerate, restore
+from .criteria.score_registry import ScoreContext
 from .errors import ToProVARError
+from .extensions import register_pass, register_score, unregister_pass, unregister_score
 from .options import Options, options_table, presets_table
 from .pipeline import InfinityPipeline, PipelineOutput
 from .runtime.generation import current_generation, generation
 from .schedules import Schedule
 
+if TYPE_CHECKING:
+    from .explanation import Explanation, explain, explaining
+
 __version__ = "0.1.0"
 
 __all__ = [
+    "Accelerated",
+    "Explanation",
     "InfinityPipeline",
     "Options",
     "PipelineOutput",
     "Schedule",
+    "ScoreContext",
     "ToProVARError",
+    "accelerate",
     "current_generation",
+    "explain",
+    "explaining",
     "generation",
     "options_table",
     "presets_table",
+    "register_pass",
+    "register_score",
+    "restore",
+    "unregister_pass",
+    "unregister_score",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # The backend takes seconds to import, and whoever only draws images does not need it.
+    if name in ("Explanation", "explain", "explaining"):
+        from . import explanation
+
+        return getattr(explanation, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -5,29 +5,54 @@ What is used and why:
 - `ShapeEnv`, `FakeTensorMode`, `create_symbol`: block graphs get size symbols of their own (tokens L, kept
   tokens K, cache offset), which no Dynamo input could provide. Their guards are kept and evaluated before
   each new size.
+- `SymNode.expr` and the environment's guards, ranges and replacements: what a run on such inputs computed of
+  sizes, as sympy expressions, and for which sizes that holds.
+- `TorchDispatchMode`, operator schemas and storage identities: which operators ran, what they read and write.
+- `torch._dynamo.exc`: what Dynamo raises when it cannot trace a function, told from what the function raises.
+- `registry`: whether torch was asked for the backend by its name.
+- `maybe_mark_dynamic`: sizes that differ between two calls are symbols from the first trace on.
 """
 
 from __future__ import annotations
 
+import inspect
 import logging
 import threading
+import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import sympy
 import torch
 from torch import fx
+from torch._dynamo import exc, maybe_mark_dynamic
+from torch._dynamo.backends import registry
+from torch._dynamo.eval_frame import OptimizedModule
 from torch._dynamo.source import LocalSource
-from torch._guards import TracingContext, tracing
+from torch._dynamo.utils import counters, get_compilation_metrics
+from torch._guards import CompileContext, TracingContext, tracing
 from torch._inductor.compile_fx import compile_fx
+from torch._logging._internal import LazyTraceHandler, trace_log, trace_structured
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from .lowering.sizes import IMAGES, OFFSET, InputSpec
 
 log = logging.getLogger(__name__)
 
 _COMPILE_LOCK = threading.RLock()
+
+DispatchMode = TorchDispatchMode
+
+# Recompiling where a test forbade it is not among them.
+TRACING_FAILURES: tuple[type[Exception], ...] = (
+    exc.Unsupported,
+    exc.InternalTorchDynamoError,
+    exc.BackendCompilerFailed,
+    exc.TorchRuntimeError,
+    exc.FailOnRecompileLimitHit,
+)
 
 
 class SymbolicInputs:
@@ -75,6 +100,11 @@ class SymbolicInputs:
         source = LocalSource(f"toprovar_{expression}") if isinstance(expression, sympy.Symbol) else None
         return self._environment.create_symintnode(own, hint=hint, source=source)
 
+    @property
+    def symbol_names(self) -> dict[str, str]:
+        """Names of the symbols in the fake values' sizes, and what they were called in the specs."""
+        return {str(own): str(symbol) for symbol, own in self._known.items()}
+
     def guards(self) -> Callable[[Sequence[object], Mapping[sympy.Symbol, int]], bool]:
         """A check that arguments with these sizes satisfy all that the compilation assumed about them."""
         environment = self._environment
@@ -92,6 +122,39 @@ class SymbolicInputs:
             return not code or bool(environment.evaluate_guards_expression(code, arguments))
 
         return holds
+
+    def expression(self, value: int | torch.SymInt) -> sympy.Expr:
+        """A size that a run on these inputs computed, in the symbols of the specs.
+
+        Raises:
+            ValueError: it depends on data.
+        """
+        if not isinstance(value, torch.SymInt):
+            return sympy.Integer(value)
+        found = value.node.expr.xreplace(self._names())
+        if found.free_symbols - self._known.keys():
+            raise ValueError(f"the size {found} depends on data")
+        return sympy.expand(found)
+
+    def conditions(self) -> list[sympy.Basic]:
+        """What the runs on these inputs assumed about the sizes, in the symbols of the specs."""
+        environment, names = self._environment, self._names()
+        found = [guard.expr.xreplace(names) for guard in environment.guards]
+        for symbol, own in self._known.items():
+            if own.is_Integer:
+                found.append(sympy.Eq(symbol, own))
+                continue
+            if own in environment.replacements:
+                found.append(sympy.Eq(symbol, environment.replacements[own].xreplace(names)))
+            bounds = environment.var_to_range.get(own)
+            if bounds is not None:
+                found.append(symbol >= bounds.lower)
+                found += [symbol <= bounds.upper] if bounds.upper.is_Integer else []
+        parts = [part for condition in found for part in sympy.And.make_args(condition)]
+        return [part for part in parts if part is not sympy.true]
+
+    def _names(self) -> dict[sympy.Expr, sympy.Expr]:
+        return {own: symbol for symbol, own in self._known.items() if not own.is_Integer}
 
 
 @dataclass(frozen=True)
@@ -138,7 +201,156 @@ def clone_graph(graph: fx.GraphModule) -> fx.GraphModule:
     return fx.GraphModule(graph, copied)
 
 
-def fake_run(graph: fx.GraphModule, inputs: SymbolicInputs) -> None:
-    """Run a graph on fake tensors, for shapes and for dispatch modes that count operations."""
+def fake_run(graph: fx.GraphModule, inputs: SymbolicInputs) -> object:
+    """Run a graph on fake tensors, for shapes and for dispatch modes that count operations.
+
+    Returns:
+        The graph's fake result.
+    """
+    # Its cache compares symbolic shapes one by one and costs more than it saves in a single run.
+    inputs.mode.cache_enabled = False
     with torch.inference_mode(False), torch.no_grad(), inputs.mode:
-        graph(*inputs.values)
+        return graph(*inputs.values)
+
+
+def symbolic_values(graph: fx.GraphModule, inputs: SymbolicInputs) -> dict[str, object]:
+    """Fake values of all nodes by name, with the symbols that `inputs` was made with in their sizes' place.
+
+    Returns:
+        Tensors and sizes; the names of their symbols are looked up in `inputs.symbol_names`.
+    """
+    recorder = _Recorder(graph)
+    with torch.inference_mode(False), torch.no_grad(), inputs.mode:
+        recorder.run(*inputs.values)
+    return recorder.values
+
+
+class _Recorder(fx.Interpreter):
+    """Keeps the value of every node."""
+
+    def __init__(self, graph: fx.GraphModule) -> None:
+        super().__init__(graph, garbage_collect_values=False)
+        self.values: dict[str, object] = {}
+
+    def run_node(self, n: fx.Node) -> object:
+        self.values[n.name] = result = super().run_node(n)
+        return result
+
+
+def compile_id() -> str | None:
+    """Frame and count of Dynamo's compilation that runs, as "frame/count"; None outside of one.
+
+    The count is 0 for the first compilation of a function's code and grows with every recompilation.
+    """
+    found = CompileContext.current_compile_id()
+    return None if found is None else str(found)
+
+
+@dataclass(frozen=True)
+class FrameCompilation:
+    """One compilation of a function's code by Dynamo.
+
+    Attributes:
+        code: "file:line name" of the function.
+        reason: why an earlier compilation did not serve; None for the first one.
+    """
+
+    code: str
+    reason: str | None
+
+
+def frame_compilations() -> dict[str, FrameCompilation]:
+    """The latest compilations of this process by compile id; torch keeps the last 64."""
+    found = {}
+    for metrics in get_compilation_metrics():
+        if metrics.compile_id is not None and metrics.co_name is not None:
+            file = (metrics.co_filename or "").replace("\\", "/").rpartition("/")[2]
+            code = f"{file}:{metrics.co_firstlineno} {metrics.co_name}"
+            reason = " ".join((metrics.recompile_reason or "").partition("\n")[0].split())
+            found[metrics.compile_id] = FrameCompilation(code, reason or None)
+    return found
+
+
+def graph_breaks() -> dict[str, int]:
+    """How often Dynamo cut a graph in this process, by its reason."""
+    return dict(counters["graph_break"])
+
+
+def trace_artifact(name: str, payload: Callable[[], str], encoding: str = "string") -> None:
+    """Hand a text to torch's structured trace (`TORCH_TRACE`, read by tlparse); free unless tracing is on."""
+    # Without a trace folder torch takes its handler away; others, such as a test runner's, want no text.
+    if any(isinstance(handler, LazyTraceHandler) for handler in trace_log.handlers):
+        trace_structured("artifact", lambda: {"name": name, "encoding": encoding}, payload_fn=payload)
+
+
+def is_compiled(model: object) -> bool:
+    """Whether `torch.compile` made `model`, or a part of it if it is a module."""
+    parts = model.modules() if isinstance(model, torch.nn.Module) else [model]
+    return any(hasattr(part, "_torchdynamo_orig_callable") or _is_wrapper(part) for part in parts)
+
+
+def _is_wrapper(part: object) -> bool:
+    compiled_call = getattr(part, "_compiled_call_impl", None)
+    return isinstance(part, OptimizedModule) or compiled_call is not None
+
+
+def with_dynamic_tokens(value: object) -> object:
+    """A hidden state ``[R, L, C]`` as a view whose L Dynamo traces as a symbol from the first call on.
+
+    In a loop over scales Dynamo finds out by itself at the second size. Anything else is returned as it is.
+    """
+    if not isinstance(value, torch.Tensor) or value.dim() != 3 or not value.is_floating_point():
+        return value
+    view = value.detach()
+    maybe_mark_dynamic(view, 1)
+    return view
+
+
+def written_arguments(func: object, args: Sequence[object], kwargs: Mapping[str, object]) -> list[object]:
+    """Arguments that a call of an operator overload writes to."""
+    schema = getattr(func, "_schema", None)
+    if schema is None:
+        return []
+    found = []
+    for at, argument in enumerate(schema.arguments):
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            found.append(args[at] if at < len(args) else kwargs.get(argument.name))
+    return found
+
+
+def storage_of(tensor: torch.Tensor) -> int:
+    """Identity of a tensor's memory, shared by its views, for as long as one of them lives."""
+    return tensor.untyped_storage()._cdata
+
+
+def compile_apart(
+    function: Callable[..., object], backend: Callable[..., object], options: dict[str, object], limit: int
+) -> Callable[..., object]:
+    """Compile a copy of `function` whose graphs and recompile limit are shared with no other function.
+
+    Dynamo keeps its graphs by code object: two closures of one `def` would share them.
+
+    Args:
+        function: a plain Python function, traced without graph breaks.
+        backend: as for `torch.compile`.
+        options: as for `torch.compile`.
+        limit: number of graphs; the next one is an error, not a silent eager run.
+    """
+    assert isinstance(function, types.FunctionType)
+    own = types.FunctionType(
+        function.__code__.replace(), function.__globals__, function.__name__, None, function.__closure__
+    )
+    known = inspect.signature(torch.compile).parameters
+    more = {"recompile_limit": limit} if "recompile_limit" in known else {}
+    return torch.compile(own, fullgraph=True, backend=backend, options=options, **more)  # type: ignore[call-overload, no-any-return]
+
+
+def varies(tensor: torch.Tensor, dimension: int) -> torch.Tensor:
+    """The same tensor, its size along `dimension` marked as one that differs between calls."""
+    maybe_mark_dynamic(tensor, dimension)
+    return tensor
+
+
+def named_as_backend(name: str) -> bool:
+    """Whether `torch.compile` looked a backend up by this name in this process."""
+    return name in registry._COMPILER_FNS

@@ -8,6 +8,7 @@ would.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -24,6 +25,7 @@ from .passes.pipeline import rewrite_step
 from .passes.step import PassRecord
 from .program import DenseProgram, StepProgram, remember
 from .runtime.generation import current_generation
+from .runtime.silence import note_graph
 from .runtime.verify import PermutationCheck
 
 log = logging.getLogger(__name__)
@@ -52,6 +54,7 @@ def toprovar(
     """
     if mode is not None:
         raise OptionError(f"mode={mode!r}: expected no mode; presets are given as options={{'preset': ...}}")
+    note_graph()
     settings = Options.parse(options)
     lowering = _lowering(settings, example_inputs)
     try:
@@ -83,18 +86,18 @@ def _dense(
     if not one_token:
         if options.strict:
             raise GraphError(str(fallbacks[0]))
-        if options.prunes:
+        if options.rewrites:
             log.warning("toprovar leaves a graph dense: %s", fallbacks[0])
     # A single token takes milliseconds on a CPU, and compiling its graph ten seconds.
     as_traced = lowering == "eager" or (
         one_token and options.lowering == "auto" and not _on_cuda(example_inputs)
     )
+    region = Region(gm, "eager", name="whole graph, dense")
+    started = time.perf_counter()
     call = gm.forward if as_traced else compile_with_dynamo_inputs(gm, example_inputs)
-    return remember(
-        DenseProgram(
-            call, Region(gm, "eager", name="whole graph, dense"), records, options, fallbacks, one_token
-        )
-    )
+    if not as_traced:
+        region.compile_seconds.append(time.perf_counter() - started)
+    return remember(DenseProgram(call, region, records, options, fallbacks, one_token))
 
 
 def _lowering(options: Options, example_inputs: Sequence[Any]) -> str:

@@ -41,6 +41,14 @@ class GraphError(ToProVARError):
     """A captured graph lacks a structure that the requested rewrite needs."""
 
 
+class ExtensionError(ToProVARError):
+    """A registered score or pass returned something else than it has to."""
+
+
+class AdapterError(ToProVARError):
+    """A model lacks a structure that its adapter relies on, or is called in a way that it cannot follow."""
+
+
 def nearest(word: object, choices: Iterable[object]) -> str | None:
     """Return the choice that looks most like ``word``, compared without case; None if none is similar."""
     by_folded = {str(choice).casefold(): str(choice) for choice in choices}

@@ -5,18 +5,24 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode, register_flop_formula, sdpa_flop_count
 
-from .ops import attention_entropy  # noqa: F401 - registers the operator counted below
+from .ops import (  # noqa: F401 - registers the operators counted below
+    attention_entropy,
+    attention_with_entropy,
+    packed_attention,
+)
 
 Shape = Any
 
 
 def flop_counter() -> FlopCounterMode:
-    """A counter that also knows the CPU's flash attention and the entropy operator."""
+    """A counter that also knows the CPU's flash attention and the entropy operators."""
     mapping = {
         torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
         torch.ops.toprovar.attention_entropy: _entropy,
+        torch.ops.toprovar.packed_attention: _packed,
     }
     return FlopCounterMode(display=False, custom_mapping=mapping)
 
@@ -32,3 +38,27 @@ def _entropy(
 ) -> int:
     batch, heads, queries, width = q
     return 2 * batch * heads * queries * (k[2] - first_key) * width
+
+
+@register_flop_formula(torch.ops.toprovar.attention_with_entropy, get_raw=True)
+def _attention_with_entropy(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    scale: float,
+    mean_heads: bool = True,
+    first_key: int = 0,
+    *,
+    out_val: Any = None,
+) -> int:
+    # On CUDA the entropies come out of the same pass over the keys; elsewhere they are a second one.
+    own = 0 if q.is_cuda else _entropy(q.shape, k.shape, scale, mean_heads, first_key)
+    return sdpa_flop_count(q.shape, k.shape, v.shape) + own
+
+
+def _packed(
+    q: Shape, kv: Shape, starts: Shape, longest: int, scale: float, kernel: int, *, out_shape: Shape = None
+) -> int:
+    # Every text is read by the tokens of its own row: the lengths of all texts sum to kv's rows.
+    _, tokens, width = q
+    return 4 * tokens * kv[0] * width

@@ -14,6 +14,7 @@ from itertools import pairwise
 from typing import Any
 
 from .errors import OptionError, nearest
+from .registry import Registry
 
 KeepRatios = tuple[tuple[int, float | tuple[tuple[int, float], ...]], ...]
 
@@ -66,6 +67,33 @@ def choice(*valid: str) -> Check:
     return Check(listed, apply)
 
 
+def registered(registry: Registry[Any]) -> Check:
+    """Accept a name that `registry` holds when the options are made."""
+    listed = ", ".join(repr(word) for word in registry)
+
+    def apply(name: str, value: object) -> str:
+        registry.find(name, value)
+        return str(value)
+
+    return Check(f"{listed} or a registered name", apply)
+
+
+def registered_names(registry: Registry[Any]) -> Check:
+    """Accept a sequence of names that `registry` holds, each once; a single name counts as one of them."""
+
+    def apply(name: str, value: object) -> tuple[str, ...]:
+        names = (value,) if isinstance(value, str) else value
+        if not isinstance(names, Sequence) or isinstance(names, bytes):
+            raise reject(name, value, "a sequence of registered names", ())
+        for entry in names:
+            registry.find(name, entry)
+        if len(set(names)) < len(names):
+            raise reject(name, value, "every name once", tuple(dict.fromkeys(names)))
+        return tuple(names)
+
+    return Check("sequence of registered names", apply)
+
+
 def number(low: float, high: float = math.inf, *, optional: bool = False) -> Check:
     """Accept a finite real number in the closed interval, or None if ``optional``; returns a float."""
     expected = f"a number from {low:g} to {high:g}" if high < math.inf else f"a number of at least {low:g}"
@@ -80,6 +108,22 @@ def number(low: float, high: float = math.inf, *, optional: bool = False) -> Che
         if not (math.isfinite(result) and low <= result <= high):
             raise reject(name, value, expected, _clipped(value, low, high))
         return result
+
+    return Check(expected.removeprefix("a "), apply)
+
+
+def speedup(*, optional: bool = False) -> Check:
+    """Accept a finite factor above 1, as a number or as a string like ``"2.5x"``; returns a float."""
+    expected = "a factor above 1 like '2.5x' or 2.5" + (" or None" if optional else "")
+
+    def apply(name: str, value: object) -> float | None:
+        if optional and value is None:
+            return None
+        given = value.strip().removesuffix("x") if isinstance(value, str) else value
+        factor = None if isinstance(given, bool) else _parsed(given)
+        if factor is None or not (math.isfinite(factor) and factor > 1):
+            raise reject(name, value, expected, "1.1x" if factor is not None and factor <= 1 else None)
+        return factor
 
     return Check(expected.removeprefix("a "), apply)
 

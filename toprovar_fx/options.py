@@ -11,7 +11,10 @@ from dataclasses import Field, dataclass, field, fields
 from typing import Any, Literal
 
 from . import option_checks as check
+from .criteria.score_registry import SCORES, Score
+from .declaration import PASSES
 from .errors import OptionError, nearest
+from .extension_use import Extensions
 from .presets import DEFAULT_PRESET, PRESETS
 
 
@@ -93,6 +96,11 @@ class Options:
         check.keep_ratios(),
         "Explicit keep ratios per scale, or per scale and layer, instead of eq. 6's.",
     )
+    budget: float | None = _option(
+        None,
+        check.speedup(optional=True),
+        "Dense FLOPs of a generation over those it may spend; keep ratios are solved for it.",
+    )
 
     layer_scope: Literal["online", "fixed", "off"] = _option(
         "online",
@@ -102,7 +110,7 @@ class Options:
     scope_values: tuple[float, ...] | None = _option(
         None,
         check.ratios(optional=True),
-        "R of every layer when `layer_scope` is 'fixed'; None: the calibration shipped with the model.",
+        "R of every layer when `layer_scope` is 'fixed'.",
     )
     scope_of: Literal["entropy_map", "tokens"] = _option(
         "entropy_map", check.choice("entropy_map", "tokens"), "Matrix whose singular values give R."
@@ -122,8 +130,8 @@ class Options:
         0.0, check.number(0, 1), "Skip a layer (K = 0) when its mean retention is below this; 0: never."
     )
 
-    score: Literal["entropy", "frequency", "random"] = _option(
-        "entropy", check.choice("entropy", "frequency", "random"), "What ranks the tokens."
+    score: str = _option(
+        "entropy", check.registered(SCORES), "What ranks the tokens; see docs/extending.md for one's own."
     )
     keep_low: bool = _option(
         True, check.flag(), "Keep tokens of low entropy (the paper). Off: of high entropy."
@@ -179,6 +187,9 @@ class Options:
         "mean", check.choice("mean", "max"), "How K of different samples becomes one; D is always the latest."
     )
 
+    passes: tuple[str, ...] = _option(
+        (), check.registered_names(PASSES), "Passes of one's own to run; see docs/extending.md."
+    )
     lowering: Literal["inductor", "eager", "auto"] = _option(
         "auto", check.choice("inductor", "eager", "auto"), "Compiler of the rewritten graphs."
     )
@@ -200,10 +211,16 @@ class Options:
         None, check.text(optional=True), "Directory for the graph before and after every pass."
     )
 
+    # What the names above stand for, so that records that mean different functions are not equal.
+    extensions: Extensions = field(init=False, repr=False)
+
     def __post_init__(self) -> None:
         """Fill unset fields from the preset, normalise and check every value."""
         preset = DEFAULT_PRESET if self.preset is _UNSET else self.preset  # type: ignore[comparison-overlap]
-        base = PRESETS[_checked(_FIELDS["preset"], preset)]
+        base = dict(PRESETS[_checked(_FIELDS["preset"], preset)])
+        if isinstance(self.budget, (int, float, str)):
+            # A budget solves the ratios that the preset would have given.
+            base.pop("keep", None)
         for name, spec in _FIELDS.items():
             value = getattr(self, name)
             if value is _UNSET:
@@ -211,12 +228,21 @@ class Options:
             object.__setattr__(self, name, _checked(spec, value))
         if self.buckets[-1] < 1:
             object.__setattr__(self, "buckets", (*self.buckets, 1.0))
+        object.__setattr__(self, "extensions", Extensions.named(self.score, self.passes))
         self._check_combinations()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the names; what they stand for is looked up where the record is read."""
+        return Options.parse, (self.as_dict(),)
 
     def _check_combinations(self) -> None:
         if self.alpha_min > self.alpha_max:
             raise check.reject(
                 "alpha_min", self.alpha_min, f"at most alpha_max={self.alpha_max}", self.alpha_max
+            )
+        if self.budget is not None and self.keep is not None:
+            raise OptionError(
+                f"budget='{self.budget:g}x': expected no keep ratios besides it; nearest valid: keep=None"
             )
         if self.depth == "fixed" and self.depth_scale is None:
             raise OptionError("depth='fixed': expected depth_scale to be set; nearest valid: depth='online'")
@@ -228,10 +254,19 @@ class Options:
             raise OptionError(
                 f"scope_values: expected layer_scope='fixed', not layer_scope={self.layer_scope!r}"
             )
+        if self.layer_scope == "fixed" and self.scope_values is None:
+            raise OptionError(
+                "layer_scope='fixed': expected scope_values to be set; nearest valid: layer_scope='online'"
+            )
         if self.ranking_depth is not None and self.entropy_source != "previous_scale":
             raise OptionError(
                 f"ranking_depth={self.ranking_depth}: expected entropy_source='previous_scale', "
                 f"not entropy_source={self.entropy_source!r}"
+            )
+        if self.entropy_source == "same_layer" and self.scoring.reads_entropy and self.score != "entropy":
+            raise OptionError(
+                f"score={self.score!r}: expected score='entropy' with entropy_source='same_layer', "
+                "whose graph selects the tokens itself; nearest valid: entropy_source='dense_layer'"
             )
         if self.scale_exit == "depth" and self.depth == "off":
             raise OptionError("scale_exit='depth': expected depth='online' or depth='fixed', not depth='off'")
@@ -270,10 +305,25 @@ class Options:
         return values
 
     @property
+    def scoring(self) -> Score:
+        """What `score` stands for."""
+        return self.extensions.score
+
+    @property
+    def rewrites(self) -> bool:
+        """Whether anything is to be put into the graph that the model's user can notice."""
+        return self.prunes or bool(self.passes)
+
+    @property
     def prunes(self) -> bool:
         """Whether any setting can make the result differ from the dense model's."""
         axes = self.prune_scales or self.prune_layers or self.prune_tokens
-        return axes or self.scale_exit is not None or self.keep is not None
+        return axes or self.scale_exit is not None or self.explicit
+
+    @property
+    def explicit(self) -> bool:
+        """Whether keep ratios are given or solved for, so that neither D nor eq. 6 decides them."""
+        return self.keep is not None or self.budget is not None
 
     def keep_ratio(self, scale: int, layer: int, scales: int, layers: int) -> float | None:
         """Return the explicit keep ratio of a layer at a scale, or None where ``keep`` says nothing.
@@ -334,4 +384,4 @@ def _checked(spec: Field[Any], value: object) -> Any:
     return spec.metadata["check"].apply(spec.name, value)
 
 
-_FIELDS: dict[str, Field[Any]] = {spec.name: spec for spec in fields(Options)}
+_FIELDS: dict[str, Field[Any]] = {spec.name: spec for spec in fields(Options) if spec.init}

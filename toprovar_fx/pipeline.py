@@ -21,6 +21,7 @@ from .models.text import TextFeatures
 from .models.text_encoder import TextEncoder
 from .models.vae import ImageVAE
 from .pipeline_inputs import checked_number, count_images, text_context, track_scales
+from .placement import lay_out, placement
 from .runtime.generation import generation
 from .runtime.report import report_of
 from .sampling import schedule_noise, seed_tensor
@@ -74,6 +75,7 @@ class InfinityPipeline:
                 f"autoencoder with {vae.config.z_channels} latent channels: expected the transformer's "
                 f"{transformer.config.latent_bits} bits per latent pixel"
             )
+        lay_out(vae.decoder)
 
     @classmethod
     def from_pretrained(
@@ -95,7 +97,7 @@ class InfinityPipeline:
         """
         from .pipeline_files import load_pipeline
 
-        return load_pipeline(name_or_path).to(*_placement(device, dtype))
+        return load_pipeline(name_or_path).to(*placement(device, dtype))
 
     @classmethod
     def from_official(
@@ -126,7 +128,7 @@ class InfinityPipeline:
         """
         from .pipeline_files import load_official
 
-        device, dtype = _placement(device, dtype)
+        device, dtype = placement(device, dtype)
         pipe = load_official(name, transformer, vae, schedule or Schedule.infinity(), dtype)
         if text_encoder is not None:
             from .models.text_encoder import T5TextEncoder
@@ -150,7 +152,7 @@ class InfinityPipeline:
         """
         from .pipeline_files import untrained_pipeline
 
-        device, dtype = _placement(device, dtype)
+        device, dtype = placement(device, dtype)
         with torch.device(device):
             return untrained_pipeline(name, schedule).to(device, dtype)
 
@@ -191,6 +193,7 @@ class InfinityPipeline:
         for module in (self.transformer, self.vae, self.text_encoder):
             if isinstance(module, torch.nn.Module):
                 module.to(device=device, dtype=dtype).eval()
+        lay_out(self.vae.decoder)
         return self
 
     @torch.no_grad()
@@ -290,10 +293,3 @@ class InfinityPipeline:
         """Decode a sum of codes ``[B, d, h, w]``, complete or not, to ``[B, H, W, 3]`` uint8 RGB."""
         images = self.vae.decode(summed_codes.to(next(self.vae.parameters()).dtype)).float()
         return images.clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
-
-
-def _placement(
-    device: torch.device | str | None, dtype: torch.dtype | None
-) -> tuple[torch.device, torch.dtype]:
-    placed = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    return placed, dtype or (torch.bfloat16 if placed.type == "cuda" else torch.float32)

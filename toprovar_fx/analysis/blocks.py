@@ -15,6 +15,7 @@ from torch import fx
 
 from .attention import AttentionCall, attention_calls
 from .caches import written_caches
+from .contexts import is_context, refuse_split_regions
 from .operators import operator_name
 from .reasons import Reason, Unsupported
 from .shapes import Size, is_tensor, same, shape_of, size_of, value_of
@@ -72,7 +73,9 @@ def read_step(graph: fx.Graph) -> StepFacts:
     _refuse_float_sizes(graph)
     order = {node: at for at, node in enumerate(graph.nodes)}
     cuts = _cuts(graph, hidden, dependent, length)
-    return StepFacts(length, hidden, _blocks(graph, own, cuts, dependent, order))
+    blocks = _blocks(graph, own, cuts, dependent, order)
+    refuse_split_regions(graph, [block.nodes for block in blocks])
+    return StepFacts(length, hidden, blocks)
 
 
 def _refuse_float_sizes(graph: fx.Graph) -> None:
@@ -178,12 +181,12 @@ def _block(
     dependent: set[fx.Node],
     order: dict[fx.Node, int],
 ) -> Block:
-    """Nodes between two cuts: the token-dependent ones, and what only they use."""
+    """Nodes between two cuts: the token-dependent ones, what only they use, and autocast regions."""
     first = -1 if entry.op == "placeholder" else order[entry]
     inside = [
         node for node in graph.nodes if first < order[node] <= order[leave] and node.op != "placeholder"
     ]
-    members = {node for node in inside if node in dependent}
+    members = {node for node in inside if node in dependent or is_context(node)}
     for node in reversed(inside):
         if node not in members and node.users and all(user in members for user in node.users):
             members.add(node)

@@ -54,6 +54,7 @@ RULES: dict[str, Rule] = {
     "cat": shaping.join(stacked=False),
     "stack": shaping.join(stacked=True),
     "expand": shaping.expand,
+    "packed_attention": computing.rows_of_first,
 }
 
 

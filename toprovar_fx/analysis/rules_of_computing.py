@@ -45,6 +45,14 @@ def linear(node: fx.Node, tagged: Tagged, length: Size) -> Transfer:
     return Transfer(axes)
 
 
+def rows_of_first(node: fx.Node, tagged: Tagged, length: Size) -> Transfer:
+    """An operator of [rows, tokens, width] that treats each token of its first operand alone."""
+    axes = main_axes(node, tagged)
+    if axes != Axes(0, 1):
+        raise Unsupported(Reason.RESHAPED_TOKENS, node, "its first operand is not [rows, tokens, width]")
+    return Transfer(axes)
+
+
 def layer_norm(node: fx.Node, tagged: Tagged, length: Size) -> Transfer:
     """Statistics over the last dimensions, as many as `normalized_shape` names."""
     axes = main_axes(node, tagged)

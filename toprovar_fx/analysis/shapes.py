@@ -25,6 +25,11 @@ def as_size(value: object) -> Size:
     raise TypeError(f"{value!r} is not a size")
 
 
+def as_traced(size: torch.SymInt) -> int:
+    """The value that a SymInt had when it was traced."""
+    return int(size.node.hint)
+
+
 def value_of(node: fx.Node) -> object:
     """The fake value that Dynamo recorded for `node`, or None."""
     return node.meta.get("example_value", node.meta.get("val"))

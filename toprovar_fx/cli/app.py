@@ -129,13 +129,16 @@ def _explain(
     seed: take.Seed = 0,
     model: take.Model = "scenes",
     device: take.Device = None,
+    html: take.Html = None,
     json: take.Json = False,
 ) -> None:
     """Say what each pass did where, what ran dense and why, and what each layer kept at each scale."""
     from .explain import explain
     from .tables import show_explanation
 
-    result = explain(prompt, preset=preset, options=option or (), seed=seed, model=model, device=device)
-    show_explanation(result)
+    found, result = explain(
+        prompt, preset=preset, options=option or (), seed=seed, model=model, device=device, html=html
+    )
+    show_explanation(found, result)
     if json:
         print_json(result)

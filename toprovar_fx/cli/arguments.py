@@ -24,6 +24,11 @@ Device = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="End standard output with one line of JSON.")]
 
+Html = Annotated[
+    str | None,
+    typer.Option("--html", metavar="PATH", help="Also write one page with the code around every pass."),
+]
+
 Preset = Annotated[str | None, typer.Option("--preset", help="lossless, balanced, fast or literal.")]
 Presets = Annotated[
     list[str] | None, typer.Option("--preset", help="PRESET or PRESET:key=value; repeatable.")

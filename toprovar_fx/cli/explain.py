@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..options import Options
 from ..presets import DEFAULT_PRESET
 from . import figures
 from .loading import check_model, load
+from .output import check_writable
 from .progress import progress
 from .values import MODEL, check_device, check_prompts, check_seed, parse_options
 from .variants import Variant, room_for_graphs
 
 if TYPE_CHECKING:
+    from ..explanation import Explanation
     from ..pipeline import PipelineOutput
-    from ..program import DenseProgram, StepProgram
 
 PROMPT = "a red circle left of a blue square"
 # A depth that is never reached, and neither tokens nor layers to drop: every layer is tapped, none is pruned.
@@ -46,64 +48,50 @@ def explain(
     seed: int = 0,
     model: str = MODEL,
     device: str | None = None,
-) -> dict[str, Any]:
+    html: str | None = None,
+) -> tuple[Explanation, dict[str, Any]]:
     """Draw ``prompt`` once as the options say and once dense with every entropy measured.
 
     Returns:
-        What `--json` prints: passes, compiled graphs, the report of the pruned generation, and role and
-        entropy of every layer, measured in the dense one.
+        The report of the compiler, and what `--json` prints: that report as JSON, and role, entropy and kept
+        tokens of every layer, entropies measured in the dense generation.
 
     Raises:
         ToProVARError: an input is not valid.
     """
+    from ..explanation import explaining
+
     check_model(model)
     check_prompts([prompt], model)
     check_seed(seed)
     settings = Options.parse(parse_options(preset, options))
     device = check_device(device)
+    if html is not None:
+        check_writable(Path(html).parent)
     with progress("loading", doing=model):
         dense = load(model, device)
     with progress("explaining", 2, doing="compiling and drawing") as advance, room_for_graphs():
-        pruned = Variant("pruned", "toprovar", options=settings.as_dict())
-        output = pruned.pipeline(dense)(prompt, seed=seed)
-        compiled = _programs(settings)
+        with explaining(model) as found:
+            pruned = Variant("pruned", "toprovar", options=settings.as_dict())
+            output = pruned.pipeline(dense)(prompt, seed=seed)
         advance("measuring entropies")
         observed = {**settings.as_dict(), **MEASURING}
         measured = Variant("measured", "toprovar", options=observed).pipeline(dense)(prompt, seed=seed)
         advance()
-    return {
+    if html is not None:
+        found.to_html(html)
+    result = {
         "command": "explain",
         "model": model,
         "device": device,
         "prompt": prompt,
         "seed": seed,
         "preset": preset or DEFAULT_PRESET,
-        "passes": [_pass(record) for program in compiled for record in program.records],
-        "graphs": [
-            {"name": region.name, "compile_s": list(region.compile_seconds)}
-            for program in compiled
-            for region in program.regions
-        ],
         "scales": figures.sides(output),
         "layers": _layers(output, measured),
-        "report": figures.report_json(output),
+        "explanation": found.to_json(),
     }
-
-
-def _programs(options: Options) -> list[StepProgram | DenseProgram]:
-    """The graphs that Dynamo handed over under these options, the larger ones first."""
-    from ..program import programs
-
-    return sorted(programs(options), key=lambda program: len(program.regions), reverse=True)
-
-
-def _pass(record: Any) -> dict[str, Any]:
-    return {
-        "name": record.name,
-        "layers": list(record.sites),
-        "milliseconds": record.milliseconds,
-        "fallbacks": [str(fallback) for fallback in record.fallbacks],
-    }
+    return found, result
 
 
 def _layers(output: PipelineOutput, measured: PipelineOutput) -> list[dict[str, Any]]:

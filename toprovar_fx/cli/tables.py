@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from .generate import speed_in_words
+
+if TYPE_CHECKING:
+    from ..explanation import Explanation
 
 NARROWEST = 140  # columns where standard output is no terminal
 CATEGORIES = {
@@ -92,51 +95,17 @@ def show_benchmark(result: Mapping[str, Any]) -> None:
         print(f"{late} graphs were compiled while timing: the times are too long")
 
 
-def show_explanation(result: Mapping[str, Any]) -> None:
-    """Print what the passes did, the compiled graphs, and a row per layer with a column per scale."""
-    title = f"passes of {result['preset']}, and the layers that each rewrote"
+def show_explanation(found: Explanation, result: Mapping[str, Any]) -> None:
+    """Print the compiler's report, and the dense model's entropies: a row per layer, a column per scale."""
+    print(found)
     rows = {
-        row["name"]: [_ranges(row["layers"]), f"{row['milliseconds']:.1f}", str(len(row["fallbacks"]))]
-        for row in result["passes"]
+        f"{row['layer']}": [_number(row["role"], 2), *(_two_digits(value) for value in row["entropy_nats"])]
+        for row in result["layers"]
     }
-    _table(title, ["layers", "ms", "fallbacks"], rows)
-    for reason in dict.fromkeys(line for row in result["passes"] for line in row["fallbacks"]):
-        print(f"stays dense: {reason}")
-    graphs = {
-        f"{index}  {row['name']}": [", ".join(f"{seconds:.1f}" for seconds in row["compile_s"]) or "-"]
-        for index, row in enumerate(result["graphs"])
-    }
-    _table("graphs; seconds of each compilation, - for what ran as traced or not at all", ["s"], graphs)
-    scales = [f"{height}x{width}" for height, width in result["scales"]]
-    names = {"entropy_nats": "mean attention entropy in nats (dense)", "kept_share": "tokens kept"}
-    for key, meaning in names.items():
-        number = _share if key == "kept_share" else _two_digits
-        cells = {
-            f"{row['layer']}": [_number(row["role"], 2), *(number(value) for value in row[key])]
-            for row in result["layers"]
-        }
-        _table(f"{meaning}, by layer and scale; R: 0 global, 1 detail", ["R", *scales], cells)
-    report = result["report"]
-    if report is None:
-        print("no graph of this backend took part in the generation")
-        return
-    depth = "not reached" if report["depth"] is None else f"scale {report['depth']}"
-    exited = "" if report["exited_at"] is None else f"; not run from scale {report['exited_at']} on"
-    print(f"depth D: {depth}{exited}")
-    print(f"transformer: {report['flops'] / 1e9:.1f} of {report['flops_dense'] / 1e9:.1f} GFLOPs")
-    for reason in report["fallbacks"]:
-        print(f"ran dense: {reason}")
-
-
-def _ranges(numbers: Sequence[int]) -> str:
-    """Ascending numbers in short: 0-3, 5."""
-    spans: list[list[int]] = []
-    for number in numbers:
-        if spans and spans[-1][1] == number - 1:
-            spans[-1][1] = number
-        else:
-            spans.append([number, number])
-    return ", ".join(f"{first}" if first == last else f"{first}-{last}" for first, last in spans) or "none"
+    if rows:
+        scales = [f"{height}x{width}" for height, width in result["scales"]]
+        title = "mean attention entropy in nats (dense), by layer and scale; R: 0 global, 1 detail"
+        _table(title, ["R", *scales], rows)
 
 
 def _two_digits(value: float | None) -> str:

@@ -61,3 +61,19 @@ def keep_probability(
     scope = detail.float().unsqueeze(-1) if isinstance(detail, Tensor) else detail
     q = weight * scope * normalised.float()
     return 1 - (alpha_min + (alpha_max - alpha_min) * q).clamp(0, 1)
+
+
+def mean_retention(
+    saliency: float, detail: float, weight: float, alpha_min: float, alpha_max: float
+) -> float:
+    """Return ``P_keep`` of eq. 6 for one token of normalised entropy ``saliency``, without a tensor.
+
+    Args:
+        saliency: Hhat, typically its mean over a map.
+        detail: R of the layer.
+        weight: phi of the scale.
+        alpha_min: Prune rate at q = 0.
+        alpha_max: Prune rate at q = 1.
+    """
+    rate = alpha_min + (alpha_max - alpha_min) * weight * detail * saliency
+    return 1 - min(max(rate, 0.0), 1.0)

@@ -10,14 +10,12 @@ from typing import Any
 import sympy
 from torch import fx
 
-from .._torch_private import CompiledGraph, SymbolicInputs, compile_with_inductor, fake_run
+from .._torch_private import CompiledGraph, SymbolicInputs, compile_with_inductor
 from ..analysis.caches import written_caches
-from ..flops import flop_counter
-from .sizes import SizeReader, at_sizes, graph_specs
+from ..cost.expressions import Cost, GraphCosts, Sizes
+from .sizes import SizeReader, graph_specs
 
 log = logging.getLogger(__name__)
-
-Sizes = tuple[tuple[sympy.Symbol, int], ...]
 
 
 class Region:
@@ -34,6 +32,7 @@ class Region:
         specs: sizes and kinds of the inputs.
         written: positions of the inputs that the graph writes to (caches).
         compile_seconds: time of each compilation so far.
+        costs: FLOPs and bytes as expressions in the sizes.
     """
 
     def __init__(
@@ -52,7 +51,7 @@ class Region:
         self._hints = dict(hints or {})
         self._compiled: list[CompiledGraph] = []
         self._chosen: dict[Sizes, Callable[..., Any]] = {}
-        self._flops: dict[Sizes, int] = {}
+        self.costs = GraphCosts(graph)
         outputs = next(node for node in reversed(graph.graph.nodes) if node.op == "output").args[0]
         self._single = isinstance(outputs, fx.Node)
 
@@ -98,13 +97,12 @@ class Region:
         return compiled
 
     def flops(self, sizes: Sizes) -> int:
-        """Floating-point operations of one call at these sizes, counted on fake tensors."""
-        if sizes not in self._flops:
-            concrete = [at_sizes(spec, dict(sizes)) for spec in self.specs]
-            with flop_counter() as counter:
-                fake_run(self.graph, SymbolicInputs(concrete, {}))
-            self._flops[sizes] = counter.get_total_flops()
-        return self._flops[sizes]
+        """Floating-point operations of one call at these sizes."""
+        return self.cost(sizes).flops
+
+    def cost(self, sizes: Sizes) -> Cost:
+        """FLOPs and bytes of one call at these sizes."""
+        return self.costs.at(sizes)
 
 
 def _as_tuple(result: Any) -> tuple[Any, ...]:

@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import nn
 
-from .region import Region, Sizes
+from ..cost.expressions import Sizes
+from .region import Region
 
 
 class RegionModule(nn.Module):

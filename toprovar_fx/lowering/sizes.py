@@ -10,7 +10,7 @@ import sympy
 import torch
 from torch import fx
 
-from ..analysis.shapes import as_size, value_of
+from ..analysis.shapes import as_size, as_traced, value_of
 
 KEPT = sympy.Symbol("K", integer=True, positive=True)
 IMAGES = sympy.Symbol("images", integer=True, positive=True)
@@ -57,6 +57,18 @@ def spec_of(placeholder: fx.Node) -> InputSpec:
             device=value.device,
         )
     return InputSpec(value=as_size(value))
+
+
+def traced_sizes(graph: fx.Graph) -> dict[sympy.Symbol, int]:
+    """The values that the size symbols of a graph from Dynamo had when it was traced."""
+    found: dict[sympy.Symbol, int] = {}
+    for node in graph.nodes:
+        value = value_of(node) if node.op == "placeholder" else None
+        sizes = list(value.shape) if isinstance(value, torch.Tensor) else [value]
+        for size in sizes:
+            if isinstance(size, torch.SymInt) and isinstance(symbol := as_size(size), sympy.Symbol):
+                found[symbol] = as_traced(size)
+    return found
 
 
 def graph_specs(graph: fx.Graph) -> list[InputSpec]:

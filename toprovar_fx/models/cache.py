@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -12,8 +15,8 @@ class KVCache:
     """Preallocated keys and values of every layer.
 
     One slot more than the longest schedule is allocated: the slice of the last scale then never equals the
-        whole
-    buffer, so no guard on that equality splits the symbolic graph.
+    whole buffer, so no guard on that equality splits the symbolic graph. Slots are zero until they are
+    written.
 
     Attributes:
         keys: per layer ``[R, H, max_tokens + 1, head_dim]``, L2-normalised and rotated.
@@ -31,12 +34,8 @@ class KVCache:
         """Allocate the memory for ``rows`` batch rows (CFG rows included) and ``max_tokens`` tokens."""
         shape = (rows, config.heads, max_tokens + 1, config.head_dim)
         self.max_tokens = max_tokens
-        self.keys: list[Tensor] = [
-            torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.depth)
-        ]
-        self.values: list[Tensor] = [
-            torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.depth)
-        ]
+        self.keys: list[Tensor] = [_zeros(shape, device, dtype) for _ in range(config.depth)]
+        self.values: list[Tensor] = [_zeros(shape, device, dtype) for _ in range(config.depth)]
 
     @staticmethod
     def bytes_needed(
@@ -44,3 +43,12 @@ class KVCache:
     ) -> int:
         """Return the bytes that a cache of these sizes takes."""
         return 2 * config.depth * rows * config.width * (max_tokens + 1) * dtype.itemsize
+
+
+def _zeros(shape: tuple[int, ...], device: torch.device | str | None, dtype: torch.dtype) -> Tensor:
+    placed = torch.device(device) if device is not None else torch.get_default_device()
+    if placed.type != "cpu":
+        return torch.zeros(shape, device=placed, dtype=dtype)
+    # The system hands out zeroed pages when they are first written; `torch.zeros` writes them all at once.
+    pages = np.zeros(math.prod(shape) * dtype.itemsize, np.uint8)
+    return torch.from_numpy(pages).view(dtype).view(shape)

@@ -1,6 +1,8 @@
 """Custom operators of the ``toprovar::`` namespace; importing this package registers them."""
 
 from .attention_entropy import attention_entropy
+from .attention_with_entropy import attention_with_entropy
+from .packed_attention import packed_attention
 from .select_tokens import select_tokens
 
-__all__ = ["attention_entropy", "select_tokens"]
+__all__ = ["attention_entropy", "attention_with_entropy", "packed_attention", "select_tokens"]

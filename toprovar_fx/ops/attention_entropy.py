@@ -37,7 +37,7 @@ def attention_entropy(
     Raises:
         ValueError: The shapes do not fit, or no key is left.
     """
-    _check(q, k, first_key)
+    check_operands(q, k, first_key)
     batch, heads, queries, width = q.shape
     groups, keys = batch * k.shape[1], k.shape[2] - first_key
     dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
@@ -54,7 +54,8 @@ def _(q: Tensor, k: Tensor, scale: float, mean_heads: bool = True, first_key: in
     return q.new_empty((batch, queries) if mean_heads else (batch, heads, queries), dtype=torch.float32)
 
 
-def _check(q: Tensor, k: Tensor, first_key: int) -> None:
+def check_operands(q: Tensor, k: Tensor, first_key: int) -> None:
+    """Raise ValueError where queries, keys and the range of keys do not fit."""
     if q.dim() != 4 or k.dim() != 4 or q.shape[0] != k.shape[0] or q.shape[3] != k.shape[3]:
         raise ValueError(
             f"q {list(q.shape)}, k {list(k.shape)}: expected [B, H, Lq, E] and [B, Hk, Lk, E], same B and E"

@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from ..lowering.region import Region, Sizes
+from ..cost.expressions import Sizes
+from ..lowering.region import Region
 
 
 @dataclass(frozen=True)

@@ -7,31 +7,23 @@ ranked by a map that is already there (`entropy_source`).
 
 from __future__ import annotations
 
-import logging
 import warnings
-from dataclasses import dataclass
+from collections.abc import Mapping
 
-import torch
+import sympy
 from torch import Tensor
 
-from ..criteria.depth import depth_from_ratios, join_depths, low_entropy_ratio
-from ..criteria.restore import restore_delta, upsample_map
-from ..criteria.rows import join_cfg_rows
-from ..criteria.scope import layer_detail, sigma_ratio
-from ..options import Options, resolve_index
+from ..cost.budget import Counts
+from ..criteria.score_registry import ScoreContext
+from ..options import Options
+from .budget import BudgetQuestion, StepBudget
+from .depth import DepthTracker
 from .generation import Generation
 from .layer_plan import LayerPlan, LayerQuestion, plan_layer, scatter_rows
 from .ledger import Ledger
-
-log = logging.getLogger(__name__)
-
-
-@dataclass
-class _Map:
-    """A token map and the scale it was measured at."""
-
-    scale: int
-    values: Tensor
+from .maps import ScaleMaps
+from .scope import ScopeTracker
+from .taps import ranking_layer, ranks_others
 
 
 class Controller:
@@ -40,7 +32,6 @@ class Controller:
     Attributes:
         options: the settings.
         layers: number of layers of the model.
-        depth: D, or None as long as it is not known.
         ledger: what was run, for the report.
     """
 
@@ -48,85 +39,86 @@ class Controller:
         self.options, self.layers = options, 0
         self.ledger = Ledger()
         self._generation = generation
-        self._scales = len(generation.schedule)
-        self.depth: int | None = options.depth_scale if options.depth == "fixed" else None
-        if self.depth is not None:
-            self.depth = resolve_index("depth_scale", self.depth, self._scales)
-        # From the end, a short schedule simply starts at its first scale.
-        self._first = (
-            options.min_scale if options.min_scale >= 0 else max(0, self._scales + options.min_scale)
-        )
-        self._representative = max(0, round(options.representative_scale * self._scales) - 1)
-        self._exit = self._exit_scale()
-        self._rho: list[Tensor] = []
-        self._rho_by_scale: dict[int, list[list[float]]] = {}
-        self._entropy: dict[int, _Map] = {}
+        schedule = generation.schedule
+        self._scales = len(schedule)
+        self._depth = DepthTracker(options, self._scales, generation.images, self.ledger)
+        self._scope = ScopeTracker(options, schedule, self.ledger)
+        self._entropy = ScaleMaps(schedule, updates=False)
+        self._updates = ScaleMaps(schedule, updates=True)
         self._latest: int | None = None
-        self._detail: dict[int, float] = {}
-        self._delta: dict[int, _Map] = {}
         self._dropped: dict[int, int] = {}
         self._plans: dict[int, LayerPlan] = {}
-        self._watched: frozenset[int] = frozenset()
+        self._counts: dict[int, Counts] = {}
+        self._sizes: list[tuple[int, Mapping[sympy.Symbol, int]]] = []
 
     def adopt(self, layers: int) -> None:
         """Learn the number of layers of the model, when its first scale step runs."""
         self.layers = layers
-        self._watched = self._depth_layers()
-
-    def _exit_scale(self) -> int | None:
-        wanted = self.options.scale_exit
-        return resolve_index("scale_exit", wanted, self._scales) if isinstance(wanted, int) else None
-
-    def _depth_layers(self) -> frozenset[int]:
-        wanted = self.options.depth_layers
-        if wanted == "all":
-            return frozenset(range(self.layers))
-        if wanted == "late":
-            return frozenset(range(self.layers * 2 // 3, self.layers))
-        return frozenset(resolve_index("depth_layers", layer, self.layers) for layer in wanted)  # type: ignore[arg-type]
+        self._depth.adopt(layers)
 
     def enter(self) -> None:
         """Note that the current scale runs in a compiled graph."""
         self._generation.enter_compiled()
 
+    def ration(self, budget: StepBudget, sizes: Mapping[sympy.Symbol, int]) -> None:
+        """Solve the budget for the scale that is about to run, once its step and sizes are known.
+
+        Raises:
+            OptionError: a budget that cannot be met.
+        """
+        if self.scale in self._counts:
+            return
+        self._sizes.append((self.scale, sizes))
+        first_call = not self._counts
+        self._counts[self.scale] = {}
+        if first_call or any(self._budget_allows(self.scale, layer) for layer in range(self.layers)):
+            self._counts[self.scale] = budget.solve(self._budget_question(), self._sizes)
+
+    def _budget_question(self) -> BudgetQuestion:
+        exits = (scale for scale in range(self._scales) if self.exits(scale))
+        return BudgetQuestion(
+            options=self.options,
+            schedule=self._generation.schedule,
+            images=self.images,
+            layers=self.layers,
+            scale=self.scale,
+            exit=next(exits, self._scales),
+            measures_scope=self._scope.mapped_at,
+            may_prune=self._budget_allows,
+            detail=self._scope.detail,
+            dropped=self._dropped,
+            ledger=self.ledger,
+        )
+
+    def _budget_allows(self, scale: int, layer: int) -> bool:
+        """Whether a budget may drop tokens of `layer` at `scale`; it does not wait for a depth online."""
+        fixed = self.options.depth == "fixed" and self.options.prune_scales
+        beyond = self._depth.beyond(scale) if fixed else scale >= self._depth.first
+        return beyond and scale > 0 and self._is_open(layer) and not self.exits(scale)
+
     # What the generation asks.
+
+    @property
+    def depth(self) -> int | None:
+        """D, or None as long as it is not known."""
+        return self._depth.depth
 
     def exits(self, scale: int) -> bool:
         """Whether `scale` and all later ones are not run at all."""
-        return self._exits_for_certain(scale) or (
-            self.options.scale_exit == "depth" and self._beyond_depth(scale)
-        )
-
-    def _exits_for_certain(self, scale: int) -> bool:
-        return self._exit is not None and scale >= self._exit
+        return self._depth.exits(scale)
 
     def end_scale(self) -> None:
-        """Close the scale that ran: join its ratios into rho and see whether the depth is reached."""
-        scale = self._generation.scale
-        if self._rho and self.options.depth == "online" and self.options.prune_scales and self.depth is None:
-            images = torch.stack(self._rho).mean(0)
-            self._rho_by_scale[scale] = [images.tolist()]
-            depths = [
-                depth_from_ratios(
-                    self._history(image), self.options.tau, self.options.depth_compare, self._first
-                )
-                for image in range(len(images))
-            ]
-            self.depth = join_depths(depths)
-            self.ledger.rho[scale] = float(images.mean())
-        self._rho = []
+        """Close the scale that ran."""
+        self._depth.end_scale(self.scale)
+        self._scope.end_scale()
+        self._entropy.end_scale()
+        self._updates.end_scale()
         self._plans = {}
         self._latest = None
-        self.ledger.depth = self.depth
-
-    def _history(self, image: int) -> list[float]:
-        never = 2.0 if self.options.depth_compare == "le" else -1.0
-        known = {scale: rows[0][image] for scale, rows in self._rho_by_scale.items()}
-        return [known.get(scale, never) for scale in range(self._generation.scale + 1)]
 
     def warn_if_idle(self) -> None:
         """Say loudly that pruning was asked for and no graph could be pruned."""
-        if self.options.prunes and not self.ledger.prunable:
+        if self.options.rewrites and not self.ledger.prunable:
             warnings.warn(
                 "toprovar: this generation ran without a prunable graph, so nothing was pruned. "
                 f"Reasons: {self.ledger.reasons() or 'what was compiled was never traced as a scale step'}. "
@@ -151,16 +143,13 @@ class Controller:
         """Scale-depth gate: whether `layer` is past the depth, so that it may compute fewer tokens."""
         if not self._is_open(layer):
             return False
-        ratio = self._explicit(layer)
-        if self.options.keep is not None:
+        if self.options.explicit:
+            ratio = self._explicit(layer)
             wanted = ratio is not None and ratio < 1
         else:
-            wanted = (self.options.prune_tokens or self.options.layer_skip_below > 0) and self._beyond_depth(
-                self.scale
-            )
-        if wanted and self.options.restore == "cache" and layer not in self._delta:
-            return False
-        return wanted
+            shrinks = self.options.prune_tokens or self.options.layer_skip_below > 0
+            wanted = shrinks and self._depth.beyond(self.scale)
+        return wanted and (self.options.restore != "cache" or layer in self._updates)
 
     def _is_open(self, layer: int) -> bool:
         """Whether `layer` is none of the protected first and last ones."""
@@ -168,119 +157,75 @@ class Controller:
         return first <= layer < self.layers - last
 
     def _explicit(self, layer: int) -> float | None:
+        if self.options.budget is not None:
+            count = self._counts.get(self.scale, {}).get((self.scale, layer))
+            return None if count is None else count / self._generation.schedule.tokens[self.scale]
         return self.options.keep_ratio(self.scale, layer, self._scales, self.layers)
 
-    def _beyond_depth(self, scale: int) -> bool:
-        if not self.options.prune_scales:
-            return self.options.prunes and scale >= self._first
-        if self.depth is None:
-            return False
-        return scale > self.depth if self.options.prune_from == "after" else scale >= self.depth
+    def _may_be_explicit(self, scale: int, layer: int) -> bool:
+        """Whether a keep ratio below 1 is given, or may be solved for, at another scale."""
+        if self.options.budget is not None:
+            return self._budget_allows(scale, layer)
+        ratio = self.options.keep_ratio(scale, layer, self._scales, self.layers)
+        return ratio is not None and ratio < 1
 
     def plan(self, layer: int, hidden: Tensor) -> LayerPlan:
         """Token gate: K and the keep set of `layer`, decided once per scale."""
         if layer not in self._plans:
-            question = LayerQuestion(
+            place = ScoreContext(
                 layer=layer,
+                layers=self.layers,
                 scale=self.scale,
                 scales=self._scales,
-                hidden=hidden,
+                side=self._generation.schedule.sides[self.scale],
                 images=self.images,
-                detail=self._scope(layer),
+                seed=self.options.seed,
+            )
+            question = LayerQuestion(
+                place=place,
+                hidden=hidden,
+                detail=self._scope.detail(layer),
                 entropy=self._ranking(layer),
                 ratio=self._explicit(layer),
             )
             self._plans[layer] = plan_layer(self.options, question)
         return self._plans[layer]
 
-    def _scope(self, layer: int) -> float:
-        if not self.options.prune_layers or self.options.layer_scope == "off":
-            return 1.0
-        if self.options.layer_scope == "fixed" and self.options.scope_values is not None:
-            return self.options.scope_values[layer % len(self.options.scope_values)]
-        return self._detail.get(layer, 1.0)
-
     def _ranking(self, layer: int) -> Tensor | None:
         """The entropy map [R, L] of the current scale that ranks the tokens of `layer`."""
         source = self.options.entropy_source
         wanted = layer if source == "previous_scale" or self._latest is None else self._latest
         if self.options.ranking_depth is not None:
-            wanted = self._ranking_layer()
-        found = self._entropy.get(wanted)
-        if found is None:
-            return None
-        sides = self._generation.schedule.sides
-        if found.scale == self.scale:
-            return found.values
-        return upsample_map(found.values, sides[found.scale], sides[self.scale])
+            wanted = ranking_layer(self.options, self.layers)
+        return self._entropy.at(wanted, self.scale) if wanted in self._entropy else None
 
     def taps(self, layer: int) -> bool:
         """Entropy tap: whether somebody needs the entropies of `layer` at this scale."""
-        options, scale = self.options, self.scale
-        if not options.prunes or scale < 1:
+        if not self.options.prunes or self.scale < 1:
             return False
-        if (
-            options.depth == "online"
-            and options.prune_scales
-            and self.depth is None
-            and options.keep is None
-            and scale >= self._first
-            and layer in self._watched
-        ):
+        if self._depth.wants(layer, self.scale) or self._scope.wants_entropy(self.scale):
             return True
-        scoped = options.layer_scope == "online" and options.prune_layers and options.keep is None
-        if scoped and scale == self._representative and options.scope_of == "entropy_map":
-            return True
-        return options.score == "entropy" and self._ranks_others(layer)
-
-    def _ranking_layer(self) -> int:
-        """The one layer whose map ranks the tokens of all."""
-        return round((self.options.ranking_depth or 0.0) * (self.layers - 1))
+        return ranks_others(self.options, layer, self.layers, self.prunes, self._may_prune_next)
 
     def _may_prune_next(self, layer: int) -> bool:
         """Whether `layer` may be pruned at the next scale, as far as this scale can know."""
         coming = self.scale + 1
-        if coming >= self._scales or self._exits_for_certain(coming) or not self._is_open(layer):
+        if coming >= self._scales or self._depth.exits_for_certain(coming) or not self._is_open(layer):
             return False
-        if self.options.keep is not None:
-            ratio = self.options.keep_ratio(coming, layer, self._scales, self.layers)
-            return ratio is not None and ratio < 1
-        undecided = self.depth is None and self.options.prune_scales and self.options.depth == "online"
-        return self._beyond_depth(coming) or (undecided and self.scale >= self._first)
-
-    def _ranks_others(self, layer: int) -> bool:
-        source = self.options.entropy_source
-        if source == "previous_scale" and self.options.ranking_depth is None:
-            return self._may_prune_next(layer)
-        if source == "previous_scale":
-            return layer == self._ranking_layer() and any(map(self._may_prune_next, range(self.layers)))
-        following = any(self.prunes(later) for later in range(layer + 1, self.layers))
-        if not following:
-            return False
-        if source in ("previous_layer", "same_layer"):
-            return source == "previous_layer"
-        return not self.prunes(layer) and self.prunes(layer + 1)
+        if self.options.explicit:
+            return self._may_be_explicit(coming, layer)
+        may_fire = self._depth.undecided and self.scale >= self._depth.first
+        return self._depth.beyond(coming) or may_fire
 
     def observe(self, layer: int, entropy: Tensor, keep: Tensor | None, length: int) -> None:
         """Take the entropies [R, L] (or [R, K] of the kept tokens) of `layer` at this scale."""
         if keep is not None:
             entropy = scatter_rows(self._ranking(layer), keep, entropy, length)
-        self._entropy[layer] = _Map(self.scale, entropy)
+        self._entropy.put(layer, self.scale, entropy)
         self._latest = layer
         self.ledger.entropy[self.scale, layer] = entropy.mean()
-        if layer in self._watched and self.scale >= self._first:
-            ratio = low_entropy_ratio(join_cfg_rows(entropy, self._generation.images, self.options.cfg_rows))
-            self._rho.append(ratio)
-        if self.scale == self._representative and self.options.scope_of == "entropy_map":
-            self._measure_scope(layer, entropy)
-
-    def _measure_scope(self, layer: int, values: Tensor) -> None:
-        """R of eq. 4 from the entropy map [R, h*w], or from the tokens [R, L, C]."""
-        if values.dim() == 2:
-            values = values.unflatten(1, self._generation.schedule.sides[self.scale])
-        ratio = sigma_ratio(values, self.options.scope_centre)
-        self._detail[layer] = float(layer_detail(ratio, self.options.beta).mean())
-        self.ledger.detail[layer] = self._detail[layer]
+        self._depth.observe(layer, self.scale, entropy)
+        self._scope.observe(layer, self.scale, entropy)
 
     def offset(self, layer: int, start: int) -> int:
         """First cache row that `layer` writes: the graph's own start less the rows that pruning left out."""
@@ -291,27 +236,19 @@ class Controller:
         missing = before.shape[1] - rows_cached
         if missing:
             self._dropped[layer] = self._dropped.get(layer, 0) + missing
-        if whole and self._keeps_updates():
-            self._delta[layer] = _Map(self.scale, after - before)
-        tokens = self.options.scope_of == "tokens" and self.scale == self._representative
-        if tokens and self.options.layer_scope == "online":
-            self._measure_scope(layer, after)
+        if whole and self._needs_update(layer):
+            self._updates.put(layer, self.scale, after - before)
+        self._scope.observe_tokens(layer, self.scale, after)
 
-    def _keeps_updates(self) -> bool:
-        if not self.options.prunes or self.options.restore != "cache" or self.scale + 1 >= self._scales:
-            return False
-        if self.options.keep is not None:
-            return any(
-                (ratio := self.options.keep_ratio(scale, layer, self._scales, self.layers)) is not None
-                and ratio < 1
-                for scale in range(self.scale + 1, self._scales)
-                for layer in range(self.layers)
-            )
-        return self.scale + 1 >= self._first
+    def _needs_update(self, layer: int) -> bool:
+        """Whether the next scale may give the update of `layer` to tokens that it does not compute."""
+        options = self.options
+        shrinks = options.explicit or options.prune_tokens or options.layer_skip_below > 0
+        wanted = options.prunes and shrinks and options.restore == "cache"
+        return wanted and self._may_prune_next(layer)
 
     def restored(self, layer: int) -> Tensor | None:
         """The update [R, L, C] that pruned tokens of `layer` get, or None for nothing."""
-        if self.options.restore != "cache":
+        if self.options.restore != "cache" or layer not in self._updates:
             return None
-        sides, known = self._generation.schedule.sides, self._delta[layer]
-        return restore_delta(known.values, sides[known.scale], sides[self.scale])
+        return self._updates.at(layer, self.scale)

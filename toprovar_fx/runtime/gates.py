@@ -45,6 +45,11 @@ class Gate(nn.Module):
         """Another kind of gate at the same site, around `modules`."""
         return kind(self.layer, self.layers, self.options, self.dense, *modules)
 
+    def fires(self, controller: Controller, yes: bool) -> bool:
+        """Write down this gate's answer and return it."""
+        controller.ledger.answer(type(self).__name__, self.layer, yes)
+        return yes
+
     def note(
         self,
         controller: Controller,
@@ -105,7 +110,7 @@ class EntropyTap(Gate):
     def forward(self, *inputs: Any) -> Tensor:
         """Run all tokens and hand the entropies [R, L] to the controller where it wants them."""
         controller = self.controller()
-        if controller is None or not controller.taps(self.layer):
+        if controller is None or not self.fires(controller, controller.taps(self.layer)):
             return self.whole(*inputs)
         arguments = self.tapped.arguments(inputs, offset_at(self.tapped, controller, self.layer, inputs))
         hidden, entropy = self.tapped.region(*arguments)
@@ -127,7 +132,7 @@ class ScaleDepthGate(Gate):
     def forward(self, *inputs: Any) -> Tensor:
         """Choose by the scale."""
         controller = self.controller()
-        past = controller is not None and controller.prunes(self.layer)
+        past = controller is not None and self.fires(controller, controller.prunes(self.layer))
         return (self.late if past else self.early)(*inputs)
 
 
@@ -141,7 +146,9 @@ class LayerSkipGate(Gate):
     def forward(self, *inputs: Any) -> Tensor:
         """Skip or run."""
         controller = self.controller()
-        if controller is None or controller.plan(self.layer, inputs[0]).count:
+        if controller is None:
+            return self.kept(*inputs)
+        if not self.fires(controller, controller.plan(self.layer, inputs[0]).count == 0):
             return self.kept(*inputs)
         update = controller.restored(self.layer)
         # The block's result must not be its input: later code may write to it in place.
@@ -179,7 +186,8 @@ class GatherGate(Gate, ABC):
         if controller is None:
             return self.whole(*inputs)
         plan = controller.plan(self.layer, inputs[0])
-        if plan.count in (0, inputs[0].shape[1]) or not self._verified(controller, inputs):
+        some = plan.count not in (0, inputs[0].shape[1])
+        if not self.fires(controller, some and self._verified(controller, inputs)):
             return self.whole(*inputs)
         return self.run_kept(controller, plan, inputs)
 
@@ -206,8 +214,11 @@ class GatherGate(Gate, ABC):
 
     def _verified(self, controller: Controller, inputs: tuple[Any, ...]) -> bool:
         update = controller.restored(self.layer)
-        found = self.check.deviation(self.dense, self.pruned, inputs, update)
-        limit = self.check.tolerance(inputs[0].dtype)
+        offset = offset_at(self.dense, controller, self.layer, inputs)
+        found = self.check.deviation(self.dense, self.pruned, inputs, update, offset)
+        limit = self.check.tolerance(inputs[0], self.pruned)
+        if found is not None:
+            controller.ledger.deviations[controller.scale, self.layer] = found
         if found is None or found <= limit:
             return True
         fallback = Fallback(

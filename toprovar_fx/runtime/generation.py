@@ -56,10 +56,17 @@ class Generation:
         """Note that this scale runs in a graph of this backend."""
         self._compiled_scales.add(self.scale)
 
+    @property
+    def eager_scales(self) -> list[int]:
+        """Scales that ran outside the compiled graphs although another ran in one."""
+        if not self._compiled_scales or self.exited_at is not None:
+            return []
+        return sorted(set(range(self.scale + 1)) - self._compiled_scales)
+
     def warn_if_eager(self) -> None:
         """Say loudly that Dynamo stopped compiling half-way: those scales ran eagerly, unpruned."""
-        missing = sorted(set(range(self.scale + 1)) - self._compiled_scales) if self._compiled_scales else []
-        if missing and self.exited_at is None:
+        missing = self.eager_scales
+        if missing:
             warnings.warn(
                 f"toprovar: scales {missing} ran outside the compiled graphs, most likely because Dynamo's "
                 "recompile limit was hit; raise it with torch.compile(..., recompile_limit=64) or "

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from ..criteria.rows import expand_cfg_rows, join_cfg_rows
 from ..criteria.saliency import keep_probability, normalise_entropy, scale_weight
-from ..criteria.scores import frequency_score, prunability, random_score
+from ..criteria.score_registry import ScoreContext
+from ..criteria.scores import prunability
 from ..criteria.selection import bernoulli_tokens, keep_count, round_to_bucket, select_tokens
 from ..options import Options
 
@@ -32,19 +33,15 @@ class LayerQuestion:
     """Everything that decides one layer at one scale.
 
     Attributes:
-        layer, scale, scales: indices and S.
+        place: layer, scale, sizes and seed.
         hidden: the layer's input [R, L, C].
-        images: B.
         detail: R of eq. 4 in [0, 1].
         entropy: the map that ranks the tokens, [R, L] in nats; None if none is known.
         ratio: explicit keep ratio, or None to follow eq. 6.
     """
 
-    layer: int
-    scale: int
-    scales: int
+    place: ScoreContext
     hidden: Tensor
-    images: int
     detail: float
     entropy: Tensor | None
     ratio: float | None
@@ -53,19 +50,17 @@ class LayerQuestion:
 def plan_layer(options: Options, ask: LayerQuestion) -> LayerPlan:
     """Decide K and the keep set of one layer at one pruned scale (eqs. 5 and 6)."""
     length = ask.hidden.shape[1]
-    statistic = _statistic(options, ask)
+    statistic = options.scoring.statistic(ask.hidden, ask.entropy, ask.place, options.verify != "never")
     by_itself = options.entropy_source == "same_layer" and options.score == "entropy"
     if statistic is None and by_itself:
         # The layer's entropies come too late for its K: as if all were equal where no older map is known.
         statistic = torch.ones_like(ask.hidden[..., 0], dtype=torch.float32)
     if statistic is None:
         return LayerPlan(length)
-    joined = join_cfg_rows(statistic, ask.images, options.cfg_rows)
-    saliency = prunability(
-        joined, options.keep_low if options.score == "entropy" else options.score == "random"
-    )
+    joined = join_cfg_rows(statistic, ask.place.images, options.cfg_rows)
+    saliency = prunability(joined, options.scoring.keeps_low(options.keep_low))
     normalised = normalise_entropy(saliency, options.normalise)
-    weight = scale_weight(ask.scale, ask.scales)
+    weight = scale_weight(ask.place.scale, ask.place.scales)
     p_keep = keep_probability(normalised, ask.detail, weight, options.alpha_min, options.alpha_max)
     if ask.ratio is not None:
         count = (
@@ -85,24 +80,10 @@ def plan_layer(options: Options, ask: LayerQuestion) -> LayerPlan:
     if by_itself:
         return LayerPlan(count)
     if options.sampling == "bernoulli":
-        keep = bernoulli_tokens(p_keep, count, options.seed, _stream(ask))
+        keep = bernoulli_tokens(p_keep, count, options.seed, ask.place.stream)
     else:
         keep = select_tokens(-saliency, count)
     return LayerPlan(count, expand_cfg_rows(keep, ask.hidden.shape[0]))
-
-
-def _statistic(options: Options, ask: LayerQuestion) -> Tensor | None:
-    """The token statistic [R, L] that ranks, or None where it is not known."""
-    if options.score == "frequency":
-        return frequency_score(ask.hidden)
-    if options.score == "random":
-        row = random_score(options.seed, _stream(ask), ask.hidden.shape[1], ask.hidden.device)
-        return row.expand(ask.hidden.shape[0], -1)
-    return ask.entropy
-
-
-def _stream(ask: LayerQuestion) -> int:
-    return ask.scale * 1024 + ask.layer
 
 
 def scatter_rows(known: Tensor | None, keep: Tensor, rows: Tensor, length: int) -> Tensor:

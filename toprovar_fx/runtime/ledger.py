@@ -10,7 +10,8 @@ from torch import Tensor
 from ..analysis.reasons import Fallback
 
 if TYPE_CHECKING:
-    from ..lowering.region import Region, Sizes
+    from ..cost.expressions import Sizes
+    from ..lowering.region import Region
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,9 @@ class Ledger:
             tensors, so that nothing waits for the device.
         keep_sets: by (scale, layer), indices [R, K] of the pruned layers.
         fallbacks: what stayed dense.
+        deviations: by (scale, layer) that was pruned, the relative deviation in its permutation check.
         prunable: whether any graph of the model could be pruned.
+        gates: by (gate, layer), how often it was asked and how often its answer was yes.
         other: calls of the parts outside the blocks, as (scale, region, sizes).
     """
 
@@ -60,8 +63,15 @@ class Ledger:
     entropy: dict[tuple[int, int], Tensor] = field(default_factory=dict)
     keep_sets: dict[tuple[int, int], Tensor] = field(default_factory=dict)
     fallbacks: list[Fallback] = field(default_factory=list)
+    deviations: dict[tuple[int, int], float] = field(default_factory=dict)
     prunable: bool = False
+    gates: dict[tuple[str, int], tuple[int, int]] = field(default_factory=dict)
     other: list[tuple[int, Region, Sizes]] = field(default_factory=list)
+
+    def answer(self, gate: str, layer: int, yes: bool) -> None:
+        """Write down what a gate decided."""
+        asked, fired = self.gates.get((gate, layer), (0, 0))
+        self.gates[gate, layer] = asked + 1, fired + yes
 
     def reasons(self) -> str:
         """The distinct reasons for staying dense, in words."""

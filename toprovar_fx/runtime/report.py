@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -10,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..analysis.reasons import Fallback
-from ..lowering.region import Sizes
-from ..lowering.sizes import OFFSET
+from ..cost.expressions import NOTHING, Cost, Sizes
+from ..cost.scale_sizes import ScaleSizes
+from ..lowering.region import Region
 from ..schedules import Schedule
 from .controller import Controller
 from .generation import Generation
@@ -40,39 +42,41 @@ class GenerationReport:
         return self.controller.ledger.runs
 
     @cached_property
+    def costs(self) -> dict[int, Cost]:
+        """FLOPs and bytes of the transformer for all rows, by scale, as run."""
+        calls = [(run.scale, run.region, run.sizes) for run in self.runs] + self.controller.ledger.other
+        found = dict.fromkeys(sorted({scale for scale, _, _ in calls}), NOTHING)
+        for scale, region, sizes in calls:
+            if region is not None and sizes is not None:
+                found[scale] += region.cost(sizes)
+        return found
+
+    @property
     def flops(self) -> int:
         """Floating-point operations of the transformer for all rows, as run."""
-        blocks = sum(
-            run.region.flops(run.sizes)
-            for run in self.runs
-            if run.region is not None and run.sizes is not None
-        )
-        return blocks + sum(region.flops(sizes) for _, region, sizes in self.controller.ledger.other)
+        return sum(cost.flops for cost in self.costs.values())
 
     @cached_property
     def flops_dense(self) -> int:
         """The same had nothing been pruned, the scales that were not run included."""
-        blocks = sum(run.dense.flops(run.dense_sizes) for run in self.runs)
         other = self.controller.ledger.other
-        ran = blocks + sum(region.flops(sizes) for _, region, sizes in other)
+        calls = [(run.scale, run.dense, run.dense_sizes) for run in self.runs] + other
+        ran = sum(region.flops(sizes) for _, region, sizes in calls)
         if self.exited_at is None:
             return ran
         last = max((run.scale for run in self.runs), default=-1)
-        pattern = [(run.dense, run.dense_sizes) for run in self.runs if run.scale == last]
-        pattern += [(region, sizes) for scale, region, sizes in other if scale == last]
+        pattern = [(region, self._sizes_of(region, calls)) for scale, region, _ in calls if scale == last]
         missing = range(self.exited_at, len(self.schedule))
         return ran + sum(
-            region.flops(self._at(sizes, last, scale)) for scale in missing for region, sizes in pattern
+            region.flops(tuple(sizes.at(scale).items())) for scale in missing for region, sizes in pattern
         )
 
-    def _at(self, sizes: Sizes, known: int, wanted: int) -> Sizes:
-        """Sizes measured at one scale, translated to another."""
-        tokens, ends = self.schedule.tokens, self.schedule.ends
-        values = {ends[known] - tokens[known]: ends[wanted] - tokens[wanted], tokens[known]: tokens[wanted]}
-        return tuple(
-            (symbol, ends[wanted] - tokens[wanted] if symbol == OFFSET else values.get(value, value))
-            for symbol, value in sizes
-        )
+    def _sizes_of(self, region: Region, calls: Sequence[tuple[int, Region, Sizes]]) -> ScaleSizes:
+        """Sizes of a dense graph at any scale, told from its calls."""
+        hidden = [run.dense.specs[0].shape or () for run in self.runs]
+        rows, lengths = {shape[0] for shape in hidden}, {shape[1] for shape in hidden}
+        observed = [(scale, dict(sizes)) for scale, called, sizes in calls if called is region]
+        return ScaleSizes(self.schedule, observed, lengths, rows)
 
     @property
     def kept(self) -> list[tuple[int, int, int, int]]:
@@ -136,6 +140,8 @@ class GenerationReport:
             "attention_entropy_nats": [[*place, round(mean, 4)] for place, mean in self.entropies.items()],
             "flops": self.flops,
             "flops_dense": self.flops_dense,
+            "bytes_fused": sum(cost.bytes_fused for cost in self.costs.values()),
+            "bytes_unfused": sum(cost.bytes_unfused for cost in self.costs.values()),
             "fire_rates": self.fire_rates,
             "kept_tokens": [list(row) for row in self.kept],
             "fallbacks": [str(fallback) for fallback in self.fallbacks],
@@ -159,6 +165,8 @@ class GenerationReport:
         lines.append(
             f"transformer: {self.flops / 1e9:.1f} of {self.flops_dense / 1e9:.1f} GFLOP ({share:.0%})"
         )
+        if self.controller.options.budget is not None:
+            lines.append(f"budget: {self.controller.options.budget:g}x asked, {1 / share:.3g}x reached")
         lines += [f"dense because: {fallback}" for fallback in self.fallbacks]
         return "\n".join(lines)
 

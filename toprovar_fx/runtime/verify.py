@@ -11,10 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..analysis.operators import operator_name
 from .arms import Arm
 
 # Largest deviation relative to the result's magnitude; a table that is not gathered deviates by 0.1 and more.
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 6e-2}
+# A part in half precision turns differences of 1e-7 into steps of its own where a value lies between two.
+_HALF_INSIDE = 1e-2
+_IN_HALF_PRECISION = frozenset({"half", "bfloat16", "packed_attention"})
 
 
 class PermutationCheck:
@@ -29,40 +33,56 @@ class PermutationCheck:
         self._known: dict[int, float] = {}
 
     def deviation(
-        self, dense: Arm, pruned: Arm, inputs: tuple[Any, ...], restored: Tensor | None
+        self,
+        dense: Arm,
+        pruned: Arm,
+        inputs: tuple[Any, ...],
+        restored: Tensor | None,
+        offset: int | None,
     ) -> float | None:
-        """Relative deviation of the permuted run from the dense one; None if nothing is to be checked."""
+        """Relative deviation of the permuted run from the dense one; None if nothing is to be checked.
+
+        Both run as traced, on copies of what they write; `offset` is the first cache row of the layer.
+        """
         if self._mode == "never":
             return None
         key = id(pruned)
         if key not in self._known or self._mode == "always":
-            self._known[key] = _measure(dense, pruned, inputs, restored)
+            self._known[key] = _measure(dense, pruned, inputs, restored, offset)
         return self._known[key]
 
     @staticmethod
-    def tolerance(dtype: torch.dtype) -> float:
-        """Accepted relative deviation for hidden states of `dtype`."""
-        return _TOLERANCE.get(dtype, 1e-4)
+    def tolerance(hidden: Tensor, pruned: Arm) -> float:
+        """Accepted relative deviation, by the precisions that `pruned` computes in, autocast included."""
+        kind = hidden.device.type
+        accepted = _TOLERANCE.get(hidden.dtype, 1e-4)
+        if torch.is_autocast_enabled(kind):
+            accepted = max(accepted, _TOLERANCE.get(torch.get_autocast_dtype(kind), 1e-4))
+        nodes = pruned.region.graph.graph.nodes
+        if any(operator_name(node) in _IN_HALF_PRECISION for node in nodes):
+            accepted = max(accepted, _HALF_INSIDE)
+        return accepted
 
 
-def _measure(dense: Arm, pruned: Arm, inputs: tuple[Any, ...], restored: Tensor | None) -> float:
+def _measure(
+    dense: Arm, pruned: Arm, inputs: tuple[Any, ...], restored: Tensor | None, offset: int | None
+) -> float:
     hidden: Tensor = inputs[0]
     rows, length = hidden.shape[:2]
     order = torch.Generator().manual_seed(length)
     keep = torch.stack([torch.randperm(length, generator=order) for _ in range(rows)]).to(hidden.device)
-    begin = dense.begin(inputs)
-    expected = _run(dense, inputs, begin)
-    found = _run(pruned, inputs, begin, keep, *(() if restored is None else (restored,)))
+    expected = _run(dense, inputs, offset)
+    found = _run(pruned, inputs, offset, keep, *(() if restored is None else (restored,)))
     scale = expected.abs().amax().clamp_min(torch.finfo(expected.dtype).tiny)
     return float((found - expected).abs().amax() / scale)
 
 
-def _run(arm: Arm, inputs: tuple[Any, ...], begin: int | None, *extra: Tensor) -> Tensor:
+def _run(arm: Arm, inputs: tuple[Any, ...], offset: int | None, *extra: Tensor) -> Tensor:
     """Run the graph as traced on copies of whatever it writes."""
     written = arm.region.written
     own = [
         value.clone() if at in written and isinstance(value, Tensor) else value
-        for at, value in enumerate(arm.arguments(inputs, begin, *extra))
+        for at, value in enumerate(arm.arguments(inputs, offset, *extra))
     ]
     result = arm.region.graph(*own)
     return result[0] if isinstance(result, tuple) else result

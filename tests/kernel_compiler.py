@@ -1,0 +1,91 @@
+"""Compiles the attention kernels for Hopper on a machine without a GPU, and reads the assembler's report."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+POINTERS = {"entropy": "*fp32", "sums": "*i64", "heads_done": "*i64"}
+
+
+def assembler_report(source: Any, **options: int) -> dict[str, Any]:
+    """Registers, spilled bytes, shared memory, warnings and assembly of a kernel for capability 9.0."""
+    kernel = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
+    with tempfile.TemporaryDirectory() as folder:
+        ptx = Path(folder) / "kernel.ptx"
+        ptx.write_text(kernel.asm["ptx"])
+        command = [triton.knobs.nvidia.ptxas.path, "-v", "--gpu-name=sm_90a", str(ptx), "-o", f"{ptx}.cubin"]
+        report = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    spilled = [int(number) for number in re.findall(r"(\d+) bytes spill", report)]
+    return {
+        "spilled": sum(spilled),
+        "registers": int(re.findall(r"Used (\d+) registers", report)[0]),
+        "shared": kernel.metadata.shared,
+        "serialized": "serialized" in report,
+        "ptx": kernel.asm["ptx"],
+    }
+
+
+def plain_kernel(
+    dtype: str = "bf16", width: int = 128, tiles: Any = None, **constants: bool
+) -> dict[str, Any]:
+    """Report of `attention_kernel` with these tiles."""
+    from toprovar_fx.ops.triton_attention import attention_kernel
+
+    block_d = triton.next_power_of_2(width)
+    chosen: dict[str, Any] = {
+        "D": width, "BLOCK_M": tiles.queries, "BLOCK_N": tiles.keys, "BLOCK_D": block_d, "TMA": tiles.tma,
+        "ENTROPY": True, "MEAN": True, "REST": False, "EXACT": dtype == "fp32", "PRECISION": "bf16x6",
+        "q_d": 1, "k_d": 1, "v_d": 1, **constants,
+    }  # fmt: skip
+    types = {"out": f"*{dtype}", "factor": "fp32", **POINTERS}
+    for name, rows in (("q", tiles.queries), ("k", tiles.keys), ("v", tiles.keys)):
+        types[name] = f"tensordesc<{dtype}[1,1,{rows},{block_d}]>" if tiles.tma else f"*{dtype}"
+    whole = ["q", "k", "v", "out", *(f"{x}_{axis}" for x in "qkvo" for axis in "bhn")]
+    whole = [name for name in whole if not types.get(name, "").startswith("tensordesc")]
+    return assembler_report(
+        _source(ASTSource, attention_kernel, chosen, types, whole),
+        num_warps=tiles.warps,
+        num_stages=tiles.stages,
+    )
+
+
+def hopper_kernel(
+    dtype: str = "bf16", width: int = 128, tiles: Any = None, **constants: bool
+) -> dict[str, Any]:
+    """Report of `gluon_attention.hopper_kernel` with these tiles."""
+    from triton.experimental.gluon._runtime import GluonASTSource
+    from triton.experimental.gluon.language import NVMMASharedLayout
+
+    from toprovar_fx.ops.gluon_attention import hopper_kernel
+
+    chosen: dict[str, Any] = {
+        "D": width, "BLOCK_N": tiles.keys, "STAGES": tiles.stages, "HOLD": tiles.hold, "TURNS": tiles.turns,
+        "ENTROPY": True, "MEAN": True, "REST": False, **constants,
+    }  # fmt: skip
+    layout = NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=4)
+    types = {"factor": "fp32", **POINTERS}
+    for name, rows in (("q", 64), ("k", tiles.keys), ("v", tiles.keys), ("out", 64)):
+        types[name] = f"tensordesc<{dtype}[1,1,{rows},{width}],{layout!r}>"
+    return assembler_report(_source(GluonASTSource, hopper_kernel, chosen, types, []), num_warps=4)
+
+
+def _source(
+    kind: Any, kernel: Any, constants: dict[str, Any], types: dict[str, str], whole: list[str]
+) -> Any:
+    """Types by argument; those not named are int32. `whole`: multiples of 16."""
+    names = kernel.arg_names
+    signature = {name: "constexpr" if name in constants else types.get(name, "i32") for name in names}
+    return kind(
+        kernel,
+        signature,
+        constexprs={(names.index(name),): value for name, value in constants.items()},
+        attrs={(names.index(name),): [["tt.divisibility", 16]] for name in whole},
+    )

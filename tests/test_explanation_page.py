@@ -1,0 +1,153 @@
+"""The HTML page of `explain`: self-contained, complete, and working in a real browser where there is one."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+import torch
+
+import toprovar_fx
+from toprovar_fx.errors import OutputError
+from toprovar_fx.explanation.diff import compare, diff
+from toprovar_fx.explanation.facts import Explanation
+
+from .models.subjects import MANY_GRAPHS, TinyPreNorm, generate
+from .test_explanation import PRUNING
+
+CHROMIUM = shutil.which("chromium")
+VOID = {"meta", "input", "br", "link", "img", "hr"}
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.compiler.reset()
+    subject = TinyPreNorm(True, True, depth=3)
+    with MANY_GRAPHS:
+        forward = torch.compile(subject.model, backend="toprovar", options=PRUNING)
+        with toprovar_fx.explaining("<b>PreNorm</b>") as report:
+            generate(subject, forward)
+    return report.to_html(tmp_path_factory.mktemp("page") / "deep" / "report.html")
+
+
+class Checker(HTMLParser):
+    """Collects unbalanced tags and what would be loaded from elsewhere."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.wrong: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.wrong += [f"{tag} {name}={value}" for name, value in attrs if name in ("src", "href")]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if not self.open or self.open.pop() != tag:
+            self.wrong.append(f"/{tag}")
+
+
+def test_the_page_is_whole_and_loads_nothing(page):
+    text = page.read_text()
+    checker = Checker()
+    checker.feed(text)
+    assert (checker.wrong, checker.open) == ([], [])
+    assert not re.search(r"https?://|@import|url\(", text)
+    assert "prefers-color-scheme: dark" in text
+
+
+def test_names_are_escaped(page):
+    assert "<b>PreNorm</b>" not in page.read_text()
+    assert "&lt;b&gt;PreNorm" in page.read_text()
+
+
+def test_every_pass_has_its_code_before_and_after(page):
+    text = page.read_text()
+    for name in ("outline_blocks", "cache_offset", "attention_entropy", "token_gather", "layer_skip"):
+        assert f"<summary><b>{name}</b>" in text
+    gather = text[text.index("<summary><b>token_gather") :]
+    assert "torch.gather(hidden, 1, expand)" in gather
+    # A new graph is shown against the one it was made from, and a row count that became K is marked.
+    assert "compared with: Graph #3, block: all tokens" in gather
+    assert "<mark>K</mark>" in gather
+
+
+def test_the_heat_table_has_a_cell_per_layer_and_scale(page):
+    heat = re.search(r'<table class="heat">.*?</table>', page.read_text(), re.DOTALL)[0]
+    assert heat.count("<td") == 3 * 6
+    assert 'title="layer 1, scale 4: 0 of 36 tokens, skipped">skip' in heat
+    assert "--p:25%" in heat
+
+
+def test_a_page_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match="cannot write"):
+        Explanation("x").to_html(tmp_path / "file" / "page.html")
+
+
+def test_a_report_without_graphs_makes_a_page(tmp_path):
+    assert "Nothing was compiled" in Explanation("x").to_html(tmp_path / "x.html").read_text()
+
+
+def test_lines_that_differ_in_a_shape_stay_side_by_side():
+    made = diff("    a: f32[2, L] = f(x)\n    b = g(a)\n", "    a: f32[2, K] = f(x)\n    b = g(a)\n")
+    assert (made.added, made.removed) == (1, 1)
+    assert made.html.index("<mark>L</mark>") < made.html.index("<mark>K</mark>") < made.html.index("b = g(a)")
+
+
+def test_long_equal_runs_fold():
+    same = "\n".join(f"line {number}" for number in range(50))
+    made = diff(f"{same}\nold", f"{same}\nnew")
+    assert "<summary>47 unchanged lines</summary>" in made.html
+    assert made.html.count('class="l"') == 50
+
+
+def test_texts_are_compared_by_title_and_new_ones_with_the_nearest():
+    lines = "\n".join(f"v{number} = f(v)" for number in range(9))
+    found = compare({"A": lines, "gone": "x = 1"}, {"A": lines, "B": lines + "\nlast", "C": "other"})
+    assert [title for title, _ in found] == ["B; compared with: A", "C", "gone"]
+    assert [(made.added, made.removed) for _, made in found] == [(1, 0), (1, 0), (0, 1)]
+
+
+def browse(page: Path, fragment: str, *flags: str) -> tuple[str, str]:
+    """The document after its script ran, and what the browser logged."""
+    assert CHROMIUM is not None
+    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr"]
+    command += ["--virtual-time-budget=3000", "--host-resolver-rules=MAP * ~NOTFOUND", *flags]
+    ran = subprocess.run(
+        [*command, f"{page.as_uri()}{fragment}"], capture_output=True, text=True, timeout=120, check=True
+    )
+    return ran.stdout, ran.stderr
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
+def test_search_opens_what_it_finds_in_a_browser(page):
+    document, log = browse(page, "#q=torch.gather", "--dump-dom")
+    assert "CONSOLE" not in log, log
+    hits = int(re.search(r'data-hits="(\d+)"', document)[1])
+    assert hits == document.count('class="l a hit') + document.count('class="l hit')
+    assert hits >= 5
+    assert document.count(" here") == 1
+    opened = re.findall(r'<details open="?"?><summary><b>(\w+)', document)
+    assert opened == ["token_gather"]
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
+def test_the_page_is_drawn_light_and_dark(page, tmp_path):
+    from PIL import Image
+
+    shades = []
+    for scheme in (0, 1):  # dark, light
+        picture = tmp_path / f"{scheme}.png"
+        flags = ("--window-size=1000,700", f"--blink-settings=preferredColorScheme={scheme}")
+        browse(page, "", f"--screenshot={picture}", *flags)
+        pixels = Image.open(picture).convert("L")
+        assert pixels.size == (1000, 700)
+        assert len(pixels.getcolors()) > 50, "an empty page has a colour or two"
+        shades.append(pixels.getpixel((2, 2)))
+    assert shades[0] < 60 < 200 < shades[1]

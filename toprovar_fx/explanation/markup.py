@@ -1,0 +1,35 @@
+"""Small pieces of HTML."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from html import escape
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    """A table of cells that are HTML already; columns of numbers stand to the right."""
+    yield '<div class="wide"><table><thead><tr>'
+    numeric = [bool(rows) and all(_is_number(row[at]) for row in rows) for at in range(len(columns))]
+    kinds = [' class="n"' if right else "" for right in numeric]
+    yield "".join(f"<th{kind}>{name}</th>" for kind, name in zip(kinds, columns, strict=True))
+    yield "</tr></thead><tbody>"
+    for row in rows:
+        cells = "".join(f"<td{kind}>{text}</td>" for kind, text in zip(kinds, row, strict=True))
+        yield f"<tr>{cells}</tr>"
+    yield "</tbody></table></div>"
+
+
+def meter(part: float | None, whole: float | None) -> str:
+    """A bar of a share, or nothing where it is not known."""
+    if part is None or not whole:
+        return ""
+    return f'<span class="meter"><i style="width:{part / whole:.0%}"></i></span>'
+
+
+def code(value: object) -> str:
+    """A value in the code font, - for none."""
+    return f"<code>{escape(str(value))}</code>" if value not in ("", None) else "-"
+
+
+def _is_number(text: str) -> bool:
+    return text == "-" or text.rstrip("%").replace(".", "", 1).isdecimal()

@@ -1,0 +1,51 @@
+"""What an options record uses of what users registered, looked up once, when the record is made."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from .criteria.score_registry import SCORES, Score
+from .declaration import PASSES, Pass
+from .errors import ExtensionError
+
+
+@dataclass(frozen=True)
+class Extensions:
+    """The functions behind the names in the options; equal only if they are the same functions.
+
+    Attributes:
+        score: what ranks the tokens.
+        passes: registered passes to run.
+    """
+
+    score: Score
+    passes: tuple[Pass[Any, Any], ...]
+
+    @classmethod
+    def named(cls, score: str, passes: tuple[str, ...]) -> Extensions:
+        """Look the names up.
+
+        Raises:
+            OptionError: one of them is not registered.
+        """
+        return cls(SCORES.find("score", score), tuple(PASSES.find("passes", name) for name in passes))
+
+    def refuse_stale(self) -> None:
+        """Refuse to run where a name has come to stand for something else since the model was compiled.
+
+        Dynamo finds compiled code by the options' text, so it cannot see such a change.
+
+        Raises:
+            ExtensionError: a name was registered anew.
+        """
+        used: list[tuple[str, Score | Pass[Any, Any] | None, Score | Pass[Any, Any]]] = [
+            ("score", SCORES.get(self.score.name), self.score)
+        ]
+        used += [("pass", PASSES.get(entry.name), entry) for entry in self.passes]
+        for kind, now, then in used:
+            if now is not None and now is not then:
+                raise ExtensionError(
+                    f"{kind} {then.name!r} was registered anew after the model was compiled with it: "
+                    "expected a call of torch.compiler.reset() in between, or another name"
+                )

@@ -1,0 +1,104 @@
+"""The scale axis of one generation: the depth D, and the scales that are not run at all."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..criteria.depth import depth_from_ratios, join_depths, low_entropy_ratio
+from ..criteria.rows import join_cfg_rows
+from ..options import Options, resolve_index
+from .ledger import Ledger
+
+
+class DepthTracker:
+    """Finds D (eq. 3) as the scales run, or takes the one that is set.
+
+    rho_s exists only after scale s has run, so a depth found at s holds for the scales after it.
+
+    Args:
+        options: the settings.
+        scales: S.
+        images: B.
+        ledger: takes rho and D.
+
+    Attributes:
+        depth: D, or None as long as it is not known.
+        first: first scale at which D may fire, or D where it is set.
+    """
+
+    def __init__(self, options: Options, scales: int, images: int, ledger: Ledger) -> None:
+        self.options, self._scales, self._images, self._ledger = options, scales, images, ledger
+        # From the end, a short schedule simply starts at its first scale.
+        self.first = options.min_scale if options.min_scale >= 0 else max(0, scales + options.min_scale)
+        self.depth: int | None = None
+        if options.depth == "fixed" and options.depth_scale is not None:
+            self.depth = resolve_index("depth_scale", options.depth_scale, scales)
+            self.first = self.depth if options.prune_scales else self.first
+        wanted = options.scale_exit
+        self._exit = resolve_index("scale_exit", wanted, scales) if isinstance(wanted, int) else None
+        self._online = options.depth == "online" and options.prune_scales
+        self._watched: frozenset[int] = frozenset()
+        self._rho: list[Tensor] = []
+        self._rho_by_scale: dict[int, list[float]] = {}
+        ledger.depth = self.depth
+
+    def adopt(self, layers: int) -> None:
+        """Learn the number of layers."""
+        wanted = self.options.depth_layers
+        if wanted == "all":
+            self._watched = frozenset(range(layers))
+        elif wanted == "late":
+            self._watched = frozenset(range(layers * 2 // 3, layers))
+        else:
+            chosen = (resolve_index("depth_layers", layer, layers) for layer in wanted)  # type: ignore[arg-type]
+            self._watched = frozenset(chosen)
+
+    @property
+    def undecided(self) -> bool:
+        """Whether D is still to be found."""
+        return self._online and self.depth is None
+
+    def wants(self, layer: int, scale: int) -> bool:
+        """Whether rho of this scale needs the entropies of `layer`."""
+        undecided = self.undecided and not self.options.explicit
+        return undecided and scale >= self.first and layer in self._watched
+
+    def observe(self, layer: int, scale: int, entropy: Tensor) -> None:
+        """Take the entropies [R, L] of a layer."""
+        if layer in self._watched and scale >= self.first:
+            joined = join_cfg_rows(entropy, self._images, self.options.cfg_rows)
+            self._rho.append(low_entropy_ratio(joined))
+
+    def end_scale(self, scale: int) -> None:
+        """Join the ratios of the scale that ran into rho, and see whether the depth is reached."""
+        if self._rho and self.undecided:
+            self._rho_by_scale[scale] = torch.stack(self._rho).mean(0).tolist()
+            rho = self._rho_by_scale[scale]
+            self.depth = join_depths([self._depth_of(image, scale) for image in range(len(rho))])
+            self._ledger.rho[scale] = sum(rho) / len(rho)
+            self._ledger.depth = self.depth
+        self._rho = []
+
+    def _depth_of(self, image: int, scale: int) -> int | None:
+        options = self.options
+        never = 2.0 if options.depth_compare == "le" else -1.0
+        known = {seen: rho[image] for seen, rho in self._rho_by_scale.items()}
+        history = [known.get(seen, never) for seen in range(scale + 1)]
+        return depth_from_ratios(history, options.tau, options.depth_compare, self.first)
+
+    def beyond(self, scale: int) -> bool:
+        """Whether `scale` lies past the depth, so that its layers may be pruned."""
+        if not self.options.prune_scales:
+            return self.options.prunes and scale >= self.first
+        if self.depth is None:
+            return False
+        return scale > self.depth if self.options.prune_from == "after" else scale >= self.depth
+
+    def exits_for_certain(self, scale: int) -> bool:
+        """Whether `scale` is not run, whatever the entropies say."""
+        return self._exit is not None and scale >= self._exit
+
+    def exits(self, scale: int) -> bool:
+        """Whether `scale` and all later ones are not run."""
+        return self.exits_for_certain(scale) or (self.options.scale_exit == "depth" and self.beyond(scale))

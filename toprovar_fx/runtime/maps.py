@@ -1,0 +1,60 @@
+"""What one scale leaves for later ones: entropy maps that rank tokens, and updates for those not computed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ..criteria.restore import restore_delta, upsample_map
+from ..schedules import Schedule
+
+
+@dataclass(frozen=True)
+class _Left:
+    """Values [R, L, ...] of one scale's tokens."""
+
+    scale: int
+    values: Tensor
+
+
+class ScaleMaps:
+    """The latest values of every layer, resized to the scale that runs; each is resized once.
+
+    Args:
+        schedule: the scales.
+        updates: the values are updates [R, L, C] (area-interpolated); else maps [R, L] (bilinear).
+    """
+
+    def __init__(self, schedule: Schedule, *, updates: bool) -> None:
+        self._sides, self._updates = schedule.sides, updates
+        self._known: dict[int, _Left] = {}
+        self._resized: dict[int, _Left] = {}
+
+    def __contains__(self, layer: int) -> bool:
+        return layer in self._known
+
+    def put(self, layer: int, scale: int, values: Tensor) -> None:
+        """Take the values of a layer at the scale that runs."""
+        self._known[layer] = _Left(scale, values)
+        self._resized.pop(layer, None)
+
+    def at(self, layer: int, scale: int) -> Tensor:
+        """The values of a layer at the tokens of `scale`.
+
+        Raises:
+            KeyError: the layer left nothing.
+        """
+        found = self._known[layer]
+        if found.scale == scale:
+            return found.values
+        resized = self._resized.get(layer)
+        if resized is None or resized.scale != scale:
+            resize = restore_delta if self._updates else upsample_map
+            values = resize(found.values, self._sides[found.scale], self._sides[scale])
+            resized = self._resized[layer] = _Left(scale, values)
+        return resized.values
+
+    def end_scale(self) -> None:
+        """Free what was resized for the scale that ran."""
+        self._resized = {}

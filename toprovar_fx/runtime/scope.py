@@ -1,0 +1,67 @@
+"""The layer axis of one generation: the scope R of every layer (eq. 4)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..criteria.scope import layer_detail, sigma_ratio
+from ..options import Options
+from ..schedules import Schedule
+from .ledger import Ledger
+
+
+class ScopeTracker:
+    """Measures R once, at the representative scale, or takes the values that are set.
+
+    Args:
+        options: the settings.
+        schedule: the scales.
+        ledger: takes R.
+    """
+
+    def __init__(self, options: Options, schedule: Schedule, ledger: Ledger) -> None:
+        self.options, self._schedule, self._ledger = options, schedule, ledger
+        self._scale = max(0, round(options.representative_scale * len(schedule)) - 1)
+        self._online = options.prune_layers and options.layer_scope == "online"
+        self._maps: dict[int, Tensor] = {}
+        self._ratios: dict[int, Tensor] = {}
+
+    @property
+    def mapped_at(self) -> int | None:
+        """The scale at which R is read off the entropies of the layers, or None."""
+        mapped = self.options.scope_of == "entropy_map" and self.options.keep is None
+        return self._scale if self._online and mapped else None
+
+    def wants_entropy(self, scale: int) -> bool:
+        """Whether R needs the entropies of the layers at this scale."""
+        return scale == self.mapped_at
+
+    def observe(self, layer: int, scale: int, entropy: Tensor) -> None:
+        """Take the entropies [R, L] of a layer."""
+        if self.wants_entropy(scale):
+            self._maps[layer] = entropy.unflatten(1, self._schedule.sides[scale])
+
+    def observe_tokens(self, layer: int, scale: int, tokens: Tensor) -> None:
+        """Take the tokens [R, L, C] that a layer made."""
+        if self._online and scale == self._scale and self.options.scope_of == "tokens":
+            self._ratios[layer] = sigma_ratio(tokens, self.options.scope_centre)
+
+    def end_scale(self) -> None:
+        """Turn what was seen into R: all layers at once, one wait for the device."""
+        if self._maps:
+            ratios = sigma_ratio(torch.stack(list(self._maps.values())), self.options.scope_centre)
+            self._ratios.update(zip(self._maps, ratios, strict=True))
+        if self._ratios:
+            detail = layer_detail(torch.stack(list(self._ratios.values())), self.options.beta).mean(1)
+            self._ledger.detail.update(zip(self._ratios, detail.tolist(), strict=True))
+        self._maps, self._ratios = {}, {}
+
+    def detail(self, layer: int) -> float:
+        """R of a layer; 1 where nothing is known."""
+        options = self.options
+        if not options.prune_layers or options.layer_scope == "off":
+            return 1.0
+        if options.scope_values is not None:
+            return options.scope_values[layer % len(options.scope_values)]
+        return self._ledger.detail.get(layer, 1.0)

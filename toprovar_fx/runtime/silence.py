@@ -1,0 +1,48 @@
+"""Says so when the backend was asked for and had nothing to do: pruning that silently never happens.
+
+`torch.compile(model)` wraps the model's `forward` and nothing else. A model that generates through another
+method, as upstream VAR does, then runs uncompiled, and no code of this package is ever called. What can be
+seen is that torch looked the backend up by its name and no graph had come when the interpreter ends.
+"""
+
+from __future__ import annotations
+
+import atexit
+import warnings
+
+from .._torch_private import named_as_backend
+
+_ADVICE = (
+    "torch.compile(model) wraps model.forward alone; for a model that generates through another method, such "
+    "as upstream VAR and Infinity, use toprovar_fx.accelerate(model)"
+)
+_graphs = 0
+
+
+def note_graph() -> None:
+    """Note that the backend received a graph."""
+    global _graphs
+    _graphs += 1
+
+
+def warn_if_silent() -> None:
+    """Warn if the backend was named to torch.compile and has received no graph."""
+    if named_as_backend("toprovar") and not _graphs:
+        warnings.warn(
+            f"toprovar: the backend was named to torch.compile and never received a graph; {_ADVICE}",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+
+
+def warn_outside_generation() -> None:
+    """Warn that a graph that could be pruned ran where nothing says which scale it is."""
+    warnings.warn(
+        "toprovar: a graph that could be pruned ran outside a generation, so nothing was pruned; run the "
+        f"loop over scales in toprovar_fx.generation(...). {_ADVICE}",
+        RuntimeWarning,
+        stacklevel=3,
+    )
+
+
+atexit.register(warn_if_silent)
