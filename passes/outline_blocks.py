@@ -12,6 +12,7 @@ from ..analysis.caches import refuse_shared
 from ..analysis.reasons import Unsupported
 from ..analysis.signature import signature
 from ..declaration import declare
+from ..lowering.known_sizes import fold_known_sizes
 from ..lowering.outline import Outline, extract, replace_by_calls
 from .step import BlockGraph, Site, Step
 
@@ -32,6 +33,7 @@ def outline_blocks(traced: fx.GraphModule) -> Step:
     Raises:
         Unsupported: the step has no blocks that could be found.
     """
+    traced = fold_known_sizes(traced)
     facts = read_step(traced.graph)
     known: dict[Hashable, BlockGraph] = {}
     outlines, sites, modules = [], [], {}

@@ -48,3 +48,16 @@ def fresh_dynamo() -> Iterator[None]:
     torch.compiler.reset()
     yield
     torch.compiler.reset()
+
+
+@pytest.fixture(scope="module")
+def fresh_traces() -> Iterator[None]:
+    """Trace from nothing: what a process compiled before decides which sizes Dynamo takes for symbols."""
+    from .models.fixtures import eager, traced
+
+    for leave in (False, True):
+        torch.compiler.reset()
+        traced.cache_clear()
+        eager.cache_clear()
+        if not leave:
+            yield

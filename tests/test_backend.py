@@ -11,6 +11,8 @@ import torch
 
 from toprovar_fx.backend import toprovar
 from toprovar_fx.errors import OptionError
+from toprovar_fx.models.configs import InfinityConfig
+from toprovar_fx.models.infinity import Infinity
 from toprovar_fx.options import Options
 from toprovar_fx.program import DenseProgram, StepProgram, programs
 
@@ -42,6 +44,18 @@ def test_one_graph_for_the_first_scale_and_one_for_all_others():
     options = Options.parse({**PRUNING, "seed": 77})
     generate(subject, torch.compile(subject.model, backend="toprovar", options=options.as_dict()))
     assert sorted(type(program).__name__ for program in programs(options)) == ["DenseProgram", "StepProgram"]
+
+
+def test_a_model_of_another_width_before_changes_nothing():
+    """Dynamo then takes the width for a symbol at first, and leaves sizes in the graph as operators."""
+    for width in (64, 128):
+        subject = TinyInfinity()
+        config = InfinityConfig(**{**vars(subject.model.config), "width": width})
+        subject.model, subject.width = Infinity(config).eval(), width
+        forward = torch.compile(subject.model, backend="toprovar", options=PRUNING, fullgraph=True)
+        outcome = generate(subject, forward)
+        assert not outcome.controller.ledger.fallbacks
+        assert outcome.arms(5) == ["tapped", "pruned", "skipped", "pruned"]
 
 
 def test_a_generation_without_a_prunable_graph_warns():

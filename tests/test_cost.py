@@ -24,6 +24,8 @@ from toprovar_fx.schedules import Schedule
 from .models.fixtures import traced
 from .models.subjects import OPEN, SQUARE
 
+pytestmark = pytest.mark.usefixtures("fresh_traces")
+
 L = sympy.Symbol("L", integer=True, positive=True)
 CPU = torch.device("cpu")
 KEEP = {3: 0.5, 4: {1: 0.25, 2: 0.0, 3: 0.7}, 5: {1: 0.0, 2: 0.4}}

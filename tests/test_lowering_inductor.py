@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import pytest
+import sympy
 import torch
+from torch import fx
 
+from toprovar_fx.lowering.region import Region
+from toprovar_fx.lowering.sizes import tensor_spec
 from toprovar_fx.options import Options
 from toprovar_fx.program import StepProgram, programs
 
@@ -77,3 +81,17 @@ def test_a_second_generation_is_equal_and_compiles_nothing(run, subject):
     with torch.compiler.set_stance("fail_on_recompile"):
         assert identical(generate(subject, forward).logits, outcome.logits)
     assert compilations(PRUNING) == before
+
+
+def test_sizes_that_only_fit_each_other_are_no_crash():
+    """The table has a size of its own and is cut to the tokens: 64 tokens of 9 rows cannot be."""
+    graph = fx.symbolic_trace(lambda x, table: x + table[: x.shape[0]])
+    for holder, name in zip(graph.graph.find_nodes(op="placeholder"), ("L", "rows"), strict=True):
+        size = sympy.Symbol(name, integer=True, positive=True)
+        holder.meta["toprovar_spec"] = tensor_spec(
+            (size, sympy.Integer(8)), torch.float32, torch.device("cpu")
+        )
+    region = Region(graph, "inductor", {"L": 64})
+    for rows in (9, 16):
+        x, table = torch.randn(2, rows, 8)
+        torch.testing.assert_close(region(x, table), x + table)

@@ -58,6 +58,8 @@ class RotaryAttention(nn.Module):
         """Attend; a block with `fused_norm=False` passes no `scale_ind`, and rotates from position 0."""
         assert state.rope is not None
         table = state.rope[0] if scale_ind else state.rope[1]
+        # It was cut to this scale; without this the trace knows only that it is long enough.
+        torch._check(table.shape[-2] == x.shape[1])
         result: Tensor = self.attention(x, state, None, _NO_SCHEDULE, {_KEY: table}, 0)
         return result
 

@@ -76,7 +76,7 @@ class Region:
                 return compiled.call
         # The first compilation is tuned for the largest sizes to come, a second for what the first refused.
         if not self._compiled:
-            compiled = self._compile({s: max(n, self._hints.get(str(s), n)) for s, n in sizes.items()})
+            compiled = self._compile_for_the_largest(sizes)
             if compiled.holds(arguments, sizes):
                 return compiled.call
         compiled = self._compile(dict(sizes))
@@ -84,6 +84,17 @@ class Region:
             return compiled.call
         log.warning("sizes %s do not hold for any compilation of this block; it runs as traced", dict(sizes))
         return lambda *values: _as_tuple(self.graph(*values))
+
+    def _compile_for_the_largest(self, sizes: Mapping[sympy.Symbol, int]) -> CompiledGraph:
+        largest = {symbol: max(size, self._hints.get(str(symbol), size)) for symbol, size in sizes.items()}
+        try:
+            return self._compile(largest)
+        except Exception as error:
+            # A size without a hint may depend on one with a hint: a table that is cut to the scale's length.
+            if largest == sizes:
+                raise
+            log.info("%s is tuned for its first sizes, not for %s: %s", self.name, largest, error)
+            return self._compile(dict(sizes))
 
     def _compile(self, hints: Mapping[sympy.Symbol, int]) -> CompiledGraph:
         started = time.perf_counter()

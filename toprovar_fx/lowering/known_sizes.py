@@ -1,0 +1,54 @@
+"""Sizes that the trace knows, as numbers: what Dynamo leaves as `x.size()` after it fixed a symbolic size."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import fx
+
+from ..analysis.shapes import as_size, value_of
+
+
+def fold_known_sizes(traced: fx.GraphModule) -> fx.GraphModule:
+    """Replace computed sizes by the numbers, or the inputs, that they equal.
+
+    When a process compiles two models of different widths, Dynamo first takes the width for a symbol, and the
+    graph keeps `x.size()[2]` where it was fixed to a number later. Dynamo guards these numbers.
+
+    Args:
+        traced: Dynamo's graph (never changed).
+
+    Returns:
+        The graph with the same names and values, or `traced` itself where there is nothing to replace.
+    """
+    inputs = {
+        as_size(value): node
+        for node in traced.graph.nodes
+        if node.op == "placeholder" and isinstance(value := value_of(node), torch.SymInt)
+    }
+    copies: dict[fx.Node, Any] = {}
+    found = False
+    graph = fx.Graph()
+    for node in traced.graph.nodes:
+        known = _known(value_of(node), inputs) if node.op in ("call_function", "call_method") else None
+        if known is None:
+            copies[node] = graph.node_copy(node, lambda operand: copies[operand])
+        else:
+            found = True
+            copies[node] = fx.map_arg(known, lambda operand: copies[operand])
+    for node in reversed(graph.nodes):
+        if isinstance(value_of(node), torch.Size) and not node.users:
+            graph.erase_node(node)
+    return fx.GraphModule(traced, graph) if found else traced
+
+
+def _known(value: object, inputs: dict[Any, fx.Node]) -> Any:
+    """A size, or a tuple of sizes, as numbers and inputs of the graph; None for anything else."""
+    if isinstance(value, torch.Size):
+        sizes = tuple(_known(size, inputs) for size in value)
+        return None if any(size is None for size in sizes) else sizes
+    if isinstance(value, torch.SymInt):
+        size = as_size(value)
+        return int(size) if size.is_Integer else inputs.get(size)
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
