@@ -34,7 +34,6 @@ CASES = [
     (odd.Roll, Reason.UNKNOWN_OPERATOR),
     (odd.Cumulative, Reason.UNKNOWN_OPERATOR),
     (odd.Unknown, Reason.UNKNOWN_OPERATOR),
-    (odd.ShapeObject, Reason.UNKNOWN_OPERATOR),
     (odd.Merged, Reason.RESHAPED_TOKENS),
     (odd.LengthFactor, Reason.LENGTH_IN_ARITHMETIC),
     (odd.LengthInteger, Reason.LENGTH_IN_ARITHMETIC),
@@ -88,6 +87,16 @@ def test_refused_with_a_reason(kind, reason):
     with pytest.raises(Exception, match=reason.name) as caught:
         generate(subject, compiled(subject, strict=True))
     assert isinstance(cause(caught.value), GraphError)
+
+
+def test_a_shape_passed_around_is_understood():
+    """A `torch.Size` is its numbers and the token count; the permutation check runs on what is pruned."""
+    subject = odd.OddSubject(odd.ShapeObject)
+    outcome = generate(subject, compiled(subject))
+    assert not reasons(outcome)
+    assert "pruned" in outcome.arms(len(SQUARE) - 1)
+    whole = generate(subject, compiled(subject, keep={-1: 1.0}))
+    assert identical(whole.logits, generate(subject, subject.model).logits)
 
 
 def cause(error: BaseException) -> BaseException:

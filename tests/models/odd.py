@@ -127,7 +127,7 @@ class Merged(Plain):
 
 
 class ShapeObject(Plain):
-    """Passes a torch.Size around; only its single entries are understood."""
+    """Passes a torch.Size around."""
 
     def feed(self, x: Tensor, end: int) -> Tensor:
         return F.relu(x).reshape(x.shape)
