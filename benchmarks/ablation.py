@@ -17,123 +17,14 @@ import math
 import re
 import sys
 import time
-from concurrent.futures import Future, ProcessPoolExecutor
-from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from benchmarks.ablation_variants import GROUPS, Row, rows
+from benchmarks.ablation_variants import GROUPS, rows
 from toprovar_fx import InfinityPipeline
-from toprovar_fx.backend import toprovar
-from toprovar_fx.evaluation import EvalReport, psnr, score_images, ssim
-from toprovar_fx.runtime.report import GenerationReport
-from toprovar_fx.scenes.prompts import EvalPrompt, eval_prompts
-
-Images = NDArray[np.uint8]
-CHUNK = 25
-# Seeds of the prompts; images of different splits have different seeds too.
-SPLITS = {"test": 0, "tune": 1}
-SEEDS_APART = 1_000_000
-
-
-@dataclass(frozen=True)
-class Waiting:
-    """A row whose images are drawn and being judged."""
-
-    options: Row
-    seconds: float
-    similarity: tuple[float | None, float]
-    reports: list[GenerationReport]
-    scores: list[Future[list[bool]]]
-
-
-class Study:
-    """Prompts, seeds and the dense images that every row is compared with."""
-
-    def __init__(
-        self,
-        pipe: InfinityPipeline,
-        prompts: list[EvalPrompt],
-        first_seed: int,
-        batch: int,
-        pool: ProcessPoolExecutor,
-    ) -> None:
-        self.pipe, self.prompts, self.first_seed = pipe, prompts, first_seed
-        self.batch, self.pool = batch, pool
-        self.eager = pipe.transformer
-        self.dense, seconds, _ = self._generate()
-        self.dense_scores = [score for future in self._judge(self.dense) for score in future.result()]
-        self.baseline = self._summary(self.dense_scores) | {"seconds": seconds}
-
-    def _generate(self) -> tuple[Images, float, list[GenerationReport]]:
-        parts, reports = [], []
-        started = time.perf_counter()
-        for start in range(0, len(self.prompts), self.batch):
-            part = self.prompts[start : start + self.batch]
-            output = self.pipe([prompt.text for prompt in part], seed=self.first_seed + start)
-            parts.append(output.images)
-            reports.append(output.report)
-        return np.concatenate(parts), time.perf_counter() - started, reports
-
-    def _judge(self, images: Images) -> list[Future[list[bool]]]:
-        return [
-            self.pool.submit(score_images, images[at : at + CHUNK], self.prompts[at : at + CHUNK])
-            for at in range(0, len(images), CHUNK)
-        ]
-
-    def _summary(self, scores: list[bool]) -> dict[str, Any]:
-        report = EvalReport.from_scores(scores, self.prompts)
-        return {"overall": report.overall, "categories": report.categories}
-
-    def start(self, options: Row) -> Waiting:
-        """Draw the images of one option set and leave them with the judges."""
-        torch.compiler.reset()
-        self.pipe.transformer = torch.compile(
-            self.eager, backend=toprovar, options={"lowering": "eager", **options}
-        )
-        try:
-            images, seconds, reports = self._generate()
-        finally:
-            self.pipe.transformer = self.eager
-        return Waiting(options, seconds, self._similarity(images), reports, self._judge(images))
-
-    def finish(self, row: Waiting) -> dict[str, Any]:
-        """Wait for the judges and summarise."""
-        scores = [score for future in row.scores for score in future.result()]
-        changes = np.array(scores, float) - np.array(self.dense_scores, float)
-        flops = sum(report.flops for report in row.reports)
-        first = row.reports[0]
-        return self._summary(scores) | {
-            "change": float(changes.mean()),
-            "change_se": float(changes.std() / math.sqrt(len(changes))),
-            "psnr_db": row.similarity[0],
-            "ssim": row.similarity[1],
-            "gflop_per_image": flops / len(scores) / 1e9,
-            "flops_share": flops / sum(report.flops_dense for report in row.reports),
-            "depths": [report.depth for report in row.reports],
-            "roles": {str(layer): round(value, 3) for layer, value in first.roles.items()},
-            "rho": {str(scale): round(value, 3) for scale, value in first.controller.ledger.rho.items()},
-            "fire_rates": first.fire_rates,
-            "seconds": row.seconds,
-            "options": {name: str(value) for name, value in row.options.items()},
-        }
-
-    def _similarity(self, images: Images) -> tuple[float | None, float]:
-        """PSNR of the mean squared error, and mean SSIM, to the dense images."""
-        squared, similar = 0.0, 0.0
-        for at in range(0, len(images), CHUNK):
-            pair = [
-                torch.from_numpy(part[at : at + CHUNK]).to(self.pipe.device) for part in (self.dense, images)
-            ]
-            squared += float((255.0**2 / 10 ** (psnr(*pair) / 10)).sum())
-            similar += float(ssim(*pair).sum())
-        error = squared / len(images)
-        return (10 * math.log10(255.0**2 / error) if error > 0 else None), similar / len(images)
+from toprovar_fx.evaluation.study import SPLITS, PairedStudy, Waiting, judges
 
 
 def record(result: dict[str, Any], name: str, row: dict[str, Any], out: Path) -> None:
@@ -174,10 +65,8 @@ def main() -> None:
     started = time.monotonic()
     dtype = getattr(torch, chosen.dtype) if chosen.dtype else None
     pipe = InfinityPipeline.from_pretrained(chosen.model, chosen.device, dtype)
-    with ProcessPoolExecutor(chosen.workers, mp_context=get_context("spawn")) as pool, torch.inference_mode():
-        split = SPLITS[chosen.split]
-        prompts = list(eval_prompts(chosen.n, seed=split))
-        study = Study(pipe, prompts, split * SEEDS_APART, chosen.batch, pool)
+    with judges(chosen.workers) as pool, torch.inference_mode():
+        study = PairedStudy(pipe, chosen.n, chosen.split, chosen.batch, pool)
         result: dict[str, Any] = {
             "n": chosen.n,
             "split": chosen.split,

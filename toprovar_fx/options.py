@@ -15,6 +15,7 @@ from .criteria.score_registry import SCORES, Score
 from .declaration import PASSES
 from .errors import OptionError, nearest
 from .extension_use import Extensions
+from .preset_files import SUFFIX, read_preset
 from .presets import DEFAULT_PRESET, PRESETS
 
 
@@ -287,6 +288,9 @@ class Options:
             return cls()
         if not isinstance(options, Mapping):
             raise OptionError(f"options={check.shown(options)}: expected a mapping of option names to values")
+        named = options.get("preset")
+        if isinstance(named, str) and named.endswith(SUFFIX):
+            options = {**read_preset(named), **{name: options[name] for name in options if name != "preset"}}
         for name in options:
             if name not in _FIELDS:
                 suggestion = nearest(name, _FIELDS)

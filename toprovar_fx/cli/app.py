@@ -101,6 +101,43 @@ def _eval(
         print_json(result)
 
 
+@app.command("tune")
+def _tune(
+    target: take.Target,
+    out: take.PresetOut = "tuned.json",
+    trials: take.Trials = 30,
+    n: take.Number = 300,
+    test_n: take.TestNumber = 1200,
+    batch: take.Batch = 50,
+    seconds: take.Seconds = None,
+    workers: take.Workers = 2,
+    seed: take.Seed = 0,
+    model: take.Model = "scenes",
+    device: take.Device = None,
+    json: take.Json = False,
+) -> None:
+    """Search the options with the best quality at a budget, and write them as a preset file."""
+    from .tables import show_tuned
+    from .tune import tune_preset
+
+    result = tune_preset(
+        target,
+        out=out,
+        trials=trials,
+        n=n,
+        test_n=test_n,
+        batch=batch,
+        seconds=seconds,
+        workers=workers,
+        seed=seed,
+        model=model,
+        device=device,
+    )
+    show_tuned(result)
+    if json:
+        print_json(result)
+
+
 @app.command("bench")
 def _bench(
     variants: take.Variants = "eager,inductor,lossless,balanced,fast",

@@ -60,3 +60,12 @@ Number = Annotated[int, typer.Option("--n", help="Number of prompts; the six cat
 Batch = Annotated[int, typer.Option("--batch", help="Images that are drawn together.")]
 HeldOut = Annotated[bool, typer.Option("--held-out", help="Only combinations that training never showed.")]
 Repeats = Annotated[int, typer.Option("--repeats", help="Timed rounds; each runs every variant once.")]
+
+Target = Annotated[
+    str, typer.Option("--target", help="Dense FLOPs over pruned FLOPs of the transformer, such as 3x.")
+]
+PresetOut = Annotated[str, typer.Option("--out", metavar="FILE.json", help="The preset file to write.")]
+Trials = Annotated[int, typer.Option("--trials", help="Settings to try.")]
+TestNumber = Annotated[int, typer.Option("--test-n", help="Prompts of the final report.")]
+Seconds = Annotated[float | None, typer.Option("--seconds", help="Begin no further setting after this time.")]
+Workers = Annotated[int, typer.Option("--workers", help="Processes that judge images.")]

@@ -132,3 +132,15 @@ def _share(value: float | None) -> str:
 
 def _number(value: float | None, digits: int, factor: float = 1.0) -> str:
     return "-" if value is None else f"{value * factor:.{digits}f}"
+
+
+def show_tuned(result: Mapping[str, Any]) -> None:
+    """Print the best setting on both splits."""
+    for split in ("tune", "test"):
+        row = result[split]
+        print(
+            f"{split:5s} score {row['overall']:.3f}, "
+            f"{row['change']:+.3f} +- {row['change_se']:.3f} to dense, "
+            f"PSNR {_number(row['psnr_db'], 1)} dB, {row['flops_share']:.0%} of the FLOPs"
+        )
+    print(f"{result['out']}: {result['options']}")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..errors import OptionError, nearest
+from ..preset_files import SUFFIX
 from .values import parse_options
 
 if TYPE_CHECKING:
@@ -56,6 +57,8 @@ class Variant:
 def parse_variant(text: str) -> Variant:
     """Parse ``eager``, ``inductor``, ``inductor:MODE``, ``PRESET`` or ``PRESET:key=value:key=value``.
 
+    A preset is a name, or a file that `toprovar tune` wrote.
+
     Raises:
         OptionError: an unknown name, mode or option.
     """
@@ -72,7 +75,7 @@ def parse_variant(text: str) -> Variant:
     from ..presets import PRESETS
 
     names = ["eager", "inductor", *PRESETS]
-    if name not in names:
+    if name not in names and not name.endswith(SUFFIX):
         near = nearest(name, names)
         hint = f"; nearest: {near}" if near else ""
         raise OptionError(f"unknown variant '{name}', expected one of {', '.join(names)}{hint}")

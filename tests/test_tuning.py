@@ -1,0 +1,121 @@
+"""Tuning: prices are what a generation spends, budgets are met, and the search returns its best point."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from toprovar_fx.__main__ import main
+from toprovar_fx.backend import toprovar
+from toprovar_fx.errors import OptionError
+from toprovar_fx.options import Options
+from toprovar_fx.pipeline import InfinityPipeline
+from toprovar_fx.tuning import search
+from toprovar_fx.tuning.pricing import Pricer
+from toprovar_fx.tuning.space import Point
+
+POINTS = [
+    Point("frequency", None, True, (0.9, 0.5, 0.1)),
+    Point("entropy", 0.6, False, (1.0, 0.3, 0.0)),
+]
+
+
+@pytest.fixture(scope="module")
+def pipe() -> InfinityPipeline:
+    return InfinityPipeline.from_pretrained("scenes")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "point", [pytest.param(POINTS[0], marks=pytest.mark.nightly), POINTS[1]], ids=["frequency", "entropy"]
+)
+def test_a_point_costs_what_it_was_priced_at(pipe, point):
+    prompt = "a red circle"
+    pricer = Pricer(pipe, prompt)
+    factor = pricer.factor(point, 3.0)
+    assert factor is not None
+    eager = pipe.transformer
+    torch.compiler.reset()
+    pipe.transformer = torch.compile(
+        eager, backend=toprovar, options={"lowering": "eager", **point.options(factor)}
+    )
+    try:
+        report = pipe([prompt], seed=3).report
+    finally:
+        pipe.transformer = eager
+    spent = report.flops_dense / report.flops
+    assert spent == pytest.approx(pricer.speedup(point, factor), rel=1e-9)
+    assert 3.0 <= spent <= 3.06
+    assert pricer.factor(point, 90.0) is None
+
+
+class Judge:
+    """Stands in for a study: frequency at a large weight of the last scale is best."""
+
+    seen: tuple[str, ...] = ()
+
+    def __init__(self, pipe, n, split, batch, pool) -> None:
+        Judge.seen += (split,)
+        self.prompts = [type("Prompt", (), {"text": "a red circle"})()]
+
+    def score(self, options):
+        options = Options.parse(options)
+        keep = dict(options.keep or ())
+        change = 0.01 * (options.score == "frequency") + float(keep.get(-1, 0.0)) - 0.5
+        return {"overall": 0.9, "change": change, "change_se": 0.0, "psnr_db": 30.0, "flops_share": 0.3}
+
+
+class Prices:
+    def __init__(self, pipe, prompt) -> None:
+        pass
+
+    def factor(self, point, target):
+        return None if target > 50 else 1.0
+
+
+@pytest.fixture
+def judged(monkeypatch):
+    monkeypatch.setattr(Judge, "seen", ())
+    monkeypatch.setattr(search, "PairedStudy", Judge)
+    monkeypatch.setattr(search, "Pricer", Prices)
+
+
+def test_the_best_point_of_tune_is_reported_on_test(judged):
+    effort = search.Effort(trials=20, n=4, test_n=4, workers=1)
+    found = search.tune(None, 3.0, effort)
+    assert len(found.trials) == 20 and Judge.seen == ("tune", "test")
+    assert found.tune["change"] == max(trial["change"] for trial in found.trials)
+    assert found.options == search.tune(None, 3.0, effort).options
+
+
+def test_a_budget_that_nothing_meets(judged):
+    with pytest.raises(OptionError, match="target=60: no setting"):
+        search.tune(None, 60.0, search.Effort(trials=3, n=4, test_n=4, workers=1))
+
+
+def test_the_command_writes_a_preset(judged, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("toprovar_fx.cli.tune.load", lambda model, device: None)
+    out = tmp_path / "three.json"
+    given = ["--target", "3x", "--trials", "3", "--n", "4", "--test-n", "4", "--workers", "1"]
+    assert main(["tune", *given, "--out", str(out), "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert Options.parse({"preset": str(out)}) == Options.parse(json.loads(out.read_text())["options"])
+    assert printed["target"] == 3.0 and len(printed["tried"]) == 3
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (["--target", "1x"], "target='1x'"),
+        (["--target", "quick"], "target='quick'"),
+        (["--target", "3x", "--trials", "0"], "--trials is 0"),
+        (["--target", "3x", "--out", "preset.txt"], "ends in .json"),
+        (["--target", "3x", "--out", "no/such/folder/x.json"], "a folder that exists"),
+    ],
+)
+def test_bad_input_is_one_line(given, expected, capsys):
+    assert main(["tune", *given]) == 2
+    error = capsys.readouterr().err.strip()
+    assert expected in error and "\n" not in error

@@ -1,0 +1,78 @@
+"""`toprovar tune`: search the options with the best quality at a budget, and write them as a preset."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..errors import OptionError
+from .loading import check_model, load
+from .progress import progress
+from .values import check_count, check_device
+
+MOST_TRIALS, MOST_PROMPTS = 10_000, 100_000
+
+
+def parse_target(text: str) -> float:
+    """Read ``3x`` or ``3``.
+
+    Raises:
+        OptionError: not a number above 1 and at most 100.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)x?", text.strip())
+    value = float(match[1]) if match else 0.0
+    if not 1 < value <= 100:
+        raise OptionError(f"target='{text}': expected dense over pruned FLOPs, above 1 up to 100")
+    return value
+
+
+def tune_preset(
+    target: str,
+    *,
+    out: str,
+    trials: int = 30,
+    n: int = 300,
+    test_n: int = 1200,
+    batch: int = 50,
+    seconds: float | None = None,
+    workers: int = 2,
+    seed: int = 0,
+    model: str = "scenes",
+    device: str | None = None,
+) -> dict[str, Any]:
+    """Search, write the preset file ``out``, and return what `--json` prints.
+
+    Raises:
+        ToProVARError: an input is not valid, or the file cannot be written.
+    """
+    from ..preset_files import SUFFIX, write_preset
+
+    wanted = parse_target(target)
+    check_model(model)
+    limits = {"trials": (trials, MOST_TRIALS), "n": (n, MOST_PROMPTS), "test-n": (test_n, MOST_PROMPTS)}
+    for name, (value, most) in limits.items():
+        check_count(name, value, most)
+    check_count("batch", batch)
+    check_count("workers", workers)
+    if not out.endswith(SUFFIX):
+        raise OptionError(f"--out '{out}': expected a file name that ends in .json")
+    if not Path(out).resolve().parent.is_dir():
+        raise OptionError(f"--out '{out}': expected a folder that exists")
+    device = check_device(device)
+
+    from ..tuning import tune
+    from ..tuning.search import Effort
+
+    with progress("loading", doing=model):
+        pipe = load(model, device)
+    effort = Effort(trials, n, test_n, min(batch, n), seconds or float("inf"), workers, seed)
+    with progress("tuning", trials, doing="dense images") as advance:
+        tuned = tune(pipe, wanted, effort, advance)
+    settings = {"model": model, "device": device, "torch": torch.__version__, "target": wanted}
+    settings |= {"trials": trials, "n": n, "test_n": test_n, "seed": seed}
+    result = {**settings, "tune": dict(tuned.tune), "test": dict(tuned.test), "tried": tuned.trials}
+    write_preset(out, tuned.options, result)
+    return {"command": "tune", "out": out, "options": dict(tuned.options), **result}

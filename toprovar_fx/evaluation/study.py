@@ -1,0 +1,152 @@
+"""A paired study: option sets compared with dense on the same prompts and image seeds."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing import get_context
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ..scenes.prompts import EvalPrompt, eval_prompts
+from .fidelity import psnr, ssim
+from .scene_eval import EvalReport, score_images
+
+if TYPE_CHECKING:
+    from ..pipeline import InfinityPipeline
+    from ..runtime.report import GenerationReport
+
+Images = NDArray[np.uint8]
+# Images that one judge looks at in one go.
+CHUNK = 25
+# Seeds of the prompts; images of different splits have different seeds too.
+SPLITS = {"test": 0, "tune": 1}
+SEEDS_APART = 1_000_000
+
+
+@contextmanager
+def judges(workers: int) -> Iterator[ProcessPoolExecutor]:
+    """Processes that score images while the next ones are drawn."""
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        yield pool
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """An option set whose images are drawn and being judged.
+
+    Attributes:
+        options: the backend's options.
+        seconds: time to draw all images.
+        similarity: PSNR (None where all images are equal) and mean SSIM to the dense images.
+        reports: one per batch.
+        scores: the verdicts to come, in the order of the prompts.
+    """
+
+    options: Mapping[str, object]
+    seconds: float
+    similarity: tuple[float | None, float]
+    reports: list[GenerationReport]
+    scores: list[Future[list[bool]]]
+
+
+class PairedStudy:
+    """Prompts, seeds and the dense images that every option set is compared with.
+
+    The eager lowering is used: it computes what the compiled graphs compute, without compiling every set.
+
+    Args:
+        pipe: a pipeline whose transformer is not compiled.
+        n: prompts; the six categories take turns.
+        split: of `SPLITS`: "tune" to choose settings by, "test" to report them.
+        batch: images that are drawn together.
+        pool: the judges.
+    """
+
+    def __init__(
+        self, pipe: InfinityPipeline, n: int, split: str, batch: int, pool: ProcessPoolExecutor
+    ) -> None:
+        self.pipe, self.split, self.batch, self.pool = pipe, split, batch, pool
+        self.prompts: list[EvalPrompt] = list(eval_prompts(n, seed=SPLITS[split]))
+        self.first_seed = SPLITS[split] * SEEDS_APART
+        self.eager = pipe.transformer
+        self.dense, seconds, _ = self._generate()
+        self.dense_scores = [score for future in self._judge(self.dense) for score in future.result()]
+        self.baseline = self._summary(self.dense_scores) | {"seconds": seconds}
+
+    def score(self, options: Mapping[str, object]) -> dict[str, Any]:
+        """Draw and judge one option set."""
+        return self.finish(self.start(options))
+
+    def start(self, options: Mapping[str, object]) -> Waiting:
+        """Draw the images of one option set and leave them with the judges."""
+        from ..backend import toprovar
+
+        torch.compiler.reset()
+        given: Any = {"lowering": "eager", **options}
+        self.pipe.transformer = torch.compile(self.eager, backend=toprovar, options=given)
+        try:
+            images, seconds, reports = self._generate()
+        finally:
+            self.pipe.transformer = self.eager
+        return Waiting(options, seconds, self._similarity(images), reports, self._judge(images))
+
+    def finish(self, row: Waiting) -> dict[str, Any]:
+        """Wait for the judges and summarise; "change" is the paired change of the score to dense."""
+        scores = [score for future in row.scores for score in future.result()]
+        changes = np.array(scores, float) - np.array(self.dense_scores, float)
+        flops = sum(report.flops for report in row.reports)
+        first = row.reports[0]
+        return self._summary(scores) | {
+            "change": float(changes.mean()),
+            "change_se": float(changes.std() / math.sqrt(len(changes))),
+            "psnr_db": row.similarity[0],
+            "ssim": row.similarity[1],
+            "gflop_per_image": flops / len(scores) / 1e9,
+            "flops_share": flops / sum(report.flops_dense for report in row.reports),
+            "depths": [report.depth for report in row.reports],
+            "roles": {str(layer): round(value, 3) for layer, value in first.roles.items()},
+            "rho": {str(scale): round(value, 3) for scale, value in first.controller.ledger.rho.items()},
+            "fire_rates": first.fire_rates,
+            "seconds": row.seconds,
+            "options": {name: str(value) for name, value in row.options.items()},
+        }
+
+    def _generate(self) -> tuple[Images, float, list[GenerationReport]]:
+        parts, reports = [], []
+        started = time.perf_counter()
+        for start in range(0, len(self.prompts), self.batch):
+            part = self.prompts[start : start + self.batch]
+            output = self.pipe([prompt.text for prompt in part], seed=self.first_seed + start)
+            parts.append(output.images)
+            reports.append(output.report)
+        return np.concatenate(parts), time.perf_counter() - started, reports
+
+    def _judge(self, images: Images) -> list[Future[list[bool]]]:
+        return [
+            self.pool.submit(score_images, images[at : at + CHUNK], self.prompts[at : at + CHUNK])
+            for at in range(0, len(images), CHUNK)
+        ]
+
+    def _summary(self, scores: list[bool]) -> dict[str, Any]:
+        report = EvalReport.from_scores(scores, self.prompts)
+        return {"overall": report.overall, "categories": report.categories}
+
+    def _similarity(self, images: Images) -> tuple[float | None, float]:
+        """PSNR of the mean squared error, and mean SSIM, to the dense images."""
+        squared, similar = 0.0, 0.0
+        for at in range(0, len(images), CHUNK):
+            pair = [
+                torch.from_numpy(part[at : at + CHUNK]).to(self.pipe.device) for part in (self.dense, images)
+            ]
+            squared += float((255.0**2 / 10 ** (psnr(*pair) / 10)).sum())
+            similar += float(ssim(*pair).sum())
+        error = squared / len(images)
+        return (10 * math.log10(255.0**2 / error) if error > 0 else None), similar / len(images)
