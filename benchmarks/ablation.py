@@ -29,7 +29,7 @@ from toprovar_fx.evaluation.study import SPLITS, PairedStudy, Waiting, judges
 
 def record(result: dict[str, Any], name: str, row: dict[str, Any], out: Path) -> None:
     """Add a row to the result, its file and the table on standard output."""
-    result["rows"][name] = row
+    result["rows"][name] = {name: value for name, value in row.items() if name != "passed"}
     out.write_text(json.dumps(result, indent=1))
     print(
         f"{name:55s} {row['overall']:.3f} ({row['change']:+.3f} +- {row['change_se']:.3f})  "

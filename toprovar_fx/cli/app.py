@@ -85,6 +85,11 @@ def _eval(
     seed: take.Seed = 0,
     batch: take.Batch = 4,
     held_out: take.HeldOut = False,
+    table: take.Table = None,
+    budgets: take.Budgets = "1.5x,2x,3x,4x",
+    runs: take.Runs = 3,
+    seconds: take.Seconds = None,
+    workers: take.Workers = 2,
     model: take.Model = "scenes",
     device: take.Device = None,
     json: take.Json = False,
@@ -92,6 +97,27 @@ def _eval(
     """Score presets with SceneEval, and compare their images with the dense ones."""
     from .evaluate import evaluate
     from .tables import show_evaluation
+
+    if table is not None:
+        from .frontier import write_table
+        from .tune import parse_target
+
+        written = write_table(
+            preset or (),
+            out=table,
+            budgets=[parse_target(text) for text in budgets.split(",")],
+            n=n,
+            runs=runs,
+            batch=batch,
+            seconds=seconds,
+            workers=workers,
+            model=model,
+            device=device,
+        )
+        print(f"{written['out']}: table.html, table.md, table.png, table.json")
+        if json:
+            print_json(written)
+        return
 
     result = evaluate(
         preset or (), n=n, seed=seed, batch=batch, held_out=held_out, model=model, device=device

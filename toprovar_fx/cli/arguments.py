@@ -69,3 +69,16 @@ Trials = Annotated[int, typer.Option("--trials", help="Settings to try.")]
 TestNumber = Annotated[int, typer.Option("--test-n", help="Prompts of the final report.")]
 Seconds = Annotated[float | None, typer.Option("--seconds", help="Begin no further setting after this time.")]
 Workers = Annotated[int, typer.Option("--workers", help="Processes that judge images.")]
+
+Table = Annotated[
+    str | None,
+    typer.Option(
+        "--table",
+        metavar="FOLDER",
+        help="Write the quality-cost table of the presets here; @PRESET is also drawn at every budget.",
+    ),
+]
+Budgets = Annotated[
+    str, typer.Option("--budgets", help="For --table: dense over pruned FLOPs, with commas between.")
+]
+Runs = Annotated[int, typer.Option("--runs", help="For --table: image seeds per prompt.")]

@@ -16,7 +16,8 @@ import torch
 from numpy.typing import NDArray
 
 from ..scenes.prompts import EvalPrompt, eval_prompts
-from .fidelity import psnr, ssim
+from .features import image_features, real_features
+from .fidelity import frechet_distance, psnr, ssim
 from .scene_eval import EvalReport, score_images
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ CHUNK = 25
 # Seeds of the prompts; images of different splits have different seeds too.
 SPLITS = {"test": 0, "tune": 1}
 SEEDS_APART = 1_000_000
+RUNS_APART = 100_000
 
 
 @contextmanager
@@ -47,6 +49,7 @@ class Waiting:
         seconds: time to draw all images.
         similarity: PSNR (None where all images are equal) and mean SSIM to the dense images.
         reports: one per batch.
+        frechet: distance of the images' features to real ones', where that is wanted.
         scores: the verdicts to come, in the order of the prompts.
     """
 
@@ -55,6 +58,7 @@ class Waiting:
     similarity: tuple[float | None, float]
     reports: list[GenerationReport]
     scores: list[Future[list[bool]]]
+    frechet: float | None
 
 
 class PairedStudy:
@@ -68,18 +72,31 @@ class PairedStudy:
         split: of `SPLITS`: "tune" to choose settings by, "test" to report them.
         batch: images that are drawn together.
         pool: the judges.
+        run: other image seeds for the same prompts.
+        frechet: measure the Frechet distance to ground-truth scenes in tokenizer features.
     """
 
     def __init__(
-        self, pipe: InfinityPipeline, n: int, split: str, batch: int, pool: ProcessPoolExecutor
+        self,
+        pipe: InfinityPipeline,
+        n: int,
+        split: str,
+        batch: int,
+        pool: ProcessPoolExecutor,
+        run: int = 0,
+        frechet: bool = False,
     ) -> None:
         self.pipe, self.split, self.batch, self.pool = pipe, split, batch, pool
         self.prompts: list[EvalPrompt] = list(eval_prompts(n, seed=SPLITS[split]))
-        self.first_seed = SPLITS[split] * SEEDS_APART
+        self.first_seed = SPLITS[split] * SEEDS_APART + run * RUNS_APART
+        self._real = real_features(pipe.vae, self.prompts) if frechet else None
         self.eager = pipe.transformer
         self.dense, seconds, _ = self._generate()
         self.dense_scores = [score for future in self._judge(self.dense) for score in future.result()]
-        self.baseline = self._summary(self.dense_scores) | {"seconds": seconds}
+        self.baseline = self._summary(self.dense_scores) | {
+            "seconds": seconds,
+            "frechet": self._frechet(self.dense),
+        }
 
     def score(self, options: Mapping[str, object]) -> dict[str, Any]:
         """Draw and judge one option set."""
@@ -96,7 +113,9 @@ class PairedStudy:
             images, seconds, reports = self._generate()
         finally:
             self.pipe.transformer = self.eager
-        return Waiting(options, seconds, self._similarity(images), reports, self._judge(images))
+        return Waiting(
+            options, seconds, self._similarity(images), reports, self._judge(images), self._frechet(images)
+        )
 
     def finish(self, row: Waiting) -> dict[str, Any]:
         """Wait for the judges and summarise; "change" is the paired change of the score to dense."""
@@ -105,10 +124,12 @@ class PairedStudy:
         flops = sum(report.flops for report in row.reports)
         first = row.reports[0]
         return self._summary(scores) | {
+            "passed": scores,
             "change": float(changes.mean()),
             "change_se": float(changes.std() / math.sqrt(len(changes))),
             "psnr_db": row.similarity[0],
             "ssim": row.similarity[1],
+            "frechet": row.frechet,
             "gflop_per_image": flops / len(scores) / 1e9,
             "flops_share": flops / sum(report.flops_dense for report in row.reports),
             "depths": [report.depth for report in row.reports],
@@ -118,6 +139,11 @@ class PairedStudy:
             "seconds": row.seconds,
             "options": {name: str(value) for name, value in row.options.items()},
         }
+
+    def _frechet(self, images: Images) -> float | None:
+        if self._real is None:
+            return None
+        return frechet_distance(image_features(self.pipe.vae, images), self._real)
 
     def _generate(self) -> tuple[Images, float, list[GenerationReport]]:
         parts, reports = [], []

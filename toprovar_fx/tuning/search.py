@@ -115,7 +115,14 @@ def tune(
             )
         _, options, row = max(found, key=lambda entry: entry[0])
         test = PairedStudy(pipe, effort.test_n, "test", effort.batch, pool).score(options)
-    return Tuned(options, target, row, test, [_brief(given, judged) for _, given, judged in found])
+    return Tuned(
+        options, target, _whole(row), _whole(test), [_brief(given, judged) for _, given, judged in found]
+    )
+
+
+def _whole(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    """All figures but the verdict on every image."""
+    return {name: value for name, value in row.items() if name != "passed"}
 
 
 def _brief(options: Mapping[str, object], row: Mapping[str, Any]) -> Mapping[str, Any]:
