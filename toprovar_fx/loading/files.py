@@ -40,6 +40,9 @@ _NESTING = (
 )
 _SHARD = re.compile(r"-(\d{5})-of-(\d{5})$")
 _NAMED_IN_ERRORS = 3
+# The older format of torch.save starts with this number, pickled; any other pickle is none of its files.
+_TORCH_MAGIC = 0x1950A86A20F9469CFC6C.to_bytes(10, "little")
+_TORCH_MAGIC_WITHIN = 32
 # In front of every storage of the older format.
 _STORAGE_SIZE_BYTES = 8
 _LFS_POINTER = b"version https://git-lfs"
@@ -123,8 +126,9 @@ def kind_of(file: Path) -> str:
 
 def load_torch(file: Path) -> Any:
     """Read what ``torch.save`` wrote; the data of the zip format are mapped, the older one is read whole."""
+    zipped = _is_zip(file)
     with _refusing(file):
-        return torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+        return torch.load(file, map_location="cpu", weights_only=True, mmap=zipped)
 
 
 def load_torch_header(file: Path) -> State:
@@ -133,7 +137,7 @@ def load_torch_header(file: Path) -> State:
     Raises:
         CheckpointError: as ``read_tensors``; an end that is missing is noticed as well.
     """
-    zipped = zipfile.is_zipfile(file)
+    zipped = _is_zip(file)
     with _refusing(file), file.open("rb") as stream, skip_data():
         content = torch.load(stream, map_location="meta" if zipped else "cpu", weights_only=True)
         header_bytes = stream.tell()
@@ -147,6 +151,19 @@ def load_torch_header(file: Path) -> State:
         if needed > file.stat().st_size:
             raise CheckpointError(f"checkpoint {file} is damaged or truncated: expected {needed} bytes")
     return state
+
+
+def _is_zip(file: Path) -> bool:
+    """Tell the two formats of ``torch.save`` apart; whatever else a pickle holds is not even looked at."""
+    if zipfile.is_zipfile(file):
+        return True
+    with file.open("rb") as stream:
+        if _TORCH_MAGIC not in stream.read(_TORCH_MAGIC_WITHIN):
+            raise CheckpointError(
+                f"checkpoint {file} is damaged or truncated, or holds other pickled objects: refused, "
+                "expected a file of torch.save with tensors only"
+            )
+    return False
 
 
 @contextlib.contextmanager
