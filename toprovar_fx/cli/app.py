@@ -50,6 +50,7 @@ def _generate(
     out: take.Out = None,
     model: take.Model = "scenes",
     device: take.Device = None,
+    dtype: take.Dtype = None,
     json: take.Json = False,
 ) -> None:
     """Draw prompts into PNG files.
@@ -71,6 +72,7 @@ def _generate(
         out=out,
         model=model,
         device=device,
+        dtype=dtype,
     )
     result = generate(request)
     show_generated(result)
@@ -87,6 +89,7 @@ def _eval(
     held_out: take.HeldOut = False,
     model: take.Model = "scenes",
     device: take.Device = None,
+    dtype: take.Dtype = None,
     json: take.Json = False,
 ) -> None:
     """Score presets with SceneEval, and compare their images with the dense ones."""
@@ -94,7 +97,14 @@ def _eval(
     from .tables import show_evaluation
 
     result = evaluate(
-        preset or (), n=n, seed=seed, batch=batch, held_out=held_out, model=model, device=device
+        preset or (),
+        n=n,
+        seed=seed,
+        batch=batch,
+        held_out=held_out,
+        model=model,
+        device=device,
+        dtype=dtype,
     )
     show_evaluation(result)
     if json:
@@ -109,13 +119,14 @@ def _bench(
     seed: take.Seed = 0,
     model: take.Model = "scenes",
     device: take.Device = None,
+    dtype: take.Dtype = None,
     json: take.Json = False,
 ) -> None:
     """Time eager, Inductor and presets in one interleaved run."""
     from .bench import bench
     from .tables import show_benchmark
 
-    result = bench(variants, model=model, seed=seed, batch=batch, rounds=repeats, device=device)
+    result = bench(variants, model=model, seed=seed, batch=batch, rounds=repeats, device=device, dtype=dtype)
     show_benchmark(result)
     if json:
         print_json(result)
@@ -129,6 +140,7 @@ def _explain(
     seed: take.Seed = 0,
     model: take.Model = "scenes",
     device: take.Device = None,
+    dtype: take.Dtype = None,
     html: take.Html = None,
     json: take.Json = False,
 ) -> None:
@@ -137,7 +149,14 @@ def _explain(
     from .tables import show_explanation
 
     found, result = explain(
-        prompt, preset=preset, options=option or (), seed=seed, model=model, device=device, html=html
+        prompt,
+        preset=preset,
+        options=option or (),
+        seed=seed,
+        model=model,
+        device=device,
+        dtype=dtype,
+        html=html,
     )
     show_explanation(found, result)
     if json:

@@ -16,11 +16,15 @@ Model = Annotated[
     typer.Option(
         "--model",
         metavar="NAME|PATH",
-        help="scenes, the path of a pipeline file, or untrained:NAME for random weights.",
+        help="scenes, a pipeline file, a folder of official weights, or untrained:NAME for random ones.",
     ),
 ]
 Device = Annotated[
     str | None, typer.Option("--device", help="cpu, cuda or cuda:N; by default CUDA where there is one.")
+]
+Dtype = Annotated[
+    str | None,
+    typer.Option("--dtype", help="float32, bfloat16 or float16; by default bfloat16 on CUDA, else float32."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="End standard output with one line of JSON.")]
 

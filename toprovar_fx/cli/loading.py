@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING
 
 import torch
 
 from ..errors import OptionError, nearest
-from .values import check_prompts
+from ..models.configs import CONFIGS
+from .values import check_choice, check_prompts
 
 if TYPE_CHECKING:
+    from ..loading.memory import MemoryNeed
     from ..models.text import TextFeatures
     from ..pipeline import InfinityPipeline
 
 UNTRAINED = "untrained:"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def check_model(model: str) -> None:
@@ -24,8 +28,6 @@ def check_model(model: str) -> None:
     """
     if not model.startswith(UNTRAINED):
         return
-    from ..models.configs import CONFIGS
-
     name = model.removeprefix(UNTRAINED)
     if name not in CONFIGS:
         near = nearest(name, CONFIGS)
@@ -33,17 +35,45 @@ def check_model(model: str) -> None:
         raise OptionError(f"unknown model '{model}', expected one of {', '.join(CONFIGS)}{hint}")
 
 
-def load(model: str, device: str) -> InfinityPipeline:
-    """Load a shipped model, a pipeline file, or `untrained:NAME` with random weights, onto ``device``.
+def load(model: str, device: str, dtype: str | None = None, images: int = 1) -> InfinityPipeline:
+    """Load a shipped model, a file or folder, or `untrained:NAME` with random weights, onto ``device``.
+
+    What any but the small shipped model will need is said on standard error before it is loaded.
+
+    Args:
+        model: of the command line.
+        device: of the command line.
+        dtype: name out of ``DTYPES``; None is bfloat16 on CUDA, else float32.
+        images: that will be drawn together, for the memory.
 
     Raises:
         ToProVARError: the model or the file is not there, or does not fit.
     """
+    from ..loading.memory import memory_needed, memory_of_named
     from ..pipeline import InfinityPipeline
 
+    chosen = DTYPES.get(dtype) if dtype is not None else None
     if model.startswith(UNTRAINED):
-        return InfinityPipeline.untrained(model.removeprefix(UNTRAINED), device=device)
-    return InfinityPipeline.from_pretrained(model, device=device)
+        name = model.removeprefix(UNTRAINED)
+        _announce(memory_of_named(name, device, chosen, images))
+        return InfinityPipeline.untrained(name, device=device, dtype=chosen)
+    if model not in CONFIGS:
+        _announce(memory_needed(model, device, chosen, images))
+    return InfinityPipeline.from_pretrained(model, device=device, dtype=chosen)
+
+
+def check_dtype(dtype: str | None) -> None:
+    """Check the name of a dtype.
+
+    Raises:
+        OptionError: it is none of ``DTYPES``.
+    """
+    if dtype is not None:
+        check_choice("dtype", dtype, list(DTYPES))
+
+
+def _announce(need: MemoryNeed) -> None:
+    print(f"toprovar: {need}", file=sys.stderr, flush=True)
 
 
 def features(pipe: InfinityPipeline, prompts: list[str], model: str) -> list[str] | TextFeatures:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -120,6 +121,17 @@ class SceneTextEncoder(nn.Module):
         return TextFeatures(self(ids.to(device), lengths), lengths)
 
 
+def default_t5_dtype(device: torch.device | str) -> torch.dtype:
+    """Float16 as upstream, float32 on a CPU."""
+    return torch.float32 if torch.device(device).type == "cpu" else torch.float16
+
+
+def require_transformers() -> None:
+    """Raise ``OptionError`` unless ``transformers`` is installed, without importing it."""
+    if importlib.util.find_spec("transformers") is None:
+        raise OptionError("the T5 text encoder needs transformers: pip install 'toprovar-fx[text]'")
+
+
 class T5TextEncoder:
     """The T5 encoder of the official models (flan-t5-xl), through ``transformers``.
 
@@ -158,18 +170,14 @@ class T5TextEncoder:
             OptionError: the extra ``text`` is not installed.
             CheckpointError: the folder is not there, or lacks a file or weights.
         """
-        try:
-            from transformers import AutoTokenizer, T5EncoderModel
-        except ImportError:
-            raise OptionError(
-                "the T5 text encoder needs transformers: pip install 'toprovar-fx[text]'"
-            ) from None
+        require_transformers()
+        from transformers import AutoTokenizer, T5EncoderModel
+
         if not Path(folder).is_dir():
             raise CheckpointError(
                 f"text encoder {folder} does not exist: expected the folder of a T5 encoder"
             )
-        if dtype is None:
-            dtype = torch.float32 if torch.device(device).type == "cpu" else torch.float16
+        dtype = default_t5_dtype(device) if dtype is None else dtype
         local = {"local_files_only": True, "trust_remote_code": False}
         try:
             tokenizer = AutoTokenizer.from_pretrained(str(folder), **local)
