@@ -65,8 +65,8 @@ def test_the_command_line_says_it_before_loading(tmp_path, monkeypatch, capsys):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("toprovar_fx.pipeline.InfinityPipeline.from_pretrained", load)
-    command = ["generate", "a cat", "--model", str(tmp_path / "weights"), "--device", "cpu"]
-    assert main([*command, "--dtype", "bfloat16", "--out", str(tmp_path / "a.png")]) == 130
+    command = ["bench", "--variants", "eager", "--model", str(tmp_path / "weights"), "--device", "cpu"]
+    assert main([*command, "--dtype", "bfloat16"]) == 130
     ((line, dtype),) = said
     assert dtype == torch.bfloat16
     assert line.startswith("toprovar: ") and line.count("\n") == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from glob import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -102,19 +103,40 @@ def load_pipeline(
     files = pipeline_files(name_or_path)
     if files is None:
         return load_parts(find_parts(Path(name_or_path)), dtype, device)
+    parts, schedule = described_parts(files, dtype)
+    state = {key: tensor for file in files for key, tensor in read_checkpoint(file).items()}
+    for prefix, module in vars(parts).items():
+        load_into(module, _under(state, prefix), name=prefix)
+    return InfinityPipeline(parts.transformer, parts.vae, parts.text_encoder, schedule)
+
+
+@dataclass
+class PipelineModules:
+    """The modules of a pipeline under the names that prefix their keys in its files."""
+
+    transformer: Infinity
+    vae: ImageVAE
+    text_encoder: SceneTextEncoder
+
+
+def described_parts(files: list[Path], dtype: torch.dtype | None) -> tuple[PipelineModules, Schedule]:
+    """Build the modules of a pipeline file or its shards on the ``meta`` device, and its schedule.
+
+    Raises:
+        CheckpointError: the configuration is not valid, or the headers do not fit it.
+    """
     content = read_config(files[0])
     config, vae_config, schedule = parse_config(content, str(files[0]))
     with torch.device("meta"):
-        transformer, vae = Infinity(config).to(dtype), ImageVAE(vae_config).to(dtype)
-        text_encoder = scene_text_encoder(content, files[0]).to(dtype)
+        modules = PipelineModules(
+            Infinity(config).to(dtype),
+            ImageVAE(vae_config).to(dtype),
+            _scene_text_encoder(content, files[0]).to(dtype),
+        )
     header = {key: info for file in files for key, info in read_header(file).items()}
-    parts: dict[str, nn.Module] = {"transformer": transformer, "vae": vae, "text_encoder": text_encoder}
-    for prefix, module in parts.items():
+    for prefix, module in vars(modules).items():
         check_fit(module, _under(header, prefix), name=prefix)
-    state = {key: tensor for file in files for key, tensor in read_checkpoint(file).items()}
-    for prefix, module in parts.items():
-        load_into(module, _under(state, prefix), name=prefix)
-    return InfinityPipeline(transformer, vae, text_encoder, schedule)
+    return modules, schedule
 
 
 def load_parts(
@@ -228,7 +250,7 @@ def read_config(path: Path) -> dict[str, Any]:
     return config
 
 
-def scene_text_encoder(content: Mapping[str, Any], source: Path) -> SceneTextEncoder:
+def _scene_text_encoder(content: Mapping[str, Any], source: Path) -> SceneTextEncoder:
     """Build the text encoder that a configuration describes.
 
     Raises:

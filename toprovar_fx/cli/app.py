@@ -161,3 +161,21 @@ def _explain(
     show_explanation(found, result)
     if json:
         print_json(result)
+
+
+@app.command("convert")
+def _convert(
+    source: take.Source,
+    target: take.Target,
+    dtype: take.Converted = None,
+    max_shard_bytes: take.ShardBytes = "5GB",
+    json: take.Json = False,
+) -> None:
+    """Convert official checkpoints to safetensors; run it again to continue after an interruption."""
+    from .convert import convert
+    from .tables import show_conversion
+
+    result = convert(source, target, dtype=dtype, max_shard_bytes=max_shard_bytes)
+    show_conversion(result)
+    if json:
+        print_json(result)

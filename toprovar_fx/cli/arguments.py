@@ -64,3 +64,16 @@ Number = Annotated[int, typer.Option("--n", help="Number of prompts; the six cat
 Batch = Annotated[int, typer.Option("--batch", help="Images that are drawn together.")]
 HeldOut = Annotated[bool, typer.Option("--held-out", help="Only combinations that training never showed.")]
 Repeats = Annotated[int, typer.Option("--repeats", help="Timed rounds; each runs every variant once.")]
+
+Source = Annotated[
+    str, typer.Argument(metavar="SOURCE", help="A checkpoint (file, folder of shards), or a folder of parts.")
+]
+Target = Annotated[
+    str, typer.Argument(metavar="TARGET", help="A new folder, or one with this conversion interrupted.")
+]
+Converted = Annotated[
+    str | None, typer.Option("--dtype", help="float32, bfloat16 or float16; by default as in the source.")
+]
+ShardBytes = Annotated[
+    str, typer.Option("--max-shard-bytes", help="Largest file: bytes, or with a unit as in 500MB or 2GiB.")
+]

@@ -50,7 +50,7 @@ def bench(
     device = check_device(device)
     check_dtype(dtype)
     with progress("loading", doing=model):
-        dense = load(model, device, dtype, batch)
+        dense = load(model, device, dtype, batch, for_prompts=False)
     pipes = {variant.name: variant.pipeline(dense) for variant in chosen}
     return {
         "command": "bench",

@@ -24,8 +24,10 @@ def check_model(model: str) -> None:
     """Check the name after `untrained:`; files are checked when they are read.
 
     Raises:
-        OptionError: there is no configuration of this name.
+        OptionError: there is no configuration of this name, or no name.
     """
+    if not model.strip():
+        raise OptionError(f"--model is '{model}', expected scenes, a path or untrained:NAME")
     if not model.startswith(UNTRAINED):
         return
     name = model.removeprefix(UNTRAINED)
@@ -35,7 +37,9 @@ def check_model(model: str) -> None:
         raise OptionError(f"unknown model '{model}', expected one of {', '.join(CONFIGS)}{hint}")
 
 
-def load(model: str, device: str, dtype: str | None = None, images: int = 1) -> InfinityPipeline:
+def load(
+    model: str, device: str, dtype: str | None = None, images: int = 1, *, for_prompts: bool = True
+) -> InfinityPipeline:
     """Load a shipped model, a file or folder, or `untrained:NAME` with random weights, onto ``device``.
 
     What any but the small shipped model will need is said on standard error before it is loaded.
@@ -45,6 +49,7 @@ def load(model: str, device: str, dtype: str | None = None, images: int = 1) -> 
         device: of the command line.
         dtype: name out of ``DTYPES``; None is bfloat16 on CUDA, else float32.
         images: that will be drawn together, for the memory.
+        for_prompts: refuse a model without text encoder.
 
     Raises:
         ToProVARError: the model or the file is not there, or does not fit.
@@ -55,10 +60,10 @@ def load(model: str, device: str, dtype: str | None = None, images: int = 1) -> 
     chosen = DTYPES.get(dtype) if dtype is not None else None
     if model.startswith(UNTRAINED):
         name = model.removeprefix(UNTRAINED)
-        _announce(memory_of_named(name, device, chosen, images))
+        _announce(model, memory_of_named(name, device, chosen, images), for_prompts)
         return InfinityPipeline.untrained(name, device=device, dtype=chosen)
     if model not in CONFIGS:
-        _announce(memory_needed(model, device, chosen, images))
+        _announce(model, memory_needed(model, device, chosen, images), for_prompts)
     return InfinityPipeline.from_pretrained(model, device=device, dtype=chosen)
 
 
@@ -72,7 +77,12 @@ def check_dtype(dtype: str | None) -> None:
         check_choice("dtype", dtype, list(DTYPES))
 
 
-def _announce(need: MemoryNeed) -> None:
+def _announce(model: str, need: MemoryNeed, for_prompts: bool) -> None:
+    if for_prompts and "text encoder" not in need.weights_bytes:
+        raise OptionError(
+            f"model '{model}' has no text encoder, expected the folder of its T5 (flan-t5-xl) beside the "
+            "weights; without one only `bench` runs"
+        )
     print(f"toprovar: {need}", file=sys.stderr, flush=True)
 
 

@@ -10,6 +10,7 @@ import contextlib
 import json
 import pickle
 import re
+import warnings
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -170,14 +171,17 @@ def _is_zip(file: Path) -> bool:
 def _refusing(file: Path) -> Iterator[None]:
     """Turn what a parser says of a bad file into one line; damage can surface as any exception."""
     try:
-        yield
+        with warnings.catch_warnings():
+            # That a pickle has another protocol than torch's own; what cannot be read says so itself.
+            warnings.simplefilter("ignore", UserWarning)
+            yield
     except pickle.UnpicklingError as error:
         if "GLOBAL" in str(error):
             raise CheckpointError(
                 f"checkpoint {file} holds pickled objects: refused, expected tensors only"
             ) from None
         raise CheckpointError(
-            f"checkpoint {file} is damaged or truncated, or no file of torch.save with tensors only"
+            f"checkpoint {file} is damaged or truncated, or holds more than tensors: refused"
         ) from None
     except Exception as error:
         raise CheckpointError(f"checkpoint {file} is damaged or truncated: {one_line(error)}") from None

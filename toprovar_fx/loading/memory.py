@@ -12,12 +12,12 @@ from ..checkpoints import module_bytes
 from ..models.cache import KVCache
 from ..models.configs import InfinityConfig, config_named
 from ..models.infinity import Infinity
-from ..models.text_encoder import default_t5_dtype, require_transformers
+from ..models.text_encoder import SceneTextEncoder, default_t5_dtype, require_transformers
 from ..models.vae import VAE_CONFIGS, ImageVAE, VAEConfig
-from ..pipeline_files import check_parts, pipeline_files, read_config, scene_text_encoder
+from ..pipeline_files import check_parts, described_parts, pipeline_files
 from ..placement import placement
+from ..scenes.vocab import VOCAB_SIZE
 from ..schedules import Schedule
-from .config_json import parse_config
 from .headers import read_header
 from .layouts import find_parts
 from .writing import gib
@@ -30,7 +30,7 @@ class MemoryNeed:
     """Bytes that a pipeline takes on its device.
 
     Attributes:
-        weights_bytes: by part: ``transformer``, ``autoencoder`` and ``text encoder``.
+        weights_bytes: by part: ``transformer``, ``autoencoder`` and, if there is one, ``text encoder``.
         cache_bytes: keys and values of a generation.
         images: in that generation.
         available_bytes: free on the device; None where that is not known.
@@ -85,16 +85,15 @@ def memory_needed(
     """
     device, dtype = placement(device, dtype)
     files = pipeline_files(name_or_path)
-    text_bytes = 0
     if files is not None:
-        content = read_config(files[0])
-        config, vae, schedule = parse_config(content, str(files[0]))
-        with torch.device("meta"):
-            text_bytes = module_bytes(scene_text_encoder(content, files[0]), dtype)
+        modules, schedule = described_parts(files, dtype)
+        text_bytes = module_bytes(modules.text_encoder)
+        config, vae = modules.transformer.config, modules.vae.config
         return _priced(config, vae, schedule, text_bytes, device, dtype, images)
     parts = find_parts(Path(name_or_path))
     with torch.device("meta"):
         check_parts(parts, Infinity(parts.config), ImageVAE(parts.vae_config))
+    text_bytes = 0
     if parts.text_encoder is not None:
         require_transformers()
         text_bytes = t5_bytes(parts.text_encoder, default_t5_dtype(device))
@@ -110,8 +109,12 @@ def memory_of_named(
         OptionError: unknown name.
     """
     device, dtype = placement(device, dtype)
-    schedule = Schedule.named("scenes") if name == "scenes" else Schedule.infinity()
-    return _priced(config_named(name), VAE_CONFIGS[name], schedule, 0, device, dtype, images)
+    config, text_bytes, schedule = config_named(name), 0, Schedule.infinity()
+    if name == "scenes":
+        schedule = Schedule.named(name)
+        with torch.device("meta"):
+            text_bytes = module_bytes(SceneTextEncoder(VOCAB_SIZE, width=config.text_channels), dtype)
+    return _priced(config, VAE_CONFIGS[name], schedule, text_bytes, device, dtype, images)
 
 
 def t5_bytes(folder: Path, dtype: torch.dtype) -> int:
