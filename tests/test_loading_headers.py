@@ -77,6 +77,23 @@ def test_every_truncation_is_noticed(tmp_path_factory, suffix, kind, share):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(("suffix", "kind"), [("safetensors", "safetensors"), ("pth", "zip"), ("pth", "old")])
+@given(place=st.floats(0, 1, exclude_max=True), flip=st.integers(1, 255))
+def test_a_damaged_byte_is_one_error_or_none(tmp_path_factory, suffix, kind, place, flip):
+    """Whatever byte is wrong, the answer is a header or this package's error, never another exception."""
+    path = tmp_path_factory.mktemp("flip") / f"model.{suffix}"
+    write(path, kind)
+    content = bytearray(path.read_bytes())
+    content[int(len(content) * place)] ^= flip
+    path.write_bytes(content)
+    try:
+        header = read_header(path)
+    except CheckpointError as error:
+        assert "\n" not in str(error)
+    else:
+        assert all(isinstance(info.shape, tuple) for info in header.values())
+
+
 @pytest.mark.parametrize(
     "header",
     [
@@ -85,6 +102,7 @@ def test_every_truncation_is_noticed(tmp_path_factory, suffix, kind, share):
         {"x": {"dtype": "Q7", "shape": [2], "data_offsets": [0, 8]}},
         {"x": {"dtype": "F32", "shape": [2]}},
         {"x": [1]},
+        {"x": {"dtype": "F32", "shape": [-2, -1], "data_offsets": [0, 8]}},
         [1],
         {"x": {"dtype": "F32", "shape": 2, "data_offsets": [0, 8]}},
     ],

@@ -156,8 +156,9 @@ def load_torch_header(file: Path) -> State:
 
 def _is_zip(file: Path) -> bool:
     """Tell the two formats of ``torch.save`` apart; whatever else a pickle holds is not even looked at."""
-    if zipfile.is_zipfile(file):
-        return True
+    with _refusing(file):  # a damaged directory of a zip file raises here already
+        if zipfile.is_zipfile(file):
+            return True
     with file.open("rb") as stream:
         if _TORCH_MAGIC not in stream.read(_TORCH_MAGIC_WITHIN):
             raise CheckpointError(

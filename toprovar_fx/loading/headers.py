@@ -107,6 +107,8 @@ def _read_file_header(file: Path) -> Header:
 
 
 def _info(file: Path, entry: dict[str, Any]) -> TensorInfo:
+    if not all(isinstance(size, int) and size >= 0 for size in entry["shape"]):
+        raise ValueError(f"the shape {entry['shape']}")
     info = TensorInfo(tuple(entry["shape"]), _SAFETENSORS_DTYPES[entry["dtype"]], file)
     begin, end = entry["data_offsets"]
     if end - begin != info.bytes_as(None):

@@ -95,13 +95,13 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
-def check_room(folder: Path, needed_bytes: int) -> None:
-    """Check that ``folder``, or the folder it would be made in, is writable and has room.
+def check_writable(folder: Path) -> Path:
+    """Check that a file can be made in ``folder``, or in the parent it would be made in; return that one.
 
     A file is really made and removed again: permissions alone say nothing about read-only file systems.
 
     Raises:
-        OutputError: it is a file, cannot be written, or has less than ``needed_bytes`` free.
+        OutputError: it is a file, or cannot be written.
     """
     existing = folder
     while not existing.exists() and existing != existing.parent:
@@ -110,12 +110,20 @@ def check_room(folder: Path, needed_bytes: int) -> None:
         raise OutputError(f"cannot write into '{folder}': '{existing}' is a file, expected a folder")
     try:
         with tempfile.TemporaryFile(dir=existing):
-            pass
-        free = shutil.disk_usage(existing).free
+            return existing
     except OSError as error:
         raise OutputError(
             f"cannot write into '{folder}', expected a writable folder: {error.strerror}"
-        ) from None
+        ) from error
+
+
+def check_room(folder: Path, needed_bytes: int) -> None:
+    """Check that ``folder`` can be written and that its disk has room.
+
+    Raises:
+        OutputError: as ``check_writable``, or less than ``needed_bytes`` are free.
+    """
+    free = shutil.disk_usage(check_writable(folder)).free
     if free < needed_bytes + _HEADROOM_BYTES:
         raise OutputError(
             f"cannot write into '{folder}': {gib(needed_bytes)} needed, {gib(free)} free on its disk"
