@@ -49,6 +49,7 @@ REFUSED_BEFORE_LOADING = {
     "unknown dtype": ["generate", PROMPT, "--dtype", "float64"],
     "a name that is too long": ["generate", PROMPT, "--out", "n" * 300 + ".png"],
     "no png": ["generate", PROMPT, "--out", "picture.jpg"],
+    "no path": ["generate", PROMPT, "--out", ""],
     "two images, one file": ["generate", PROMPT, PROMPT, "--out", "picture.png"],
     "unwritable folder": ["generate", PROMPT, "--out", "a-file/picture.png"],
     "unknown argument": ["generate", PROMPT, "--sed", "1"],

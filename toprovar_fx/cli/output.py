@@ -28,11 +28,13 @@ def plan_files(out: str | None, names: list[str]) -> list[Path]:
         names: file names without suffix, one per image.
 
     Raises:
-        OutputError: ``names`` is empty, ``out`` has another suffix, names one file for several images, or is
-            in a folder that cannot be written.
+        OutputError: ``names`` or ``out`` is empty, ``out`` has another suffix, names one file for several
+            images, or is in a folder that cannot be written.
     """
     if not names:
         raise OutputError("there is no image to write, expected at least one prompt")
+    if out is not None and not out.strip():
+        raise OutputError(f"cannot write to '{out}', expected a path ending in {SUFFIX} or a folder")
     path = Path(out if out is not None else ".")
     if path.is_dir() or not path.suffix:
         check_writable(path)

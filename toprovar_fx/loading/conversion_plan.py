@@ -141,8 +141,9 @@ def _sharded(folder: str, header: Header, dtype: torch.dtype | None, most: int) 
 
 def _copied(folder: Path) -> list[Shard]:
     files = sorted(file for file in folder.iterdir() if file.is_file())
-    kept = [file for file in files if file.suffix in _TEXT_FILES]
-    if not any(file.suffix == ".safetensors" for file in kept):
+    if any(file.suffix == ".safetensors" for file in files):
+        kept = [file for file in files if file.suffix in _TEXT_FILES and ".bin." not in file.name]
+    else:
         kept = [file for file in files if file.suffix in (*_TEXT_FILES, ".bin")]
     return [Shard(f"text_encoder/{file.name}", {}, file, file.stat().st_size) for file in kept]
 
