@@ -63,7 +63,10 @@ def test_old_torch_format(tmp_path):
     [
         lambda state: {"trainer": {"gpt_fsdp": state, "epoch": 3}, "args": "text"},
         lambda state: {"vae": state, "epoch": 3},
-        lambda state: {"vae": {"other": torch.zeros(1)}, "ema": state},
+        lambda state: {"vae": state, "ema": {"other": torch.zeros(1)}},
+        lambda state: {"ema": state},
+        lambda state: {"trainer": {"gpt_fsdp": state, "gpt_ema_fsdp": {"other": torch.zeros(1)}}},
+        lambda state: {"trainer": {"gpt_ema_fsdp": state}},
         lambda state: {"state_dict": state},
         lambda state: {**state, "step": 7},
     ],

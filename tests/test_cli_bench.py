@@ -13,7 +13,7 @@ from .cli_fakes import FakePipeline
 
 @pytest.fixture(autouse=True)
 def fakes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "load", lambda model, device: FakePipeline())
+    monkeypatch.setattr(module, "load", lambda *_, **__: FakePipeline())
     monkeypatch.setattr(
         Variant, "pipeline", lambda self, pipe: FakePipeline(pruned=self.compiler == "toprovar")
     )

@@ -25,7 +25,7 @@ def pipes(monkeypatch: pytest.MonkeyPatch) -> dict[str, FakePipeline]:
     def pipeline(variant: Variant, dense: Any) -> FakePipeline:
         return made.setdefault(variant.name, FakePipeline(pruned=variant.compiler == "toprovar"))
 
-    monkeypatch.setattr(module, "load", lambda model, device: FakePipeline())
+    monkeypatch.setattr(module, "load", lambda *_: FakePipeline())
     monkeypatch.setattr(Variant, "pipeline", pipeline)
     monkeypatch.setattr(toprovar_fx.evaluation, "score_images", score_even)
     return made

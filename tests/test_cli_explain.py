@@ -21,7 +21,7 @@ SCHEDULE = Schedule(tuple((side, side) for side in (1, 2, 3, 4, 6, 8)))
 DEPTH = 5
 
 
-def small_pipeline(model: str, device: str) -> InfinityPipeline:
+def small_pipeline(model: str, device: str, *_: object) -> InfinityPipeline:
     torch.manual_seed(0)
     whole = InfinityPipeline.untrained("scenes", device=device)
     config = replace(CONFIGS["scenes"], depth=DEPTH, width=64, heads=2)
@@ -69,7 +69,7 @@ def test_a_real_generation(
 
 
 def test_without_a_graph(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(module, "load", lambda model, device: FakePipeline())
+    monkeypatch.setattr(module, "load", lambda *_: FakePipeline())
     monkeypatch.setattr(Variant, "pipeline", lambda self, pipe: pipe)
     lines, result = explain(capsys=capsys)
     assert result["explanation"]["graphs"] == []
@@ -80,7 +80,7 @@ def test_without_a_graph(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
 def test_layers_are_read_off_the_generations(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(module, "load", lambda model, device: FakePipeline(pruned=True))
+    monkeypatch.setattr(module, "load", lambda *_: FakePipeline(pruned=True))
     monkeypatch.setattr(Variant, "pipeline", lambda self, pipe: pipe)
     _, result = explain(capsys=capsys)
     assert result["layers"][1] == {

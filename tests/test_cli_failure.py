@@ -34,6 +34,13 @@ def test_a_missing_extra_names_the_installation(capsys: pytest.CaptureFixture[st
     assert "pip install 'toprovar-fx[demo]'" in capsys.readouterr().err
 
 
+def test_a_path_that_the_system_refuses_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert failing(OSError(36, "File name too long", "nnn")) == 2
+    assert capsys.readouterr().err == "toprovar: error: cannot use 'nnn': File name too long\n"
+    with pytest.raises(OSError, match="a pipe"):  # without a path it is no input of the caller
+        failing(OSError("a pipe"))
+
+
 def test_defects_keep_their_traceback() -> None:
     with pytest.raises(ZeroDivisionError):
         failing(ZeroDivisionError())

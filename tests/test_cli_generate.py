@@ -24,7 +24,7 @@ def fake_pipeline(variant: Variant, dense: Any) -> Any:
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> FakePipeline:
     dense = FakePipeline()
-    monkeypatch.setattr(module, "load", lambda model, device: dense)
+    monkeypatch.setattr(module, "load", lambda *_: dense)
     monkeypatch.setattr(Variant, "pipeline", fake_pipeline)
     return dense
 

@@ -58,7 +58,7 @@ class Cells(HTMLParser):
 
 def test_the_command_writes_all_forms(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(module, "PairedStudy", Study)
-    monkeypatch.setattr("toprovar_fx.cli.frontier.load", lambda model, device: None)
+    monkeypatch.setattr("toprovar_fx.cli.frontier.load", lambda *_, **__: None)
     given = ["--preset", "@criterion", "--preset", "fast", "--budgets", "2x,4x", "--runs", "2", "--n", "5"]
     folder = tmp_path / "new" / "folder"
     assert main(["eval", *given, "--table", str(folder), "--device", "cpu", "--json"]) == 0

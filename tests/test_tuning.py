@@ -96,7 +96,7 @@ def test_a_budget_that_nothing_meets(judged):
 
 
 def test_the_command_writes_a_preset(judged, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("toprovar_fx.cli.tune.load", lambda model, device: None)
+    monkeypatch.setattr("toprovar_fx.cli.tune.load", lambda *_, **__: None)
     out = tmp_path / "three.json"
     given = ["--target", "3x", "--trials", "3", "--n", "4", "--test-n", "4", "--workers", "1"]
     assert main(["tune", *given, "--out", str(out), "--json"]) == 0

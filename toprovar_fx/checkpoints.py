@@ -2,32 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import pickle
-import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from .errors import CheckpointError
-
-State = dict[str, Tensor]
-
-_TORCH_SUFFIXES = (".pth", ".pt", ".bin")
-_SUFFIXES = (".safetensors", *_TORCH_SUFFIXES)
-
-# Where official files keep the weights; the first path that exists is taken.
-_NESTING = (
-    ("trainer", "gpt_ema_fsdp"),
-    ("trainer", "gpt_fsdp"),
-    ("ema",),
-    ("vae",),
-    ("state_dict",),
-    ("model",),
-)
+from .errors import CheckpointError, nearest
+from .loading.files import State, read_tensors, shard_files, some
 
 # Buffers that are constant or rebuilt, so a checkpoint may lack or have them.
 _OPTIONAL_BUFFERS = (
@@ -38,8 +21,19 @@ _OPTIONAL_BUFFERS = (
     "Infinity_visible_kvlen",
     "Infinity_invisible_qlen",
 )
-_NAMED_IN_ERRORS = 3
-_LFS_POINTER = b"version https://git-lfs"
+_UNCONDITIONAL = "cfg_uncond"
+
+
+class Described(Protocol):
+    """A tensor, or what a header says of one."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Sizes."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the elements."""
 
 
 def read_checkpoint(path: str | Path) -> State:
@@ -55,15 +49,13 @@ def read_checkpoint(path: str | Path) -> State:
             refused, never run), a missing shard, or no tensors.
     """
     path = Path(path)
-    if not path.exists():
-        raise CheckpointError(f"checkpoint {path} does not exist: expected a file or folder with {_kinds()}")
     state: State = {}
-    for file in _shards(path):
-        tensors = _read_file(file)
+    for file in shard_files(path):
+        tensors = read_tensors(file)
         repeated = state.keys() & tensors.keys()
         if repeated:
             raise CheckpointError(
-                f"checkpoint {path}: {_some(repeated)} in more than one shard, expected it once"
+                f"checkpoint {path}: {some(repeated)} in more than one shard, expected it once"
             )
         state.update(tensors)
     if not state:
@@ -74,12 +66,10 @@ def read_checkpoint(path: str | Path) -> State:
 def checkpoint_bytes(path: str | Path) -> int:
     """Return the size in bytes of a checkpoint's files, without reading them.
 
-    It bounds the memory of its tensors from above, up to the header. See ``module_bytes`` for a model.
+    It bounds the memory of its tensors from above, up to the header. See ``module_bytes`` for a model, and
+    ``loading.headers.read_header`` for every tensor.
     """
-    path = Path(path)
-    if not path.exists():
-        raise CheckpointError(f"checkpoint {path} does not exist: expected a file or folder with {_kinds()}")
-    return sum(file.stat().st_size for file in _shards(path))
+    return sum(file.stat().st_size for file in shard_files(Path(path)))
 
 
 def module_bytes(module: nn.Module, dtype: torch.dtype | None = None) -> int:
@@ -110,13 +100,9 @@ def load_into(
         CheckpointError: keys are missing, superfluous, mis-shaped or of a wrong dtype; the message has the
             count of each kind and the first few names.
     """
+    check_fit(module, state, strict, name=name)
     targets = module.state_dict(keep_vars=True)
     given = {key: _fit_rows(key, tensor, targets.get(key)) for key, tensor in state.items()}
-    problems = list(_misfits(targets, given))
-    if strict:
-        problems += _absences(targets, given)
-    if problems:
-        raise CheckpointError(f"checkpoint does not fit {name}: " + "; ".join(problems))
     on_meta = any(target.is_meta for target in targets.values())
     fitting: State = {}
     for key, target in targets.items():
@@ -127,90 +113,25 @@ def load_into(
     module.load_state_dict(fitting, strict=False, assign=on_meta)
 
 
-def _kinds() -> str:
-    return ", ".join(_SUFFIXES)
+def check_fit(
+    module: nn.Module, given: Mapping[str, Described], strict: bool = True, *, name: str = "model"
+) -> None:
+    """Check that ``load_into`` will take what a state dict, or a header, describes.
 
-
-def _shards(path: Path) -> list[Path]:
-    """List the files of a checkpoint: itself, those of its index, or a folder's of the first kind."""
-    if path.is_file():
-        return [path]
-    indexes = sorted(path.glob("*.index.json"))
-    if indexes:
-        try:
-            files = set(json.loads(indexes[0].read_text())["weight_map"].values())
-        except (ValueError, KeyError, AttributeError) as error:
-            raise CheckpointError(f"index {indexes[0]}: expected JSON with a weight_map ({error})") from None
-        shards = [path / Path(file).name for file in sorted(files)]
-        missing = [shard.name for shard in shards if not shard.is_file()]
-        if missing:
-            raise CheckpointError(f"checkpoint {path}: {_some(missing)} of {len(shards)} shards missing")
-        return shards
-    for suffix in _SUFFIXES:
-        files_of_kind = sorted(path.glob(f"*{suffix}"))
-        if files_of_kind:
-            return files_of_kind
-    raise CheckpointError(f"folder {path} holds no checkpoint: expected files {_kinds()}")
-
-
-def _read_file(file: Path) -> State:
-    with file.open("rb") as stream:
-        if stream.read(len(_LFS_POINTER)) == _LFS_POINTER:
-            raise CheckpointError(f"checkpoint {file} is a Git LFS pointer: expected the file it points to")
-    if file.suffix == ".safetensors":
-        return _read_safetensors(file)
-    if file.suffix in _TORCH_SUFFIXES:
-        return _tensors_of(_read_torch(file), file)
-    raise CheckpointError(f"checkpoint {file}: unknown kind {file.suffix!r}, expected one of {_kinds()}")
-
-
-def _read_safetensors(file: Path) -> State:
-    try:
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-    except ImportError:
-        raise CheckpointError(f"reading {file.name} needs safetensors: pip install safetensors") from None
-    try:
-        return load_file(file)
-    except SafetensorError as error:
-        raise CheckpointError(f"checkpoint {file} is damaged or truncated: {_one_line(error)}") from None
-
-
-def _read_torch(file: Path) -> Any:
-    # Memory mapping needs the zip format; the older one is read whole. Both refuse everything but tensors.
-    try:
-        return torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
-    except pickle.UnpicklingError as error:
-        if "GLOBAL" in str(error):
-            raise CheckpointError(
-                f"checkpoint {file} holds pickled objects: refused, expected tensors only"
-            ) from None
-        raise CheckpointError(
-            f"checkpoint {file} is damaged or truncated, or no file of torch.save with tensors only"
-        ) from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError) as error:
-        raise CheckpointError(f"checkpoint {file} is damaged or truncated: {_one_line(error)}") from None
-
-
-def _tensors_of(content: Any, file: Path) -> State:
-    """Descend into an official nesting and keep the tensors."""
-    for keys in _NESTING:
-        inner = content
-        for key in keys:
-            inner = inner.get(key) if isinstance(inner, Mapping) else None
-        if isinstance(inner, Mapping):
-            content = inner
-            break
-    if not isinstance(content, Mapping):
-        raise CheckpointError(
-            f"checkpoint {file} holds a {type(content).__name__}: expected a dict of tensors"
-        )
-    return {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
+    Raises:
+        CheckpointError: as ``load_into``; a superfluous key comes with the nearest one that would be valid.
+    """
+    targets = module.state_dict(keep_vars=True)
+    problems = list(_misfits(targets, given))
+    if strict:
+        problems += _absences(targets, given)
+    if problems:
+        raise CheckpointError(f"checkpoint does not fit {name}: " + "; ".join(problems))
 
 
 def _fit_rows(key: str, tensor: Tensor, target: Tensor | None) -> Tensor:
     """Cut or complete the unconditional text to the model's length."""
-    if key.rpartition(".")[2] != "cfg_uncond" or target is None or tensor.shape[1:] != target.shape[1:]:
+    if key.rpartition(".")[2] != _UNCONDITIONAL or target is None or tensor.shape[1:] != target.shape[1:]:
         return tensor
     missing = target.shape[0] - len(tensor)
     if missing <= 0:
@@ -224,43 +145,41 @@ def _fit_rows(key: str, tensor: Tensor, target: Tensor | None) -> Tensor:
     return torch.cat((tensor, own))
 
 
-def _misfits(targets: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> Iterable[str]:
+def _misfits(targets: Mapping[str, Tensor], given: Mapping[str, Described]) -> Iterable[str]:
     common = [key for key in targets if key in given]
     shapes = [
         f"{key} {tuple(given[key].shape)} instead of {tuple(targets[key].shape)}"
         for key in common
-        if given[key].shape != targets[key].shape
+        if _fixed_sizes(key, given[key]) != _fixed_sizes(key, targets[key])
     ]
     if shapes:
-        yield f"{len(shapes)} mis-shaped ({_some(shapes)})"
-    kinds = [
+        yield f"{len(shapes)} mis-shaped ({some(shapes)})"
+    dtypes = [
         f"{key} {given[key].dtype} instead of {targets[key].dtype}"
         for key in common
-        if given[key].is_floating_point() != targets[key].is_floating_point()
+        if given[key].dtype.is_floating_point != targets[key].dtype.is_floating_point
     ]
-    if kinds:
-        yield f"{len(kinds)} of wrong dtype ({_some(kinds)})"
+    if dtypes:
+        yield f"{len(dtypes)} of wrong dtype ({some(dtypes)})"
 
 
-def _absences(targets: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> Iterable[str]:
+def _absences(targets: Mapping[str, Tensor], given: Mapping[str, Described]) -> Iterable[str]:
     missing = [key for key in targets if key not in given and not _optional(key)]
     if missing:
-        yield f"{len(missing)} missing ({_some(missing)})"
+        yield f"{len(missing)} missing ({some(missing)})"
     extra = [key for key in given if key not in targets and not _optional(key)]
     if extra:
-        yield f"{len(extra)} superfluous ({_some(extra)})"
+        # A misspelt key is most likely one of the missing ones.
+        close = {key: nearest(key, missing) or nearest(key, targets) for key in sorted(extra)[:3]}
+        hints = {key: f"{key}, nearest is {near}" if near else key for key, near in close.items()}
+        yield f"{len(extra)} superfluous ({some(hints.get(key, key) for key in extra)})"
+
+
+def _fixed_sizes(key: str, tensor: Described) -> tuple[int, ...]:
+    """The sizes that have to agree: all, but for the rows of the unconditional text."""
+    shape = tuple(tensor.shape)
+    return shape[1:] if key.rpartition(".")[2] == _UNCONDITIONAL and len(shape) == 2 else shape
 
 
 def _optional(key: str) -> bool:
     return any(key == name or key.endswith("." + name) for name in _OPTIONAL_BUFFERS)
-
-
-def _some(names: Iterable[str]) -> str:
-    """Name the first few, and say how many more there are."""
-    names = sorted(names)
-    more = len(names) - _NAMED_IN_ERRORS
-    return ", ".join(names[:_NAMED_IN_ERRORS]) + (f" and {more} more" if more > 0 else "")
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__

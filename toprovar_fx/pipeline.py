@@ -18,7 +18,7 @@ from .models.cache import KVCache
 from .models.configs import InfinityConfig
 from .models.infinity import Infinity
 from .models.text import TextFeatures
-from .models.text_encoder import TextEncoder
+from .models.text_encoder import T5TextEncoder, TextEncoder
 from .models.vae import ImageVAE
 from .pipeline_inputs import checked_number, count_images, text_context, track_scales
 from .placement import lay_out, placement
@@ -84,20 +84,26 @@ class InfinityPipeline:
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> InfinityPipeline:
-        """Load a shipped model by name, or a pipeline file written by ``save_pretrained``.
+        """Load a shipped model by name, a pipeline file, or a folder with official checkpoints.
+
+        Nothing is downloaded, and no code in a file is ever run.
 
         Args:
-            name_or_path: ``"scenes"``, or the path of a ``.safetensors`` pipeline file
-                (also if it was written as shards).
+            name_or_path: ``"scenes"``; the path of a ``.safetensors`` file of ``save_pretrained``
+                (also if it was written as shards); a folder in the official layout (one transformer, its
+                autoencoder, and the T5 encoder in a folder of its own if there is one) or written by
+                ``toprovar convert``; or one official transformer, the other parts beside it.
             device: CUDA if there is one, else the CPU.
             dtype: of the weights; bfloat16 on CUDA, else float32.
 
         Raises:
             CheckpointError: no such model or file, or it does not fit.
+            OptionError: the folder has a T5 encoder, and the extra ``text`` is not installed.
         """
         from .pipeline_files import load_pipeline
 
-        return load_pipeline(name_or_path).to(*placement(device, dtype))
+        device, dtype = placement(device, dtype)
+        return load_pipeline(name_or_path, dtype, device).to(device, dtype)
 
     @classmethod
     def from_official(
@@ -131,9 +137,7 @@ class InfinityPipeline:
         device, dtype = placement(device, dtype)
         pipe = load_official(name, transformer, vae, schedule or Schedule.infinity(), dtype)
         if text_encoder is not None:
-            from .models.text_encoder import T5TextEncoder
-
-            pipe.text_encoder = T5TextEncoder.from_folder(str(text_encoder), device=device)
+            pipe.text_encoder = T5TextEncoder.from_folder(text_encoder, device=device)
         return pipe.to(device, dtype)
 
     @classmethod
@@ -171,6 +175,7 @@ class InfinityPipeline:
 
         Raises:
             CheckpointError: another suffix, or the text encoder is no ``SceneTextEncoder``.
+            OutputError: a file cannot be written; no part of it is left.
         """
         from .pipeline_files import save_pipeline
 
@@ -193,6 +198,8 @@ class InfinityPipeline:
         for module in (self.transformer, self.vae, self.text_encoder):
             if isinstance(module, torch.nn.Module):
                 module.to(device=device, dtype=dtype).eval()
+        if device is not None and isinstance(self.text_encoder, T5TextEncoder):
+            self.text_encoder.to(device)  # its dtype is its own: official features come from float16
         lay_out(self.vae.decoder)
         return self
 

@@ -4,25 +4,32 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import dataclass
 from glob import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from .checkpoints import load_into, read_checkpoint
+from .checkpoints import check_fit, load_into, read_checkpoint
 from .errors import CheckpointError
-from .models.bsq import BSQConfig
-from .models.configs import CONFIGS, InfinityConfig, config_named
+from .loading.config_json import config_as_json, parse_config
+from .loading.files import one_line
+from .loading.headers import read_header, safetensors_header
+from .loading.layouts import Parts, find_parts
+from .loading.sizes import complete_vae_names, is_transformer
+from .loading.writing import write_safetensors
+from .models.configs import CONFIGS, config_named
 from .models.infinity import Infinity
-from .models.text_encoder import SceneTextEncoder
-from .models.vae import VAE_CONFIGS, ImageVAE, VAEConfig
+from .models.text_encoder import SceneTextEncoder, T5TextEncoder
+from .models.vae import VAE_CONFIGS, ImageVAE
 from .schedules import Schedule
 
 if TYPE_CHECKING:
     from .pipeline import InfinityPipeline
+
+T = TypeVar("T")
 
 _FORMAT = "toprovar-fx pipeline 1"
 _WEIGHTS = Path(__file__).parent / "weights"
@@ -44,11 +51,8 @@ def save_pipeline(
 
     Raises:
         CheckpointError: another suffix, or a text encoder of another kind.
+        OutputError: a file cannot be written; no part of it is left.
     """
-    try:
-        from safetensors.torch import save_file
-    except ImportError:
-        raise CheckpointError(f"writing {path.name} needs safetensors: pip install safetensors") from None
     if path.suffix != ".safetensors":
         raise CheckpointError(f"pipeline file {path}: expected the suffix .safetensors")
     if not isinstance(pipe.text_encoder, SceneTextEncoder):
@@ -67,64 +71,119 @@ def save_pipeline(
             size += cast.nbytes
             shards[-1][f"{prefix}.{key}"] = cast.cpu().contiguous()
     config = {
-        "transformer": asdict(pipe.config),
-        "vae": asdict(pipe.vae.config),
+        **config_as_json(pipe.config, pipe.vae.config, pipe.schedule),
         "text_encoder": pipe.text_encoder.sizes,
-        "schedule": asdict(pipe.schedule),
     }
     files = [path]
     if len(shards) > 1:
         names = (f"{path.stem}-{i + 1:05d}-of-{len(shards):05d}{path.suffix}" for i in range(len(shards)))
         files = [path.with_name(name) for name in names]
     for file, shard in zip(files, shards, strict=True):
-        save_file(shard, file, metadata={"format": _FORMAT, "config": json.dumps(config)})
+        write_safetensors(file, shard, {"format": _FORMAT, "config": json.dumps(config)})
     return files
 
 
-def load_pipeline(name_or_path: str | Path) -> InfinityPipeline:
-    """Read a shipped pipeline by name, or the file or shards of ``save_pipeline``, onto the CPU.
+def load_pipeline(
+    name_or_path: str | Path, dtype: torch.dtype | None = None, device: torch.device | str = "cpu"
+) -> InfinityPipeline:
+    """Read a shipped pipeline, the file or shards of ``save_pipeline``, or a folder, onto the CPU.
+
+    Args:
+        name_or_path: a shipped name; a pipeline file; a folder in the official layout or written by
+            ``toprovar convert``; or an official transformer, its autoencoder and text encoder beside it.
+        dtype: of the weights; None keeps float32.
+        device: of the T5 text encoder, if there is one.
 
     Raises:
-        CheckpointError: no such name or file, not a pipeline file, or weights that do not fit its
-            configuration.
+        CheckpointError: no such name or file, not a pipeline, or weights that do not fit its configuration.
+        OptionError: a text encoder is there, and the extra `text` is not installed.
     """
     from .pipeline import InfinityPipeline
 
-    files = _pipeline_files(name_or_path)
-    config = _read_config(files[0])
-    state: dict[str, Tensor] = {}
-    for file in files:
-        state.update(read_checkpoint(file))
-    with torch.device("meta"):
-        transformer = Infinity(InfinityConfig(**config["transformer"]))
-        vae = ImageVAE(_vae_config(config["vae"]))
-        text_encoder = SceneTextEncoder(**config["text_encoder"])
-    parts: dict[str, nn.Module] = {"transformer": transformer, "vae": vae, "text_encoder": text_encoder}
-    for prefix, module in parts.items():
+    files = pipeline_files(name_or_path)
+    if files is None:
+        return load_parts(find_parts(Path(name_or_path)), dtype, device)
+    parts, schedule = described_parts(files, dtype)
+    state = {key: tensor for file in files for key, tensor in read_checkpoint(file).items()}
+    for prefix, module in vars(parts).items():
         load_into(module, _under(state, prefix), name=prefix)
-    sides = tuple((height, width) for height, width in config["schedule"]["sides"])
-    grid = config["schedule"]["grid"]
-    return InfinityPipeline(transformer, vae, text_encoder, Schedule(sides, tuple(grid) if grid else None))
+    return InfinityPipeline(parts.transformer, parts.vae, parts.text_encoder, schedule)
+
+
+@dataclass
+class PipelineModules:
+    """The modules of a pipeline under the names that prefix their keys in its files."""
+
+    transformer: Infinity
+    vae: ImageVAE
+    text_encoder: SceneTextEncoder
+
+
+def described_parts(files: list[Path], dtype: torch.dtype | None) -> tuple[PipelineModules, Schedule]:
+    """Build the modules of a pipeline file or its shards on the ``meta`` device, and its schedule.
+
+    Raises:
+        CheckpointError: the configuration is not valid, or the headers do not fit it.
+    """
+    content = read_config(files[0])
+    config, vae_config, schedule = parse_config(content, str(files[0]))
+    with torch.device("meta"):
+        modules = PipelineModules(
+            Infinity(config).to(dtype),
+            ImageVAE(vae_config).to(dtype),
+            _scene_text_encoder(content, files[0]).to(dtype),
+        )
+    header = {key: info for file in files for key, info in read_header(file).items()}
+    for prefix, module in vars(modules).items():
+        check_fit(module, _under(header, prefix), name=prefix)
+    return modules, schedule
+
+
+def load_parts(
+    parts: Parts, dtype: torch.dtype | None = None, device: torch.device | str = "cpu", name: str = "Infinity"
+) -> InfinityPipeline:
+    """Read official checkpoints onto the CPU; nothing is read unless the headers of all of them fit.
+
+    Raises:
+        CheckpointError: a file is missing, damaged or does not fit.
+        OptionError: there is a text encoder, and the extra `text` is not installed.
+    """
+    from .pipeline import InfinityPipeline
+
+    with torch.device("meta"):
+        model, autoencoder = Infinity(parts.config).to(dtype), ImageVAE(parts.vae_config).to(dtype)
+    check_parts(parts, model, autoencoder, name)
+    text_encoder = None
+    if parts.text_encoder is not None:
+        text_encoder = T5TextEncoder.from_folder(parts.text_encoder, device=device)
+    load_into(model, read_checkpoint(parts.transformer), name=f"the {name} transformer")
+    state = complete_vae_names(read_checkpoint(parts.vae), autoencoder.state_dict())
+    load_into(autoencoder, state, name=f"the {name} autoencoder")
+    return InfinityPipeline(model, autoencoder, text_encoder, parts.schedule)
+
+
+def check_parts(parts: Parts, model: nn.Module, autoencoder: nn.Module, name: str = "Infinity") -> None:
+    """Check the headers of official checkpoints against modules, which may be on the ``meta`` device.
+
+    Raises:
+        CheckpointError: keys are missing, superfluous or mis-shaped.
+    """
+    check_fit(model, read_header(parts.transformer), name=f"the {name} transformer")
+    header = complete_vae_names(read_header(parts.vae), autoencoder.state_dict())
+    check_fit(autoencoder, header, name=f"the {name} autoencoder")
 
 
 def load_official(
     name: str, transformer: str | Path, vae: str | Path, schedule: Schedule, dtype: torch.dtype
 ) -> InfinityPipeline:
-    """Read official checkpoints onto the CPU, without a text encoder.
+    """Read official checkpoints of a named model onto the CPU, without a text encoder.
 
     Raises:
         OptionError: unknown name.
         CheckpointError: a file is missing, damaged or does not fit.
     """
-    from .pipeline import InfinityPipeline
-
-    with torch.device("meta"):
-        model = Infinity(config_named(name)).to(dtype)
-        autoencoder = ImageVAE(VAE_CONFIGS[name]).to(dtype)
-    load_into(model, read_checkpoint(transformer), name=f"the {name} transformer")
-    state = _official_vae_names(read_checkpoint(vae), autoencoder)
-    load_into(autoencoder, state, name=f"the {name} autoencoder")
-    return InfinityPipeline(model, autoencoder, None, schedule)
+    parts = Parts(Path(transformer), Path(vae), None, config_named(name), VAE_CONFIGS[name], schedule)
+    return load_parts(parts, dtype, name=name)
 
 
 def untrained_pipeline(name: str, schedule: Schedule | None = None) -> InfinityPipeline:
@@ -143,12 +202,22 @@ def untrained_pipeline(name: str, schedule: Schedule | None = None) -> InfinityP
     return InfinityPipeline(Infinity(config), ImageVAE(VAE_CONFIGS[name]), text_encoder, schedule)
 
 
-def _pipeline_files(name_or_path: str | Path) -> list[Path]:
-    """Find the file or all shards of a pipeline; a shipped name goes before a path."""
+def pipeline_files(name_or_path: str | Path) -> list[Path] | None:
+    """Find the file or all shards of a pipeline; a shipped name goes before a path.
+
+    Returns:
+        The files, or None if the path is a folder or a checkpoint that is no pipeline of ours.
+
+    Raises:
+        CheckpointError: nothing is there, or shards are missing.
+    """
     name = str(name_or_path)
     for path in ([_WEIGHTS / f"{name}.safetensors"] if name in CONFIGS else []) + [Path(name_or_path)]:
+        if path.is_dir():
+            return None
         if path.is_file():
-            return [path]
+            is_official = path.suffix != ".safetensors" or is_transformer(read_header(path))
+            return None if is_official else [path]
         shards = sorted(path.parent.glob(f"{escape(path.stem)}-*-of-*.safetensors"))
         if shards:
             expected = int(shards[0].stem.rpartition("-")[2])
@@ -157,49 +226,43 @@ def _pipeline_files(name_or_path: str | Path) -> list[Path]:
             return shards
     if name in CONFIGS:
         raise CheckpointError(f"no weights of {name!r} are shipped: use from_official or untrained")
-    raise CheckpointError(f"pipeline {name!r}: expected 'scenes' or the path of a .safetensors file")
+    raise CheckpointError(
+        f"pipeline {name!r}: expected 'scenes' or the path of a .safetensors file, "
+        "of a folder in the official layout or of a transformer"
+    )
 
 
-def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        from safetensors import SafetensorError, safe_open
-    except ImportError:
-        raise CheckpointError(f"reading {path.name} needs safetensors: pip install safetensors") from None
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-    except SafetensorError as error:
-        raise CheckpointError(f"pipeline file {path} is damaged or truncated: {error}") from None
+def read_config(path: Path) -> dict[str, Any]:
+    """Read the configuration out of a pipeline file.
+
+    Raises:
+        CheckpointError: it is damaged, or no pipeline file.
+    """
+    metadata = safetensors_header(path)[1]
     if metadata.get("format") != _FORMAT:
         raise CheckpointError(f"file {path} is no pipeline: expected metadata format {_FORMAT!r}")
-    config: dict[str, Any] = json.loads(metadata["config"])
+    try:
+        config = json.loads(metadata["config"])
+    except (KeyError, TypeError, ValueError):
+        config = None
+    if not isinstance(config, dict):
+        raise CheckpointError(f"pipeline file {path}: expected its configuration as a JSON object")
     return config
 
 
-def _vae_config(values: Mapping[str, Any]) -> VAEConfig:
-    """Rebuild the nested configuration from JSON, which has no tuples."""
-    quantizer = values["quantizer"]
-    if quantizer is not None:
-        sides = tuple((height, width) for height, width in quantizer["schedule"])
-        quantizer = BSQConfig(**{**quantizer, "schedule": sides})
-    multiples = {key: tuple(values[key]) for key in ("encoder_mult", "decoder_mult")}
-    return VAEConfig(**{**values, **multiples, "quantizer": quantizer})
+def _scene_text_encoder(content: Mapping[str, Any], source: Path) -> SceneTextEncoder:
+    """Build the text encoder that a configuration describes.
+
+    Raises:
+        CheckpointError: the configuration has none, or an impossible one.
+    """
+    try:
+        return SceneTextEncoder(**content["text_encoder"])
+    except (LookupError, TypeError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"text encoder in {source} is not valid: {one_line(error)}") from None
 
 
-def _official_vae_names(state: Mapping[str, Tensor], vae: nn.Module) -> dict[str, Tensor]:
-    """Keep encoder and decoder, and complete names of files that lack the inner ``.conv`` or ``.norm``."""
-    targets = vae.state_dict().keys()
-    named: dict[str, Tensor] = {}
-    for key, tensor in state.items():
-        stem, _, kind = key.rpartition(".")
-        candidates = (key, f"{stem}.conv.{kind}", f"{stem}.norm.{kind}")
-        known = next((candidate for candidate in candidates if candidate in targets), key)
-        if known.startswith(("encoder.", "decoder.")):
-            named[known] = tensor
-    return named
-
-
-def _under(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def _under(state: Mapping[str, T], prefix: str) -> dict[str, T]:
     return {key[len(prefix) + 1 :]: value for key, value in state.items() if key.startswith(f"{prefix}.")}
 
 

@@ -50,6 +50,7 @@ def _generate(
     out: take.Out = None,
     model: take.Model = "scenes",
     device: take.Device = None,
+    dtype: take.Dtype = None,
     json: take.Json = False,
 ) -> None:
     """Draw prompts into PNG files.
@@ -71,6 +72,7 @@ def _generate(
         out=out,
         model=model,
         device=device,
+        dtype=dtype,
     )
     result = generate(request)
     show_generated(result)
@@ -92,6 +94,7 @@ def _eval(
     workers: take.Workers = 2,
     model: take.Model = "scenes",
     device: take.Device = None,
+    dtype: take.Dtype = None,
     json: take.Json = False,
 ) -> None:
     """Score presets with SceneEval, and compare their images with the dense ones."""
@@ -120,7 +123,14 @@ def _eval(
         return
 
     result = evaluate(
-        preset or (), n=n, seed=seed, batch=batch, held_out=held_out, model=model, device=device
+        preset or (),
+        n=n,
+        seed=seed,
+        batch=batch,
+        held_out=held_out,
+        model=model,
+        device=device,
+        dtype=dtype,
     )
     show_evaluation(result)
     if json:
@@ -129,7 +139,7 @@ def _eval(
 
 @app.command("tune")
 def _tune(
-    target: take.Target,
+    target: take.Speedup,
     out: take.PresetOut = "tuned.json",
     trials: take.Trials = 30,
     n: take.Number = 300,
@@ -172,13 +182,14 @@ def _bench(
     seed: take.Seed = 0,
     model: take.Model = "scenes",
     device: take.Device = None,
+    dtype: take.Dtype = None,
     json: take.Json = False,
 ) -> None:
     """Time eager, Inductor and presets in one interleaved run."""
     from .bench import bench
     from .tables import show_benchmark
 
-    result = bench(variants, model=model, seed=seed, batch=batch, rounds=repeats, device=device)
+    result = bench(variants, model=model, seed=seed, batch=batch, rounds=repeats, device=device, dtype=dtype)
     show_benchmark(result)
     if json:
         print_json(result)
@@ -192,6 +203,7 @@ def _explain(
     seed: take.Seed = 0,
     model: take.Model = "scenes",
     device: take.Device = None,
+    dtype: take.Dtype = None,
     html: take.Html = None,
     json: take.Json = False,
 ) -> None:
@@ -200,8 +212,33 @@ def _explain(
     from .tables import show_explanation
 
     found, result = explain(
-        prompt, preset=preset, options=option or (), seed=seed, model=model, device=device, html=html
+        prompt,
+        preset=preset,
+        options=option or (),
+        seed=seed,
+        model=model,
+        device=device,
+        dtype=dtype,
+        html=html,
     )
     show_explanation(found, result)
+    if json:
+        print_json(result)
+
+
+@app.command("convert")
+def _convert(
+    source: take.Source,
+    target: take.Target,
+    dtype: take.Converted = None,
+    max_shard_bytes: take.ShardBytes = "5GB",
+    json: take.Json = False,
+) -> None:
+    """Convert official checkpoints to safetensors; run it again to continue after an interruption."""
+    from .convert import convert
+    from .tables import show_conversion
+
+    result = convert(source, target, dtype=dtype, max_shard_bytes=max_shard_bytes)
+    show_conversion(result)
     if json:
         print_json(result)

@@ -16,11 +16,15 @@ Model = Annotated[
     typer.Option(
         "--model",
         metavar="NAME|PATH",
-        help="scenes, the path of a pipeline file, or untrained:NAME for random weights.",
+        help="scenes, a pipeline file, a folder of official weights, or untrained:NAME for random ones.",
     ),
 ]
 Device = Annotated[
     str | None, typer.Option("--device", help="cpu, cuda or cuda:N; by default CUDA where there is one.")
+]
+Dtype = Annotated[
+    str | None,
+    typer.Option("--dtype", help="float32, bfloat16 or float16; by default bfloat16 on CUDA, else float32."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="End standard output with one line of JSON.")]
 
@@ -61,7 +65,7 @@ Batch = Annotated[int, typer.Option("--batch", help="Images that are drawn toget
 HeldOut = Annotated[bool, typer.Option("--held-out", help="Only combinations that training never showed.")]
 Repeats = Annotated[int, typer.Option("--repeats", help="Timed rounds; each runs every variant once.")]
 
-Target = Annotated[
+Speedup = Annotated[
     str, typer.Option("--target", help="Dense FLOPs over pruned FLOPs of the transformer, such as 3x.")
 ]
 PresetOut = Annotated[str, typer.Option("--out", metavar="FILE.json", help="The preset file to write.")]
@@ -82,3 +86,16 @@ Budgets = Annotated[
     str, typer.Option("--budgets", help="For --table: dense over pruned FLOPs, with commas between.")
 ]
 Runs = Annotated[int, typer.Option("--runs", help="For --table: image seeds per prompt.")]
+
+Source = Annotated[
+    str, typer.Argument(metavar="SOURCE", help="A checkpoint (file, folder of shards), or a folder of parts.")
+]
+Target = Annotated[
+    str, typer.Argument(metavar="TARGET", help="A new folder, or one with this conversion interrupted.")
+]
+Converted = Annotated[
+    str | None, typer.Option("--dtype", help="float32, bfloat16 or float16; by default as in the source.")
+]
+ShardBytes = Annotated[
+    str, typer.Option("--max-shard-bytes", help="Largest file: bytes, or with a unit as in 500MB or 2GiB.")
+]

@@ -12,7 +12,7 @@ import torch
 from ..evaluation import timing
 from ..evaluation.memory import peak_bytes
 from . import figures
-from .loading import check_model, features, load
+from .loading import check_dtype, check_model, features, load
 from .progress import progress
 from .values import MODEL, check_count, check_device, check_prompts, check_seed
 from .variants import DEFAULT_VARIANTS, compiled_graphs, parse_variants, room_for_graphs
@@ -34,6 +34,7 @@ def bench(
     batch: int = 1,
     rounds: int = 5,
     device: str | None = None,
+    dtype: str | None = None,
 ) -> dict[str, Any]:
     """Time whole generations of every variant and return what `--json` prints.
 
@@ -47,8 +48,9 @@ def bench(
     check_count("batch", batch)
     check_count("repeats", rounds)
     device = check_device(device)
+    check_dtype(dtype)
     with progress("loading", doing=model):
-        dense = load(model, device)
+        dense = load(model, device, dtype, batch, for_prompts=False)
     pipes = {variant.name: variant.pipeline(dense) for variant in chosen}
     return {
         "command": "bench",

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ..evaluation import timing
 from . import figures
-from .loading import check_model, load
+from .loading import check_dtype, check_model, load
 from .progress import progress
 from .values import MODEL, check_count, check_device, check_seed
 from .variants import Variant, parse_variant, room_for_graphs
@@ -70,6 +70,7 @@ def evaluate(
     held_out: bool = False,
     model: str = MODEL,
     device: str | None = None,
+    dtype: str | None = None,
 ) -> dict[str, Any]:
     """Draw ``n`` evaluation prompts with every preset and dense, same seeds, and return what `--json` prints.
 
@@ -84,11 +85,12 @@ def evaluate(
     check_seed(seed, n)
     variants = {name: parse_variant(name) for name in presets if name != DENSE}
     device = check_device(device)
+    check_dtype(dtype)
     from ..scenes import eval_prompts
 
     prompts = eval_prompts(n, held_out=held_out)
     with progress("loading", doing=model):
-        dense = load(model, device)
+        dense = load(model, device, dtype, min(batch, n))
     pipes = {name: variant.pipeline(dense) for name, variant in {DENSE: Variant("eager"), **variants}.items()}
     tallies = run(pipes, prompts, seed=seed, batch=min(batch, n), device=device)
     tallies[DENSE].flops = [figures.count_dense_flops(dense, prompts[0].text)]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ..options import Options
 from ..presets import DEFAULT_PRESET
 from . import figures
-from .loading import check_model, load
+from .loading import check_dtype, check_model, load
 from .output import check_writable
 from .progress import progress
 from .values import MODEL, check_device, check_prompts, check_seed, parse_options
@@ -48,6 +48,7 @@ def explain(
     seed: int = 0,
     model: str = MODEL,
     device: str | None = None,
+    dtype: str | None = None,
     html: str | None = None,
 ) -> tuple[Explanation, dict[str, Any]]:
     """Draw ``prompt`` once as the options say and once dense with every entropy measured.
@@ -66,10 +67,11 @@ def explain(
     check_seed(seed)
     settings = Options.parse(parse_options(preset, options))
     device = check_device(device)
+    check_dtype(dtype)
     if html is not None:
         check_writable(Path(html).parent)
     with progress("loading", doing=model):
-        dense = load(model, device)
+        dense = load(model, device, dtype)
     with progress("explaining", 2, doing="compiling and drawing") as advance, room_for_graphs():
         with explaining(model) as found:
             pruned = Variant("pruned", "toprovar", options=settings.as_dict())

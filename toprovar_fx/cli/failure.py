@@ -23,8 +23,8 @@ EXTRAS = {
 def guarded(command: Callable[[list[str]], int], arguments: list[str]) -> int:
     """Run ``command(arguments)``, print an expected failure as one line, and return the exit code.
 
-    Errors of this package, refused command line arguments and missing extras are expected; everything else is
-    a defect and keeps its traceback.
+    Errors of this package, refused command line arguments, missing extras and paths that the system refuses
+    are expected; everything else is a defect and keeps its traceback.
     """
     try:
         return command(arguments)
@@ -40,6 +40,10 @@ def guarded(command: Callable[[list[str]], int], arguments: list[str]) -> int:
             f"error: {EXTRAS[extra]} needs {extra}; install it with: pip install 'toprovar-fx[demo]'",
             REFUSED,
         )
+    except OSError as error:
+        if error.filename is None:
+            raise
+        return _tell(f"error: cannot use '{error.filename}': {error.strerror}", REFUSED)
     except Exception as error:
         # Typer's exceptions moved between modules over its versions, so they are known by what they offer.
         if type(error).__name__ == "Abort":

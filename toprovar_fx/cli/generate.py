@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..evaluation import timing
 from . import figures, sheet, verdict
-from .loading import check_model, load
+from .loading import check_dtype, check_model, load
 from .output import plan_files, write_png
 from .progress import progress
 from .values import (
@@ -47,6 +47,7 @@ class Request:
         out: a PNG file for one prompt, or a folder.
         model: a shipped model's name, or the path of a checkpoint.
         device: None is CUDA where there is one.
+        dtype: of the weights; None is bfloat16 on CUDA, else float32.
     """
 
     prompts: Sequence[str]
@@ -60,6 +61,7 @@ class Request:
     out: str | None = None
     model: str = MODEL
     device: str | None = None
+    dtype: str | None = None
 
 
 def generate(request: Request) -> dict[str, Any]:
@@ -75,12 +77,13 @@ def generate(request: Request) -> dict[str, Any]:
     check_choice("against", request.against, ("inductor", "eager"))
     options = parse_options(request.preset, request.options)
     device = check_device(request.device)
+    check_dtype(request.dtype)
     kind = "-compare" if request.compare else ""
     names = [f"{slug(text)}-{request.seed + index}{kind}" for index, text in enumerate(request.prompts)]
     files = plan_files(request.out, names)
 
     with progress("loading", doing=request.model):
-        dense = load(request.model, device)
+        dense = load(request.model, device, request.dtype, len(request.prompts))
     result: dict[str, Any] = {"command": "generate", "model": request.model, "device": device}
     if request.compare:
         return {**result, "images": _compare(request, dense, options, files, device)}

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from ..errors import OutputError
+from ..loading.writing import check_writable as check_writable
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -27,11 +28,13 @@ def plan_files(out: str | None, names: list[str]) -> list[Path]:
         names: file names without suffix, one per image.
 
     Raises:
-        OutputError: ``names`` is empty, ``out`` has another suffix, names one file for several images, or is
-            in a folder that cannot be written.
+        OutputError: ``names`` or ``out`` is empty, ``out`` has another suffix, names one file for several
+            images, or is in a folder that cannot be written.
     """
     if not names:
         raise OutputError("there is no image to write, expected at least one prompt")
+    if out is not None and not out.strip():
+        raise OutputError(f"cannot write to '{out}', expected a path ending in {SUFFIX} or a folder")
     path = Path(out if out is not None else ".")
     if path.is_dir() or not path.suffix:
         check_writable(path)
@@ -42,25 +45,6 @@ def plan_files(out: str | None, names: list[str]) -> list[Path]:
         raise OutputError(f"cannot write {len(names)} images into the one file '{path}', expected a folder")
     check_writable(path.parent)
     return [path]
-
-
-def check_writable(folder: Path) -> None:
-    """Raise `OutputError` unless a file can be made in ``folder``, or in the parent it would be made in.
-
-    A file is really made and removed again: permissions alone say nothing about read-only file systems.
-    """
-    existing = folder
-    while not existing.exists() and existing != existing.parent:
-        existing = existing.parent
-    if not existing.is_dir():
-        raise OutputError(f"cannot write into '{folder}': '{existing}' is a file, expected a folder")
-    try:
-        with tempfile.TemporaryFile(dir=existing):
-            pass
-    except OSError as error:
-        raise OutputError(
-            f"cannot write into '{folder}', expected a writable folder: {error.strerror}"
-        ) from error
 
 
 def write_file(path: Path, write: Callable[[IO[bytes]], object]) -> None:

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from ..loading.writing import gib
 from .generate import speed_in_words
 
 if TYPE_CHECKING:
@@ -106,6 +107,15 @@ def show_explanation(found: Explanation, result: Mapping[str, Any]) -> None:
         scales = [f"{height}x{width}" for height, width in result["scales"]]
         title = "mean attention entropy in nats (dense), by layer and scale; R: 0 global, 1 detail"
         _table(title, ["R", *scales], rows)
+
+
+def show_conversion(result: Mapping[str, Any]) -> None:
+    """Print one line, and what to do with the folder."""
+    files, written = len(result["files"]), len(result["written"])
+    before = f", {files - written} of them by an earlier run" if written < files else ""
+    print(f"{result['target']}  {files} files{before}, {gib(result['bytes'])}, every hash verified")
+    if result["is_pipeline"]:
+        print(f"load it with --model {result['target']}, or InfinityPipeline.from_pretrained")
 
 
 def _two_digits(value: float | None) -> str:

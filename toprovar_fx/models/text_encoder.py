@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import importlib.util
+import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..errors import OptionError, PromptError
+from ..errors import CheckpointError, OptionError, PromptError
 from .text import TextFeatures, padding_mask
 
 
@@ -118,47 +121,107 @@ class SceneTextEncoder(nn.Module):
         return TextFeatures(self(ids.to(device), lengths), lengths)
 
 
-class T5TextEncoder:
-    """The T5 encoder of the official models (flan-t5-xl), through ``transformers``."""
+def default_t5_dtype(device: torch.device | str) -> torch.dtype:
+    """Float16 as upstream, float32 on a CPU."""
+    return torch.float32 if torch.device(device).type == "cpu" else torch.float16
 
-    def __init__(self, tokenizer: Any, encoder: Any, max_tokens: int = 512) -> None:
+
+def require_transformers() -> None:
+    """Raise ``OptionError`` unless ``transformers`` is installed, without importing it."""
+    if importlib.util.find_spec("transformers") is None:
+        raise OptionError("the T5 text encoder needs transformers: pip install 'toprovar-fx[text]'")
+
+
+class T5TextEncoder:
+    """The T5 encoder of the official models (flan-t5-xl), through ``transformers``.
+
+    Attributes:
+        tokenizer, encoder: of ``transformers``.
+        max_tokens: longest prompt in tokens, its end token included.
+        truncate: cut longer prompts to ``max_tokens`` with a warning, as upstream does without one; False
+            refuses them.
+    """
+
+    def __init__(self, tokenizer: Any, encoder: Any, max_tokens: int = 512, truncate: bool = False) -> None:
         """Wrap a tokenizer and an encoder model of ``transformers``."""
         self.tokenizer = tokenizer
         self.encoder = encoder
         self.max_tokens = max_tokens
+        self.truncate = truncate
 
     @classmethod
     def from_folder(
-        cls, folder: str, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float16
+        cls,
+        folder: str | Path,
+        *,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype | None = None,
+        truncate: bool = False,
     ) -> T5TextEncoder:
-        """Load tokenizer and encoder from a local folder; nothing is downloaded.
+        """Load tokenizer and encoder from a local folder; nothing is downloaded, no code in it is run.
+
+        Args:
+            folder: ``config.json``, weights and tokenizer files, as ``transformers`` lays them out.
+            device: of the encoder.
+            dtype: of the encoder; float16 as upstream, float32 on a CPU.
+            truncate: see the attribute.
 
         Raises:
-            OptionError: ``transformers`` is not installed.
+            OptionError: the extra ``text`` is not installed.
+            CheckpointError: the folder is not there, or lacks a file or weights.
         """
+        require_transformers()
+        from transformers import AutoTokenizer, T5EncoderModel
+
+        if not Path(folder).is_dir():
+            raise CheckpointError(
+                f"text encoder {folder} does not exist: expected the folder of a T5 encoder"
+            )
+        dtype = default_t5_dtype(device) if dtype is None else dtype
+        local = {"local_files_only": True, "trust_remote_code": False}
         try:
-            from transformers import AutoTokenizer, T5EncoderModel
-        except ImportError:
-            raise OptionError("the T5 text encoder needs transformers: pip install transformers") from None
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, legacy=True)
-        encoder = T5EncoderModel.from_pretrained(folder, local_files_only=True, torch_dtype=dtype)
-        return cls(tokenizer, encoder.to(device).eval().requires_grad_(False))
+            tokenizer = AutoTokenizer.from_pretrained(str(folder), **local)
+            encoder, found = T5EncoderModel.from_pretrained(
+                str(folder), dtype=dtype, weights_only=True, output_loading_info=True, **local
+            )
+        except Exception as error:  # of several libraries, in many lines
+            text = " ".join(str(error).split())[:200]
+            raise CheckpointError(f"text encoder {folder} cannot be loaded: {text}") from None
+        absent = sorted(map(str, [*found["missing_keys"], *found["mismatched_keys"]]))
+        if absent:  # transformers would go on with random weights
+            raise CheckpointError(
+                f"text encoder {folder}: {len(absent)} weights are missing or mis-shaped, "
+                f"such as {', '.join(absent[:3])}"
+            )
+        return cls(tokenizer, encoder.to(device).eval().requires_grad_(False), truncate=truncate)
+
+    def to(self, device: torch.device | str) -> T5TextEncoder:
+        """Move the encoder; returns itself."""
+        self.encoder.to(device)
+        return self
 
     def encode_prompts(self, prompts: Sequence[str]) -> TextFeatures:
         """Encode prompts, padded to the longest.
 
         Raises:
-            PromptError: a prompt is empty or longer than ``max_tokens`` tokens.
+            PromptError: a prompt is empty, or longer than ``max_tokens`` tokens and not to be truncated.
         """
         for prompt in prompts:
             if not prompt.strip():
                 raise PromptError(f"prompt {prompt!r} is empty: expected some text")
         tokens = self.tokenizer(list(prompts), padding=True, return_tensors="pt")
-        lengths = tokens.attention_mask.sum(-1)
-        longest = int(lengths.max())
+        longest = int(tokens.attention_mask.sum(-1).max())
         if longest > self.max_tokens:
-            raise PromptError(f"prompt of {longest} tokens: expected at most {self.max_tokens}")
+            if not self.truncate:
+                raise PromptError(f"prompt of {longest} tokens: expected at most {self.max_tokens}")
+            warnings.warn(
+                f"prompt of {longest} tokens cut to {self.max_tokens}: what comes after is not drawn",
+                stacklevel=2,
+            )
+            tokens = self.tokenizer(
+                list(prompts), padding=True, truncation=True, max_length=self.max_tokens, return_tensors="pt"
+            )
         device = self.encoder.device
         mask = tokens.attention_mask.to(device)
         encoded = self.encoder(input_ids=tokens.input_ids.to(device), attention_mask=mask)
-        return TextFeatures(encoded.last_hidden_state, lengths.to(device))
+        return TextFeatures(encoded.last_hidden_state, mask.sum(-1))

@@ -1,0 +1,259 @@
+"""The files of a checkpoint, and their contents without ever running their code.
+
+Only tensors and plain containers are read: `.safetensors` by its own reader, files of `torch.save` by torch's
+weights-only unpickler, which knows no class but tensors and containers. What else a pickle names is refused.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import pickle
+import re
+import warnings
+import zipfile
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.serialization import skip_data
+
+from ..errors import CheckpointError
+
+State = dict[str, Tensor]
+
+TORCH_SUFFIXES = (".pth", ".pt", ".bin")
+SUFFIXES = (".safetensors", *TORCH_SUFFIXES)
+# Written by a conversion before its first shard, so that half of one is never taken for a whole checkpoint.
+CONVERSION = "conversion.json"
+
+# Where official files keep the weights; the first path that exists is taken. Where there are averaged weights
+# too, upstream's inference takes the plain ones (run_infinity.py: gpt_fsdp; bsq_vae/vae.py: ema="no").
+_NESTING = (
+    ("trainer", "gpt_fsdp"),
+    ("trainer", "gpt_ema_fsdp"),
+    ("vae",),
+    ("ema",),
+    ("state_dict",),
+    ("model",),
+)
+_SHARD = re.compile(r"-(\d{5})-of-(\d{5})$")
+_NAMED_IN_ERRORS = 3
+# The older format of torch.save starts with this number, pickled; any other pickle is none of its files.
+_TORCH_MAGIC = 0x1950A86A20F9469CFC6C.to_bytes(10, "little")
+_TORCH_MAGIC_WITHIN = 32
+# In front of every storage of the older format.
+_STORAGE_SIZE_BYTES = 8
+_LFS_POINTER = b"version https://git-lfs"
+
+
+def shard_files(path: Path) -> list[Path]:
+    """List the files of a checkpoint: itself, those of its index, or a folder's of the first kind there is.
+
+    Raises:
+        CheckpointError: nothing is there, a conversion has not finished, or a shard is missing.
+    """
+    if not path.exists():
+        raise CheckpointError(f"checkpoint {path} does not exist: expected a file or folder with {kinds()}")
+    if path.is_file():
+        return [path]
+    refuse_unfinished(path)
+    indexes = sorted(path.glob("*.index.json"))
+    if indexes:
+        return _indexed(path, indexes[0])
+    for suffix in SUFFIXES:
+        files_of_kind = sorted(path.glob(f"*{suffix}"))
+        if files_of_kind:
+            _check_numbers(path, files_of_kind)
+            return files_of_kind
+    raise CheckpointError(f"folder {path} holds no checkpoint: expected files {kinds()}")
+
+
+def refuse_unfinished(folder: Path) -> None:
+    """Raise ``CheckpointError`` if a conversion into ``folder``, or into the folder above, did not finish."""
+    for target in (folder, folder.parent):
+        record = target / CONVERSION
+        if record.is_file() and not read_json(record).get("complete"):
+            raise CheckpointError(
+                f"the conversion into {target} has not finished: run `toprovar convert` again, it continues"
+            )
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        CheckpointError: it cannot be read, or is none.
+    """
+    try:
+        content = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"file {file}: expected JSON ({one_line(error)})") from None
+    if not isinstance(content, dict):
+        raise CheckpointError(f"file {file} holds a {type(content).__name__}: expected a JSON object")
+    return content
+
+
+def read_tensors(file: Path) -> State:
+    """Read one file into CPU memory, mapped from the file where its format allows it.
+
+    Raises:
+        CheckpointError: unknown kind, damaged or truncated, or a pickle of more than tensors.
+    """
+    if kind_of(file) == ".safetensors":
+        return _read_safetensors(file)
+    return tensors_of(load_torch(file), file)
+
+
+def kind_of(file: Path) -> str:
+    """Return the suffix of a checkpoint file.
+
+    Raises:
+        CheckpointError: it is none of ``SUFFIXES``, or a Git LFS pointer stands where the file should be.
+    """
+    if file.suffix not in SUFFIXES:
+        raise CheckpointError(f"checkpoint {file}: unknown kind {file.suffix!r}, expected one of {kinds()}")
+    try:
+        with file.open("rb") as stream:
+            pointer = stream.read(len(_LFS_POINTER)) == _LFS_POINTER
+    except OSError as error:
+        raise CheckpointError(f"checkpoint {file} cannot be read: {error.strerror}") from None
+    if pointer:
+        raise CheckpointError(f"checkpoint {file} is a Git LFS pointer: expected the file it points to")
+    return file.suffix
+
+
+def load_torch(file: Path) -> Any:
+    """Read what ``torch.save`` wrote; the data of the zip format are mapped, the older one is read whole."""
+    zipped = _is_zip(file)
+    with _refusing(file):
+        return torch.load(file, map_location="cpu", weights_only=True, mmap=zipped)
+
+
+def load_torch_header(file: Path) -> State:
+    """Read the tensors of a ``torch.save`` file without their content, which stays on disk.
+
+    Raises:
+        CheckpointError: as ``read_tensors``; an end that is missing is noticed as well.
+    """
+    zipped = _is_zip(file)
+    with _refusing(file), file.open("rb") as stream, skip_data():
+        content = torch.load(stream, map_location="meta" if zipped else "cpu", weights_only=True)
+        header_bytes = stream.tell()
+    state = tensors_of(content, file)
+    if (
+        not zipped
+    ):  # the zip format has its directory at the end, so that has been read; this one has data there
+        storages = [tensor.untyped_storage() for tensor in state.values()]
+        distinct = {storage.data_ptr(): storage.nbytes() for storage in storages}
+        needed = header_bytes + sum(_STORAGE_SIZE_BYTES + nbytes for nbytes in distinct.values() if nbytes)
+        if needed > file.stat().st_size:
+            raise CheckpointError(f"checkpoint {file} is damaged or truncated: expected {needed} bytes")
+    return state
+
+
+def _is_zip(file: Path) -> bool:
+    """Tell the two formats of ``torch.save`` apart; whatever else a pickle holds is not even looked at."""
+    with _refusing(file):  # a damaged directory of a zip file raises here already
+        if zipfile.is_zipfile(file):
+            return True
+    with file.open("rb") as stream:
+        if _TORCH_MAGIC not in stream.read(_TORCH_MAGIC_WITHIN):
+            raise CheckpointError(
+                f"checkpoint {file} is damaged or truncated, or holds other pickled objects: refused, "
+                "expected a file of torch.save with tensors only"
+            )
+    return False
+
+
+@contextlib.contextmanager
+def _refusing(file: Path) -> Iterator[None]:
+    """Turn what a parser says of a bad file into one line; damage can surface as any exception."""
+    try:
+        with warnings.catch_warnings():
+            # That a pickle has another protocol than torch's own; what cannot be read says so itself.
+            warnings.simplefilter("ignore", UserWarning)
+            yield
+    except pickle.UnpicklingError as error:
+        if "GLOBAL" in str(error):
+            raise CheckpointError(
+                f"checkpoint {file} holds pickled objects: refused, expected tensors only"
+            ) from None
+        raise CheckpointError(
+            f"checkpoint {file} is damaged or truncated, or holds more than tensors: refused"
+        ) from None
+    except Exception as error:
+        raise CheckpointError(f"checkpoint {file} is damaged or truncated: {one_line(error)}") from None
+
+
+def tensors_of(content: Any, file: Path) -> State:
+    """Descend into an official nesting and keep the tensors.
+
+    Raises:
+        CheckpointError: there is no dict of tensors.
+    """
+    for keys in _NESTING:
+        inner = content
+        for key in keys:
+            inner = inner.get(key) if isinstance(inner, Mapping) else None
+        if isinstance(inner, Mapping):
+            content = inner
+            break
+    if not isinstance(content, Mapping):
+        raise CheckpointError(
+            f"checkpoint {file} holds a {type(content).__name__}: expected a dict of tensors"
+        )
+    return {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
+
+
+def kinds() -> str:
+    """Name the suffixes that are known."""
+    return ", ".join(SUFFIXES)
+
+
+def some(names: Iterable[str]) -> str:
+    """Name the first few, and say how many more there are."""
+    names = sorted(names)
+    more = len(names) - _NAMED_IN_ERRORS
+    return ", ".join(names[:_NAMED_IN_ERRORS]) + (f" and {more} more" if more > 0 else "")
+
+
+def one_line(error: BaseException) -> str:
+    """Return the message of an error as one line of at most 200 characters."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def _indexed(folder: Path, index: Path) -> list[Path]:
+    try:
+        files = set(json.loads(index.read_text())["weight_map"].values())
+        shards = [folder / Path(file).name for file in sorted(files)]
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise CheckpointError(f"index {index}: expected JSON with a weight_map ({error})") from None
+    missing = [shard.name for shard in shards if not shard.is_file()]
+    if missing:
+        raise CheckpointError(f"checkpoint {folder}: {some(missing)} of {len(shards)} shards missing")
+    return shards
+
+
+def _check_numbers(folder: Path, files: list[Path]) -> None:
+    """Without an index the names of the shards say how many there must be."""
+    numbered = [match for file in files if (match := _SHARD.search(file.stem))]
+    expected = max((int(match[2]) for match in numbered), default=0)
+    missing = set(range(1, expected + 1)) - {int(match[1]) for match in numbered}
+    if missing:
+        names = some(f"number {number}" for number in missing)
+        raise CheckpointError(f"checkpoint {folder}: {names} of {expected} shards missing")
+
+
+def _read_safetensors(file: Path) -> State:
+    try:
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+    except ImportError:
+        raise CheckpointError(f"reading {file.name} needs safetensors: pip install safetensors") from None
+    try:
+        return load_file(file)
+    except SafetensorError as error:
+        raise CheckpointError(f"checkpoint {file} is damaged or truncated: {one_line(error)}") from None
