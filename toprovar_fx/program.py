@@ -6,11 +6,12 @@ import weakref
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, TypeVar
 
-from torch import fx
+from torch import fx, nn
 
 from ._torch_private import compile_id
 from .analysis.reasons import Fallback
 from .analysis.shapes import shape_of
+from .calibration.identity import model_identity
 from .cost.expressions import Sizes
 from .cost.generation import GenerationPrice
 from .cost.scale_sizes import ScaleSizes
@@ -60,6 +61,8 @@ class StepProgram:
         self._graphs = step_graphs([(site.layer, step.module(site)) for site in step.sites], self._rest)
         self._rows, self._length = (spec_of(facts.hidden).shape or ())[:2]
         self._slots = {shape_of(write.cache)[write.axis] for write in facts.writes}
+        self._parameters: tuple[weakref.ref[Any], ...] = ()
+        self._identity: str | None = None
         self._budget = None if options.budget is None else StepBudget(self._graphs, self._rows, self._length)
 
     def __call__(self, *arguments: Any) -> Any:
@@ -79,9 +82,34 @@ class StepProgram:
         if controller is not None and not controller.ledger.prunable:
             controller.ledger.prunable = True
             controller.ledger.fallbacks.extend(self._fallbacks)
+            self._recognise(controller, arguments)
         if controller is not None and self._budget is not None:
             controller.ration(self._budget, dict(self._read_sizes(arguments)))
         return self.step.graph(*arguments)
+
+    def identity(self) -> str:
+        """Identity of the weights that the step ran with last; reads them from the device once."""
+        if self._identity is None:
+            parameters = [
+                parameter for parameter in (ref() for ref in self._parameters) if parameter is not None
+            ]
+            self._identity = model_identity(parameters, len(self.step.sites))
+        return self._identity
+
+    def _recognise(self, controller: Controller, arguments: tuple[Any, ...]) -> None:
+        """Note whose weights a generation runs with, and refuse a profile of others.
+
+        Parameters are inputs of the graph, so one program may serve several models.
+        """
+        given = [value for value in arguments if isinstance(value, nn.Parameter)]
+        given = given or list(self.step.graph.parameters())
+        known = [ref() for ref in self._parameters]
+        if len(known) != len(given) or any(a is not b for a, b in zip(known, given, strict=True)):
+            self._parameters, self._identity = tuple(weakref.ref(value) for value in given), None
+        controller.ledger.model = self.identity
+        running = current_generation()
+        if self.options.calibrated is not None and running is not None:
+            self.options.calibrated.refuse_other(self.identity(), len(self.step.sites), running.schedule)
 
     def price(
         self,
