@@ -52,13 +52,6 @@ class Options:
         DEFAULT_PRESET, check.choice(*PRESETS), "Starting values; other options override it.", compare=False
     )
 
-    profile: str | None = _option(
-        None,
-        check.text(optional=True),
-        "File of `toprovar calibrate`: D, R and K as measured once, instead of online.",
-        compare=False,
-    )
-
     prune_scales: bool = _option(
         True,
         check.flag(),
@@ -196,6 +189,13 @@ class Options:
     )
     batch_rule: Literal["mean", "max"] = _option(
         "mean", check.choice("mean", "max"), "How K of different samples becomes one; D is always the latest."
+    )
+
+    profile: str | None = _option(
+        None,
+        check.text(optional=True),
+        "File of `toprovar calibrate`: D, R and K as measured once, instead of online.",
+        compare=False,
     )
 
     passes: tuple[str, ...] = _option(

@@ -61,7 +61,7 @@ class StepProgram:
         self._graphs = step_graphs([(site.layer, step.module(site)) for site in step.sites], self._rest)
         self._rows, self._length = (spec_of(facts.hidden).shape or ())[:2]
         self._slots = {shape_of(write.cache)[write.axis] for write in facts.writes}
-        self._parameters: tuple[weakref.ref[Any], ...] = ()
+        self._weights: list[tuple[weakref.ref[nn.Parameter], int | None]] = []
         self._identity: str | None = None
         self._budget = None if options.budget is None else StepBudget(self._graphs, self._rows, self._length)
 
@@ -88,24 +88,27 @@ class StepProgram:
         return self.step.graph(*arguments)
 
     def identity(self) -> str:
-        """Identity of the weights that the step ran with last; reads them from the device once."""
+        """Identity of the weights that the step ran with last; read from the device once."""
         if self._identity is None:
-            parameters = [
-                parameter for parameter in (ref() for ref in self._parameters) if parameter is not None
-            ]
-            self._identity = model_identity(parameters, len(self.step.sites))
+            found = [ref() for ref, _ in self._weights]
+            alive = [parameter for parameter in found if parameter is not None]
+            self._identity = model_identity(alive, len(self.step.sites))
         return self._identity
 
     def _recognise(self, controller: Controller, arguments: tuple[Any, ...]) -> None:
         """Note whose weights a generation runs with, and refuse a profile of others.
 
-        Parameters are inputs of the graph, so one program may serve several models.
+        Parameters are inputs of the graph: one program may serve several models, or a model that changed.
         """
         given = [value for value in arguments if isinstance(value, nn.Parameter)]
         given = given or list(self.step.graph.parameters())
-        known = [ref() for ref in self._parameters]
-        if len(known) != len(given) or any(a is not b for a, b in zip(known, given, strict=True)):
-            self._parameters, self._identity = tuple(weakref.ref(value) for value in given), None
+        states = [(value, None if value.is_inference() else value._version) for value in given]
+        known = [(ref(), version) for ref, version in self._weights]
+        same = len(known) == len(states) and all(
+            before is now and old == new for (before, old), (now, new) in zip(known, states, strict=True)
+        )
+        if not same:
+            self._weights, self._identity = [(weakref.ref(value), state) for value, state in states], None
         controller.ledger.model = self.identity
         running = current_generation()
         if self.options.calibrated is not None and running is not None:

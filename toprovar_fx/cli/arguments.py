@@ -60,3 +60,20 @@ Number = Annotated[int, typer.Option("--n", help="Number of prompts; the six cat
 Batch = Annotated[int, typer.Option("--batch", help="Images that are drawn together.")]
 HeldOut = Annotated[bool, typer.Option("--held-out", help="Only combinations that training never showed.")]
 Repeats = Annotated[int, typer.Option("--repeats", help="Timed rounds; each runs every variant once.")]
+
+CalibratedModel = Annotated[
+    str,
+    typer.Argument(metavar="MODEL", help="scenes, the path of a pipeline file, or untrained:NAME."),
+]
+PromptFile = Annotated[
+    str, typer.Option("--prompts", metavar="FILE", help="A text file with one prompt a line.")
+]
+FirstPrompts = Annotated[int | None, typer.Option("--n", help="Use the first N prompts; all by default.")]
+ProfileOut = Annotated[str, typer.Option("--out", metavar="FILE", help="Where the profile is written.")]
+Criterion = Annotated[
+    str | None, typer.Option("--preset", help="What is calibrated: criterion (the default) or literal.")
+]
+Plots = Annotated[
+    str | None,
+    typer.Option("--plots", metavar="FOLDER", help="Also draw entropy and rho per scale, roles and maps."),
+]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from .generate import speed_in_words
 
 if TYPE_CHECKING:
+    from ..calibration.profile import Profile
     from ..explanation import Explanation
 
 NARROWEST = 140  # columns where standard output is no terminal
@@ -106,6 +107,29 @@ def show_explanation(found: Explanation, result: Mapping[str, Any]) -> None:
         scales = [f"{height}x{width}" for height, width in result["scales"]]
         title = "mean attention entropy in nats (dense), by layer and scale; R: 0 global, 1 detail"
         _table(title, ["R", *scales], rows)
+
+
+def show_calibration(profile: Profile, result: Mapping[str, Any]) -> None:
+    """Print D, the agreement of the images with it, and per layer R and the tokens kept."""
+    scales = list(profile.kept)
+    sides = profile.schedule.sides
+    rows = {
+        f"{layer}": [
+            f"{role:.2f}",
+            *(_share(profile.kept[scale][layer] / profile.schedule.tokens[scale]) for scale in scales),
+        ]
+        for layer, role in enumerate(profile.scope)
+    }
+    depth = "not reached, nothing is pruned" if profile.depth is None else f"scale {profile.depth}"
+    shares = ", ".join(f"{name} {_share(value)}" for name, value in result["agreement"].items())
+    _table(
+        f"depth D: {depth}; of {profile.observed.images} images decide alike: {shares}",
+        ["R", *(f"{sides[scale][0]}x{sides[scale][1]}" for scale in scales)],
+        rows,
+    )
+    print(f"profile: {result['profile']}; use it with --option profile={result['profile']}")
+    for path in result["plots"]:
+        print(f"plot: {path}")
 
 
 def _two_digits(value: float | None) -> str:
