@@ -180,6 +180,21 @@ def test_a_profile_of_another_model_or_schedule_is_refused(profile: str) -> None
         traced("infinity")({"profile": profile}, schedule=WIDE)
 
 
+def test_a_file_that_changed_after_compilation_is_refused(profile: str, tmp_path: Path) -> None:
+    path = tmp_path / "profile.json"
+    path.write_text(Path(profile).read_text())
+    options = {"profile": str(path)}
+    traced("infinity")(options)
+    # A record that was made before the file changes stands for what Dynamo finds by the options' text.
+    record = Options.parse({"lowering": "eager", **options})
+    path.write_text(Path(profile).read_text() + " ")
+    assert record.calibrated is not None
+    with pytest.raises(ProfileError, match=r"has changed since the model was compiled"):
+        record.calibrated.refuse_stale()
+    path.unlink()
+    record.calibrated.refuse_stale()
+
+
 def test_weights_that_changed_in_place_are_other_weights(profile: str) -> None:
     weight = traced("infinity").subject.model.head.weight
     traced("infinity")({"profile": profile})

@@ -15,7 +15,7 @@ from .calibration.identity import model_identity
 from .cost.expressions import Sizes
 from .cost.generation import GenerationPrice
 from .cost.scale_sizes import ScaleSizes
-from .errors import OptionError
+from .errors import OptionError, ProfileError
 from .lowering.region import Region
 from .lowering.rest import RegionModule
 from .lowering.sizes import SizeReader, graph_specs, spec_of, traced_sizes
@@ -62,6 +62,7 @@ class StepProgram:
         self._rows, self._length = (spec_of(facts.hidden).shape or ())[:2]
         self._slots = {shape_of(write.cache)[write.axis] for write in facts.writes}
         self._weights: list[tuple[weakref.ref[nn.Parameter], int | None]] = []
+        self._parameters_at: list[int] | None = None
         self._identity: str | None = None
         self._budget = None if options.budget is None else StepBudget(self._graphs, self._rows, self._length)
 
@@ -80,18 +81,23 @@ class StepProgram:
         if controller is not None:
             controller.enter()
         if controller is not None and not controller.ledger.prunable:
+            self._recognise(controller, arguments)
             controller.ledger.prunable = True
             controller.ledger.fallbacks.extend(self._fallbacks)
-            self._recognise(controller, arguments)
         if controller is not None and self._budget is not None:
             controller.ration(self._budget, dict(self._read_sizes(arguments)))
         return self.step.graph(*arguments)
 
     def identity(self) -> str:
-        """Identity of the weights that the step ran with last; read from the device once."""
+        """Identity of the weights that the step ran with last; read from the device once.
+
+        Raises:
+            ProfileError: they are not there any more.
+        """
         if self._identity is None:
-            found = [ref() for ref, _ in self._weights]
-            alive = [parameter for parameter in found if parameter is not None]
+            alive = [parameter for parameter in (ref() for ref, _ in self._weights) if parameter is not None]
+            if len(alive) < len(self._weights):
+                raise ProfileError("the model is gone: expected its generations to be added while it exists")
             self._identity = model_identity(alive, len(self.step.sites))
         return self._identity
 
@@ -100,8 +106,11 @@ class StepProgram:
 
         Parameters are inputs of the graph: one program may serve several models, or a model that changed.
         """
-        given = [value for value in arguments if isinstance(value, nn.Parameter)]
-        given = given or list(self.step.graph.parameters())
+        if self._parameters_at is None:
+            self._parameters_at = [
+                at for at, value in enumerate(arguments) if isinstance(value, nn.Parameter)
+            ]
+        given = [arguments[at] for at in self._parameters_at] or list(self.step.graph.parameters())
         states = [(value, None if value.is_inference() else value._version) for value in given]
         known = [(ref(), version) for ref, version in self._weights]
         same = len(known) == len(states) and all(
@@ -112,6 +121,7 @@ class StepProgram:
         controller.ledger.model = self.identity
         running = current_generation()
         if self.options.calibrated is not None and running is not None:
+            self.options.calibrated.refuse_stale()
             self.options.calibrated.refuse_other(self.identity(), len(self.step.sites), running.schedule)
 
     def price(

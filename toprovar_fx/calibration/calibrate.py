@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from .._torch_private import recompile_limit
 from ..errors import PromptError
 from ..models.text import TextFeatures
 from ..options import Options
@@ -72,7 +73,7 @@ def draw(
     measured = copy.copy(pipe)
     dense = getattr(pipe.transformer, "_orig_mod", pipe.transformer)
     measured.transformer = torch.compile(dense, backend=toprovar, options=calibration.options)
-    with torch._dynamo.config.patch(recompile_limit=_RECOMPILE_LIMIT):
+    with recompile_limit(_RECOMPILE_LIMIT):
         for start, part in _batches(prompts, batch):
             output = measured(part, seed=seed + start)
             calibration.add(output.report)

@@ -93,6 +93,7 @@ def layer_roles(profile: Profile) -> Figure:
         shown = axes.imshow(values, vmin=0, vmax=1, aspect="auto", cmap="viridis")
         axes.set_title(title)
         axes.set_ylabel("layer")
+        axes.yaxis.get_major_locator().set_params(integer=True)
         _name_scales(axes, profile)
         figure.colorbar(shown, ax=axes)
     fraction = profile.settings["representative_scale"]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import hashlib
+from dataclasses import dataclass, field
+from pathlib import Path
 
 from ..errors import ProfileError
 from ..schedules import Schedule, Side
@@ -55,12 +57,29 @@ class Calibrated:
     Attributes:
         name: path of the profile.
         model, layers, sides: identity of the weights, number of layers and scales that it was measured with.
+        digest: SHA-256 of the file, empty without one.
     """
 
     name: str
     model: str
     layers: int
     sides: tuple[Side, ...]
+    digest: str = field(default="", compare=False)
+
+    def refuse_stale(self) -> None:
+        """Refuse to run where the file has changed since the model was compiled with it.
+
+        Dynamo finds compiled code by the options' text, so it cannot see such a change.
+
+        Raises:
+            ProfileError: the file holds something else now.
+        """
+        now = file_digest(self.name)
+        if now and self.digest and now != self.digest:
+            raise ProfileError(
+                f"profile='{self.name}': the file has changed since the model was compiled with it; expected "
+                "a call of torch.compiler.reset() in between, or another file"
+            )
 
     def refuse_other(self, model: str, layers: int, schedule: Schedule) -> None:
         """Refuse to decide for anything else than was measured.
@@ -110,7 +129,19 @@ def option_values(profile: Profile, name: str) -> tuple[dict[str, object], dict[
         bound["layer_scope"], bound["scope_values"] = "fixed", profile.scope
     if profile.depth is None and carried["scale_exit"] == "depth":
         carried["scale_exit"] = None
-    return bound, carried, Calibrated(name, profile.model, profile.layers, profile.schedule.sides)
+    return (
+        bound,
+        carried,
+        Calibrated(name, profile.model, profile.layers, profile.schedule.sides, file_digest(name)),
+    )
+
+
+def file_digest(path: str) -> str:
+    """SHA-256 of a file; empty where it cannot be read."""
+    try:
+        return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    except OSError:
+        return ""
 
 
 def _sides(sides: tuple[Side, ...]) -> str:
