@@ -10,6 +10,7 @@ What is used and why:
 - `TorchDispatchMode`, operator schemas and storage identities: which operators ran, what they read and write.
 - `torch._dynamo.exc`: what Dynamo raises when it cannot trace a function, told from what the function raises.
 - `registry`: whether torch was asked for the backend by its name.
+- `torch._dynamo.config.patch`: how many graphs of one function there may be.
 - `maybe_mark_dynamic`: sizes that differ between two calls are symbols from the first trace on.
 """
 
@@ -20,6 +21,7 @@ import logging
 import threading
 import types
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import sympy
@@ -354,3 +356,9 @@ def varies(tensor: torch.Tensor, dimension: int) -> torch.Tensor:
 def named_as_backend(name: str) -> bool:
     """Whether `torch.compile` looked a backend up by this name in this process."""
     return name in registry._COMPILER_FNS
+
+
+def recompile_limit(limit: int) -> AbstractContextManager[object]:
+    """Let Dynamo make up to `limit` graphs of one function in the block."""
+    patched: AbstractContextManager[object] = torch._dynamo.config.patch(recompile_limit=limit)
+    return patched

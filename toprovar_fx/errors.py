@@ -17,6 +17,10 @@ class OptionError(ToProVARError):
     """A backend option has an unknown name, or a value of the wrong type or out of range."""
 
 
+class ProfileError(OptionError):
+    """A calibration profile cannot be read, or is not of this model, schedule or setting."""
+
+
 class PromptError(ToProVARError):
     """A prompt is empty, too long or holds a word the text encoder does not know."""
 

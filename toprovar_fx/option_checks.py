@@ -174,7 +174,7 @@ def layer_list(*words: str) -> Check:
 
 
 def ratios(*, optional: bool = False, ascending: bool = False) -> Check:
-    """Accept a non-empty sequence of numbers from 0 to 1; ``ascending``: growing ones above 0 only."""
+    """Accept a non-empty sequence of numbers from 0 to 1; ``ascending``: growing ones above 0, 1 is added."""
     expected = ("strictly ascending numbers above 0 up to 1" if ascending else "numbers from 0 to 1") + (
         " or None" if optional else ""
     )
@@ -188,7 +188,7 @@ def ratios(*, optional: bool = False, ascending: bool = False) -> Check:
         if ascending and (result[0] <= 0 or any(a >= b for a, b in pairwise(result))):
             tidy = tuple(sorted({ratio for ratio in result if ratio > 0})) or (1.0,)
             raise reject(name, value, f"a non-empty sequence of {expected}", tidy)
-        return result
+        return (*result, 1.0) if ascending and result[-1] < 1 else result
 
     return Check(f"sequence of {expected}", apply)
 

@@ -11,9 +11,11 @@ from dataclasses import Field, dataclass, field, fields
 from typing import Any, Literal
 
 from . import option_checks as check
+from .calibration.profile import Profile
+from .calibration.use import Calibrated, option_values
 from .criteria.score_registry import SCORES, Score
 from .declaration import PASSES
-from .errors import OptionError, nearest
+from .errors import OptionError, ProfileError, nearest
 from .extension_use import Extensions
 from .preset_files import SUFFIX, read_preset
 from .presets import DEFAULT_PRESET, PRESETS
@@ -27,6 +29,8 @@ class _Unset:
 
 
 _UNSET = _Unset()
+# What a profile does not say is as in the bare fields.
+_PROFILE_PRESET = "criterion"
 
 
 def _option(default: object, valid: check.Check, text: str, *, compare: bool = True) -> Any:
@@ -188,6 +192,13 @@ class Options:
         "mean", check.choice("mean", "max"), "How K of different samples becomes one; D is always the latest."
     )
 
+    profile: str | None = _option(
+        None,
+        check.text(optional=True),
+        "File of `toprovar calibrate`: D, R and K as measured once, instead of online.",
+        compare=False,
+    )
+
     passes: tuple[str, ...] = _option(
         (), check.registered_names(PASSES), "Passes of one's own to run; see docs/extending.md."
     )
@@ -214,10 +225,14 @@ class Options:
 
     # What the names above stand for, so that records that mean different functions are not equal.
     extensions: Extensions = field(init=False, repr=False)
+    # The model and schedule that the profile is of.
+    calibrated: Calibrated | None = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        """Fill unset fields from the preset, normalise and check every value."""
-        preset = DEFAULT_PRESET if self.preset is _UNSET else self.preset  # type: ignore[comparison-overlap]
+        """Fill unset fields from the preset and the profile, normalise and check every value."""
+        bound, carried, calibrated = self._profile_values()
+        default = DEFAULT_PRESET if calibrated is None else _PROFILE_PRESET
+        preset = default if self.preset is _UNSET else self.preset  # type: ignore[comparison-overlap]
         base = dict(PRESETS[_checked(_FIELDS["preset"], preset)])
         if isinstance(self.budget, (int, float, str)):
             # A budget solves the ratios that the preset would have given.
@@ -225,12 +240,30 @@ class Options:
         for name, spec in _FIELDS.items():
             value = getattr(self, name)
             if value is _UNSET:
-                value = preset if name == "preset" else base.get(name, spec.metadata["default"])
-            object.__setattr__(self, name, _checked(spec, value))
-        if self.buckets[-1] < 1:
-            object.__setattr__(self, "buckets", (*self.buckets, 1.0))
+                fallback = carried.get(name, spec.metadata["default"])
+                value = preset if name == "preset" else base.get(name, bound.get(name, fallback))
+            value = _checked(spec, value)
+            if name in bound and value != bound[name]:
+                raise _contradiction(self.profile, name, value, bound[name])
+            object.__setattr__(self, name, value)
+        object.__setattr__(self, "calibrated", calibrated)
         object.__setattr__(self, "extensions", Extensions.named(self.score, self.passes))
         self._check_combinations()
+
+    def _profile_values(self) -> tuple[dict[str, object], dict[str, object], Calibrated | None]:
+        """What the profile binds, what it brings along, and what it is of; nothing without one."""
+        if self.profile is _UNSET:  # type: ignore[comparison-overlap]
+            return {}, {}, None
+        name = _checked(_FIELDS["profile"], self.profile)
+        if name is None:
+            return {}, {}, None
+        bound, carried, calibrated = option_values(Profile.load(name), name)
+        try:
+            for values in (bound, carried):
+                values.update({option: _checked(_FIELDS[option], value) for option, value in values.items()})
+        except OptionError as error:
+            raise ProfileError(f"profile='{name}': settings.{error}") from None
+        return bound, carried, calibrated
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the names; what they stand for is looked up where the record is read."""
@@ -329,6 +362,13 @@ class Options:
         """Whether keep ratios are given or solved for, so that neither D nor eq. 6 decides them."""
         return self.keep is not None or self.budget is not None
 
+    def layers_for_depth(self, layers: int) -> list[int]:
+        """Return the layers that `depth_layers` names, of a model of ``layers``."""
+        wanted = self.depth_layers
+        if isinstance(wanted, str):
+            return list(range(layers * 2 // 3 if wanted == "late" else 0, layers))
+        return sorted({resolve_index("depth_layers", layer, layers) for layer in wanted})
+
     def keep_ratio(self, scale: int, layer: int, scales: int, layers: int) -> float | None:
         """Return the explicit keep ratio of a layer at a scale, or None where ``keep`` says nothing.
 
@@ -386,6 +426,13 @@ def _default_text(spec: Field[Any]) -> str:
 
 def _checked(spec: Field[Any], value: object) -> Any:
     return spec.metadata["check"].apply(spec.name, value)
+
+
+def _contradiction(profile: str | None, name: str, value: object, bound: object) -> ProfileError:
+    return ProfileError(
+        f"{name}={check.shown(value)}: the profile '{profile}' holds for {name}={check.shown(bound)} alone; "
+        f"nearest valid: {check.shown(bound)}, or calibrate again with the other value"
+    )
 
 
 _FIELDS: dict[str, Field[Any]] = {spec.name: spec for spec in fields(Options) if spec.init}

@@ -6,15 +6,16 @@ import weakref
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, TypeVar
 
-from torch import fx
+from torch import fx, nn
 
 from ._torch_private import compile_id
 from .analysis.reasons import Fallback
 from .analysis.shapes import shape_of
+from .calibration.identity import model_identity
 from .cost.expressions import Sizes
 from .cost.generation import GenerationPrice
 from .cost.scale_sizes import ScaleSizes
-from .errors import OptionError
+from .errors import OptionError, ProfileError
 from .lowering.region import Region
 from .lowering.rest import RegionModule
 from .lowering.sizes import SizeReader, graph_specs, spec_of, traced_sizes
@@ -60,6 +61,9 @@ class StepProgram:
         self._graphs = step_graphs([(site.layer, step.module(site)) for site in step.sites], self._rest)
         self._rows, self._length = (spec_of(facts.hidden).shape or ())[:2]
         self._slots = {shape_of(write.cache)[write.axis] for write in facts.writes}
+        self._weights: list[tuple[weakref.ref[nn.Parameter], int | None]] = []
+        self._parameters_at: list[int] | None = None
+        self._identity: str | None = None
         self._budget = None if options.budget is None else StepBudget(self._graphs, self._rows, self._length)
 
     def __call__(self, *arguments: Any) -> Any:
@@ -77,11 +81,48 @@ class StepProgram:
         if controller is not None:
             controller.enter()
         if controller is not None and not controller.ledger.prunable:
+            self._recognise(controller, arguments)
             controller.ledger.prunable = True
             controller.ledger.fallbacks.extend(self._fallbacks)
         if controller is not None and self._budget is not None:
             controller.ration(self._budget, dict(self._read_sizes(arguments)))
         return self.step.graph(*arguments)
+
+    def identity(self) -> str:
+        """Identity of the weights that the step ran with last; read from the device once.
+
+        Raises:
+            ProfileError: they are not there any more.
+        """
+        if self._identity is None:
+            alive = [parameter for parameter in (ref() for ref, _ in self._weights) if parameter is not None]
+            if len(alive) < len(self._weights):
+                raise ProfileError("the model is gone: expected its generations to be added while it exists")
+            self._identity = model_identity(alive, len(self.step.sites))
+        return self._identity
+
+    def _recognise(self, controller: Controller, arguments: tuple[Any, ...]) -> None:
+        """Note whose weights a generation runs with, and refuse a profile of others.
+
+        Parameters are inputs of the graph: one program may serve several models, or a model that changed.
+        """
+        if self._parameters_at is None:
+            self._parameters_at = [
+                at for at, value in enumerate(arguments) if isinstance(value, nn.Parameter)
+            ]
+        given = [arguments[at] for at in self._parameters_at] or list(self.step.graph.parameters())
+        states = [(value, None if value.is_inference() else value._version) for value in given]
+        known = [(ref(), version) for ref, version in self._weights]
+        same = len(known) == len(states) and all(
+            before is now and old == new for (before, old), (now, new) in zip(known, states, strict=True)
+        )
+        if not same:
+            self._weights, self._identity = [(weakref.ref(value), state) for value, state in states], None
+        controller.ledger.model = self.identity
+        running = current_generation()
+        if self.options.calibrated is not None and running is not None:
+            self.options.calibrated.refuse_stale()
+            self.options.calibrated.refuse_other(self.identity(), len(self.step.sites), running.schedule)
 
     def price(
         self,

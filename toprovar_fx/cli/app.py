@@ -242,3 +242,38 @@ def _convert(
     show_conversion(result)
     if json:
         print_json(result)
+
+
+@app.command("calibrate")
+def _calibrate(
+    prompts: take.PromptFile,
+    model: take.CalibratedModel = "scenes",
+    n: take.FirstPrompts = None,
+    out: take.ProfileOut = "profile.json",
+    preset: take.Criterion = None,
+    option: take.Settings = None,
+    seed: take.Seed = 0,
+    batch: take.Batch = 1,
+    device: take.Device = None,
+    plots: take.Plots = None,
+    json: take.Json = False,
+) -> None:
+    """Measure a model on prompts and write its depth, roles and kept tokens for `--option profile=FILE`."""
+    from .calibrate import calibrate
+    from .tables import show_calibration
+
+    profile, result = calibrate(
+        model,
+        prompts=prompts,
+        n=n,
+        out=out,
+        preset=preset,
+        options=option or (),
+        seed=seed,
+        batch=batch,
+        device=device,
+        plots=plots,
+    )
+    show_calibration(profile, result)
+    if json:
+        print_json(result)

@@ -99,3 +99,19 @@ Converted = Annotated[
 ShardBytes = Annotated[
     str, typer.Option("--max-shard-bytes", help="Largest file: bytes, or with a unit as in 500MB or 2GiB.")
 ]
+CalibratedModel = Annotated[
+    str,
+    typer.Argument(metavar="MODEL", help="scenes, the path of a pipeline file, or untrained:NAME."),
+]
+PromptFile = Annotated[
+    str, typer.Option("--prompts", metavar="FILE", help="A text file with one prompt a line.")
+]
+FirstPrompts = Annotated[int | None, typer.Option("--n", help="Use the first N prompts; all by default.")]
+ProfileOut = Annotated[str, typer.Option("--out", metavar="FILE", help="Where the profile is written.")]
+Criterion = Annotated[
+    str | None, typer.Option("--preset", help="What is calibrated: criterion (the default) or literal.")
+]
+Plots = Annotated[
+    str | None,
+    typer.Option("--plots", metavar="FOLDER", help="Also draw entropy and rho per scale, roles and maps."),
+]

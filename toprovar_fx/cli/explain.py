@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..calibration.measuring import measuring
 from ..options import Options
 from ..presets import DEFAULT_PRESET
 from . import figures
@@ -20,24 +21,6 @@ if TYPE_CHECKING:
     from ..pipeline import PipelineOutput
 
 PROMPT = "a red circle left of a blue square"
-# A depth that is never reached, and neither tokens nor layers to drop: every layer is tapped, none is pruned.
-MEASURING = {
-    "prune_scales": True,
-    "prune_layers": True,
-    "prune_tokens": False,
-    "layer_skip_below": 0.0,
-    "keep": None,
-    "scale_exit": None,
-    "depth": "online",
-    "depth_scale": None,
-    "depth_layers": "all",
-    "depth_compare": "ge",
-    "tau": 1.0,
-    "min_scale": 1,
-    "layer_scope": "online",
-    "scope_values": None,
-    "lowering": "eager",
-}
 
 
 def explain(
@@ -77,7 +60,7 @@ def explain(
             pruned = Variant("pruned", "toprovar", options=settings.as_dict())
             output = pruned.pipeline(dense)(prompt, seed=seed)
         advance("measuring entropies")
-        observed = {**settings.as_dict(), **MEASURING}
+        observed = {**measuring(settings).as_dict(), "lowering": "eager"}
         measured = Variant("measured", "toprovar", options=observed).pipeline(dense)(prompt, seed=seed)
         advance()
     if html is not None:

@@ -14,6 +14,7 @@ EXTRAS = {
     "typer": "the command line",
     "rich": "tables and progress bars",
     "PIL": "writing images",
+    "matplotlib": "drawing plots",
     "safetensors": "reading weights",
     "scipy": "scoring images",
     "skimage": "scoring images",

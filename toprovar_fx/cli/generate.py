@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..evaluation import timing
+from ..options import Options
 from . import figures, sheet, verdict
 from .loading import check_dtype, check_model, load
 from .output import plan_files, write_png
@@ -128,7 +129,7 @@ def _compare(
         before, after = (figures.images(outputs[name])[index] for name in (DENSE, PRUNED))
         row = {
             **_described(request, index, file),
-            "preset": request.preset or "balanced",
+            "preset": Options.parse(options).preset,
             "against": request.against,
             "dense": _figures(outputs[DENSE], before, prompt),
             "pruned": _figures(outputs[PRUNED], after, prompt),

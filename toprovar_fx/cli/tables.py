@@ -10,6 +10,7 @@ from ..loading.writing import gib
 from .generate import speed_in_words
 
 if TYPE_CHECKING:
+    from ..calibration.profile import Profile
     from ..explanation import Explanation
 
 NARROWEST = 140  # columns where standard output is no terminal
@@ -116,6 +117,29 @@ def show_conversion(result: Mapping[str, Any]) -> None:
     print(f"{result['target']}  {files} files{before}, {gib(result['bytes'])}, every hash verified")
     if result["is_pipeline"]:
         print(f"load it with --model {result['target']}, or InfinityPipeline.from_pretrained")
+
+
+def show_calibration(profile: Profile, result: Mapping[str, Any]) -> None:
+    """Print D, the agreement of the images with it, and per layer R and the tokens kept."""
+    scales = list(profile.kept)
+    sides = profile.schedule.sides
+    rows = {
+        f"{layer}": [
+            f"{role:.2f}",
+            *(_share(profile.kept[scale][layer] / profile.schedule.tokens[scale]) for scale in scales),
+        ]
+        for layer, role in enumerate(profile.scope)
+    }
+    depth = "not reached, nothing is pruned" if profile.depth is None else f"scale {profile.depth}"
+    shares = ", ".join(f"{name} {_share(value)}" for name, value in result["agreement"].items())
+    _table(
+        f"depth D: {depth}; of {profile.observed.images} images decide alike: {shares}",
+        ["R", *(f"{sides[scale][0]}x{sides[scale][1]}" for scale in scales)],
+        rows,
+    )
+    print(f"profile: {result['profile']}; use it with --option profile={result['profile']}")
+    for path in result["plots"]:
+        print(f"plot: {path}")
 
 
 def _two_digits(value: float | None) -> str:

@@ -25,7 +25,10 @@ def counter_uniform(
     Returns:
         Values in the open interval (0, 1), float32, ``[..., L]``.
     """
-    seeds = torch.as_tensor(seeds, dtype=torch.int64, device=device)
+    if isinstance(seeds, int):
+        # Filled in place: a number copied to the device would be waited for.
+        seeds = torch.full((), seeds, dtype=torch.int64, device=device)
+    seeds = seeds.to(device=device, dtype=torch.int64)
     counter = torch.arange(1, length + 1, dtype=torch.int64, device=seeds.device) * _STEP
     start = _mix(_mix(seeds) + _mix(torch.full_like(seeds, stream) + _STEP))
     bits = _shifted(_mix(start.unsqueeze(-1) + counter), 41)

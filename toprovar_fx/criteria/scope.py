@@ -19,10 +19,24 @@ def sigma_ratio(matrix: Tensor, centre: bool = False) -> Tensor:
     diagonal gives the first singular vector. Removing that from the matrix and repeating gives the second.
     Nothing is random, and there is no library call that synchronises with the device.
 
-    Each singular value is underestimated by a factor of at least ``n^(-1/(2m))``, n the shorter side,
-    whatever the spectrum (0.2% at n = 64); a gap between the values makes the error exponentially small. With
-    the error that the first vector causes in the second value, the ratio is within ``3 log(n) / (2m)``
-    relative (0.6% at n = 64).
+    Error, whatever the spectrum. Let ``n`` be the shorter side, ``l1 >= l2 >= ...`` the eigenvalues of
+    the Gram matrix G, and ``c_i`` the coefficients of the chosen column's basis vector in its
+    eigenvectors ``u_i``. The first vector is ``x ~ sum_i l_i^m c_i u_i``. The column has the largest
+    diagonal of G^m, so ``sum_i l_i^m c_i^2 >= trace(G^m) / n >= l1^m / n``.
+
+    1. By Jensen, twice, ``x'Gx >= (sum_i l_i^m c_i^2)^(1/m) >= l1 n^(-1/m)``. So sigma1, and likewise the
+       largest singular value of what is left after the removal, is underestimated by a factor of at least
+       ``n^(-1/(2m))`` and never overestimated.
+    2. What is left, ``(I - xx') A``, has a largest singular value of at least sigma2 (a matrix of rank 1
+       cannot take more away) and at most ``sqrt(l2 + (l1 - x'Gx))`` (Ky Fan, for x and the vector of that
+       value).
+    3. If ``l2 >= l1 (2n)^(-1/m)``, step 1 bounds the excess: ``(l1 - x'Gx) / l2 <= (2n)^(1/m) log(n) / m``.
+       If l2 is smaller, ``c_1^2 >= 1 / (2n)``, so it is at most ``2n (l2/l1)^(2m-1) (1 - l2/l1)``, which is
+       less.
+
+    So the ratio is too large by at most ``log(n) / (2m)`` relative, and too small by at most ``log(n) /
+    m``, to first order; ``3 log(n) / (2m)`` bounds both for every n up to 10^6 (0.6% at n = 64). The
+    rounding of the fp32 removal adds about ``1e-6 sigma1 / sigma2``.
 
     Args:
         matrix: ``[..., h, w]``, an entropy map or the tokens ``[..., L, C]``.

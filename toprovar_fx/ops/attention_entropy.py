@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -9,6 +11,8 @@ from torch import Tensor
 # (0.5 MiB each); elsewhere few launches matter more, and both together take 32 MiB.
 _CPU_TILE = 2**17
 _TILE = 2**22
+# Largest |q| |k| scale sqrt(E) of a group of rows whose logits are left in fp32 on a CPU.
+_FP32_LOGITS = 128.0
 
 
 @torch.library.custom_op("toprovar::attention_entropy", mutates_args=())
@@ -17,12 +21,20 @@ def attention_entropy(
 ) -> Tensor:
     """Return the entropy of every row of ``softmax(scale q k^T)`` (eq. 2).
 
-    With ``s`` the logits of a row and ``m`` their maximum, ``l = sum e^(s-m)`` and ``A = sum e^(s-m) (s-m)``,
-    the entropy is ``H = log l - A / l``. Both terms are at least 0, so H is never negative, and nothing
-    cancels for sharp rows. Statistics are fp32 (fp64 for fp64 inputs) whatever the dtype of the inputs; what
-    is left is the rounding of the fp32 logits, an absolute error of about 1e-7 of the largest one (1e-5 nats
-    at 100). Rows are computed tile by tile in two buffers that together take at most about 32 MiB (one row of
-    keys at least).
+    With ``s`` the logits of a row, ``m`` their maximum, reached at key ``a``,
+    ``t = sum_{j != a} e^(s_j - m)`` and ``A = sum_j e^(s_j - m) (s_j - m)``, the entropy is
+    ``H = log(1 + t) - A / (1 + t)``. Both terms are at least 0, so H is never negative; as t is kept apart
+    from the 1, nothing is lost where H is near 0. Statistics are fp32 (fp64 for fp64 inputs) whatever the
+    dtype of the inputs.
+
+    What is left is the error of the logits. As ``dH = -sum_j p_j (log p_j + H) ds_j``, an error of at
+    most d in every logit changes H by at most ``2 d H``: a relative error of 2 d. In fp32, d is about
+    ``2e-8 sqrt(E) |q| |k| scale`` (measured). So on a CPU, a group of rows in which 2 d may exceed 5e-6
+    gets its logits, and their distance to the maximum, in fp64; H then has a relative error below 5e-6
+    even at logits of 100. On other devices logits are fp32.
+
+    Rows are computed tile by tile in two buffers (a third for fp64 logits) that together take at most about
+    32 MiB (one row of keys at least).
 
     Args:
         q: Queries ``[B, H, Lq, E]``, floating point.
@@ -75,18 +87,32 @@ def _tiled_entropy(q: Tensor, k: Tensor, scale: float, dtype: torch.dtype) -> Te
     tile_groups = max(1, min(groups, size // (keys * max(rows, 1))))
     shifted, weights = q.new_empty(2, tile_groups * tile_rows * keys, dtype=dtype)
     entropy = q.new_empty(groups, rows, dtype=dtype)
+    sharp = _sharp_groups(q, k, scale)
     for group in range(0, groups, tile_groups):
         these = slice(group, min(group + tile_groups, groups))
-        k_tile = k[these].to(dtype).transpose(1, 2)
+        exact = torch.float64 if any(sharp[these]) else dtype
+        k_tile = k[these].to(exact).transpose(1, 2)
         for row in range(0, rows, tile_rows):
-            q_tile = q[these, row : row + tile_rows].to(dtype)
+            q_tile = q[these, row : row + tile_rows].to(exact)
             shape = (*q_tile.shape[:2], keys)
             count = shape[0] * shape[1] * keys
             s, p = shifted[:count].view(shape), weights[:count].view(shape)
-            torch.baddbmm(s, q_tile, k_tile, beta=0, alpha=scale, out=s)
-            s.sub_(s.amax(-1, keepdim=True))
+            logits = s if exact is dtype else s.new_empty(shape, dtype=exact)
+            torch.baddbmm(logits, q_tile, k_tile, beta=0, alpha=scale, out=logits)
+            top, at = logits.max(-1, keepdim=True)
+            torch.sub(logits, top, out=s)
             torch.exp(s, out=p)
-            total = p.sum(-1)
+            tail = p.scatter_(-1, at, 0).sum(-1)
             weighted = p.mul_(s).sum(-1)
-            torch.sub(total.log(), weighted.div_(total), out=entropy[these, row : row + tile_rows])
+            torch.sub(tail.log1p(), weighted.div_(1 + tail), out=entropy[these, row : row + tile_rows])
     return entropy
+
+
+def _sharp_groups(q: Tensor, k: Tensor, scale: float) -> list[bool]:
+    """Whether the logits of each group may be too large for fp32; read from the device on a CPU alone."""
+    if q.device.type != "cpu" or q.dtype == torch.float64 or q.numel() == 0:
+        return [False] * len(q)
+    longest = [x.flatten(1, -2).float().norm(dim=-1).amax(-1) for x in (q, k)]
+    bound = longest[0] * longest[1] * abs(scale) * math.sqrt(q.shape[-1])
+    # Not "above": NaN, of inputs that overflow, is sharp too.
+    return [not value <= _FP32_LOGITS for value in bound.tolist()]

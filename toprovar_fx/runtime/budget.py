@@ -136,7 +136,7 @@ class StepBudget:
         if options.score != "entropy" or options.entropy_source == "same_layer":
             return True
         ranked_by = place.layer if options.ranking_depth is None else ranking_layer(options, ask.layers)
-        if any(layer == ranked_by for _, layer in ledger.entropy):
+        if any(layer == ranked_by for _, layer in ledger.maps):
             return True
         if options.entropy_source == "previous_scale":
             return place.scale > ask.scale

@@ -223,7 +223,7 @@ class Controller:
             entropy = scatter_rows(self._ranking(layer), keep, entropy, length)
         self._entropy.put(layer, self.scale, entropy)
         self._latest = layer
-        self.ledger.entropy[self.scale, layer] = entropy.mean()
+        self.ledger.maps[self.scale, layer] = entropy
         self._depth.observe(layer, self.scale, entropy)
         self._scope.observe(layer, self.scale, entropy)
 

@@ -45,14 +45,7 @@ class DepthTracker:
 
     def adopt(self, layers: int) -> None:
         """Learn the number of layers."""
-        wanted = self.options.depth_layers
-        if wanted == "all":
-            self._watched = frozenset(range(layers))
-        elif wanted == "late":
-            self._watched = frozenset(range(layers * 2 // 3, layers))
-        else:
-            chosen = (resolve_index("depth_layers", layer, layers) for layer in wanted)  # type: ignore[arg-type]
-            self._watched = frozenset(chosen)
+        self._watched = frozenset(self.options.layers_for_depth(layers))
 
     @property
     def undecided(self) -> bool:

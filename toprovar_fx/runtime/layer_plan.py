@@ -59,9 +59,6 @@ def plan_layer(options: Options, ask: LayerQuestion) -> LayerPlan:
         return LayerPlan(length)
     joined = join_cfg_rows(statistic, ask.place.images, options.cfg_rows)
     saliency = prunability(joined, options.scoring.keeps_low(options.keep_low))
-    normalised = normalise_entropy(saliency, options.normalise)
-    weight = scale_weight(ask.place.scale, ask.place.scales)
-    p_keep = keep_probability(normalised, ask.detail, weight, options.alpha_min, options.alpha_max)
     if ask.ratio is not None:
         count = (
             length if ask.ratio >= 1 else round_to_bucket(ask.ratio, length, (max(ask.ratio, 1 / length),))
@@ -69,7 +66,11 @@ def plan_layer(options: Options, ask: LayerQuestion) -> LayerPlan:
         count = 0 if ask.ratio == 0 else count
     else:
         count = keep_count(
-            p_keep, options.buckets, options.min_keep, options.layer_skip_below, options.batch_rule
+            _retention(options, ask, saliency),
+            options.buckets,
+            options.min_keep,
+            options.layer_skip_below,
+            options.batch_rule,
         )
     if not options.prune_tokens and ask.ratio is None:
         count = 0 if count == 0 else length
@@ -80,10 +81,18 @@ def plan_layer(options: Options, ask: LayerQuestion) -> LayerPlan:
     if by_itself:
         return LayerPlan(count)
     if options.sampling == "bernoulli":
+        p_keep = _retention(options, ask, saliency)
         keep = bernoulli_tokens(p_keep, count, options.seed, ask.place.stream)
     else:
         keep = select_tokens(-saliency, count)
     return LayerPlan(count, expand_cfg_rows(keep, ask.hidden.shape[0]))
+
+
+def _retention(options: Options, ask: LayerQuestion, saliency: Tensor) -> Tensor:
+    """P_keep of every token (eq. 6), ``[B, L]`` or ``[R, L]``."""
+    normalised = normalise_entropy(saliency, options.normalise)
+    weight = scale_weight(ask.place.scale, ask.place.scales)
+    return keep_probability(normalised, ask.detail, weight, options.alpha_min, options.alpha_max)
 
 
 def scatter_rows(known: Tensor | None, keep: Tensor, rows: Tensor, length: int) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -46,13 +47,14 @@ class Ledger:
         rho: low-entropy ratio by scale, mean over images.
         depth: D or None.
         detail: R by layer.
-        entropy: by (scale, layer) where it was measured, the mean over rows and tokens in nats; scalar
-            tensors, so that nothing waits for the device.
+        maps: by (scale, layer) where they were measured, the entropies [R, L] in nats.
+        sigma_ratios: sigma1 / sigma2 of every row [R] by layer, where R was measured.
         keep_sets: by (scale, layer), indices [R, K] of the pruned layers.
         fallbacks: what stayed dense.
         deviations: by (scale, layer) that was pruned, the relative deviation in its permutation check.
         prunable: whether any graph of the model could be pruned.
         gates: by (gate, layer), how often it was asked and how often its answer was yes.
+        model: what tells the identity of the model's weights; None before its step ran.
         other: calls of the parts outside the blocks, as (scale, region, sizes).
     """
 
@@ -60,12 +62,14 @@ class Ledger:
     rho: dict[int, float] = field(default_factory=dict)
     depth: int | None = None
     detail: dict[int, float] = field(default_factory=dict)
-    entropy: dict[tuple[int, int], Tensor] = field(default_factory=dict)
+    maps: dict[tuple[int, int], Tensor] = field(default_factory=dict)
+    sigma_ratios: dict[int, Tensor] = field(default_factory=dict)
     keep_sets: dict[tuple[int, int], Tensor] = field(default_factory=dict)
     fallbacks: list[Fallback] = field(default_factory=list)
     deviations: dict[tuple[int, int], float] = field(default_factory=dict)
     prunable: bool = False
     gates: dict[tuple[str, int], tuple[int, int]] = field(default_factory=dict)
+    model: Callable[[], str] | None = None
     other: list[tuple[int, Region, Sizes]] = field(default_factory=list)
 
     def answer(self, gate: str, layer: int, yes: bool) -> None:

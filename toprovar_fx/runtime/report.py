@@ -114,7 +114,7 @@ class GenerationReport:
     @property
     def entropies(self) -> dict[tuple[int, int], float]:
         """Mean attention entropy in nats by (scale, layer), where the run had to measure it."""
-        return {place: float(mean) for place, mean in self.controller.ledger.entropy.items()}
+        return {place: float(nats.mean()) for place, nats in self.controller.ledger.maps.items()}
 
     @property
     def fallbacks(self) -> list[Fallback]:

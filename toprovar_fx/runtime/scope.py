@@ -55,6 +55,7 @@ class ScopeTracker:
         if self._ratios:
             detail = layer_detail(torch.stack(list(self._ratios.values())), self.options.beta).mean(1)
             self._ledger.detail.update(zip(self._ratios, detail.tolist(), strict=True))
+            self._ledger.sigma_ratios.update(self._ratios)
         self._maps, self._ratios = {}, {}
 
     def detail(self, layer: int) -> float:
