@@ -113,6 +113,9 @@ def test_refused_with_a_reason(kind, reason):
     assert identical(outcome.state.keys, expected.state.keys)
     assert reasons(outcome) == {reason}
     assert all(run.arm == "dense" for run in outcome.controller.ledger.runs)
+    if kind.__module__ == odd_attention.__name__:
+        for fallback in outcome.controller.ledger.fallbacks:
+            assert fallback.node and ".py:" in fallback.source and reason.value in str(fallback)
     with pytest.raises(Exception, match=reason.name) as caught:
         generate(subject, compiled(subject, strict=True))
     assert isinstance(cause(caught.value), GraphError)
