@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import fx
 
 from toprovar_fx.analysis.attention import attention_calls
-from toprovar_fx.analysis.attention_forms import REFUSED, UNDERSTOOD, attention_table
+from toprovar_fx.analysis.attention_forms import FORMS, REFUSED, attention_table
 from toprovar_fx.analysis.contractions import read_contraction
 from toprovar_fx.analysis.reasons import Reason
 
@@ -35,7 +35,7 @@ def test_the_page_names_every_reason_that_concerns_attention():
 
 
 def test_a_name_is_understood_or_refused():
-    assert not UNDERSTOOD.keys() & REFUSED.keys()
+    assert not FORMS.keys() & REFUSED.keys()
 
 
 def traced(call, *shapes: tuple[int, ...]) -> fx.Graph:

@@ -35,6 +35,7 @@ CASES = [
     (odd.Cumulative, Reason.UNKNOWN_OPERATOR),
     (odd.Unknown, Reason.UNKNOWN_OPERATOR),
     (odd.ShapeObject, Reason.UNKNOWN_OPERATOR),
+    (odd.Branch, Reason.TOKEN_MIXING),
     (odd.Merged, Reason.RESHAPED_TOKENS),
     (odd.LengthFactor, Reason.LENGTH_IN_ARITHMETIC),
     (odd.LengthInteger, Reason.LENGTH_IN_ARITHMETIC),
@@ -62,7 +63,7 @@ CASES = [
     (odd_attention.KeysInArithmetic, Reason.LENGTH_IN_ARITHMETIC),
     (odd_attention.Window, Reason.ATTENTION_VARIANT),
     (odd_attention.SoftCap, Reason.ATTENTION_VARIANT),
-    (odd_attention.Flex, Reason.ATTENTION_VARIANT),
+    (odd_attention.FlexInOneLayer, Reason.NO_BLOCK),
     (odd_attention.Varlen, Reason.PACKED_ROWS),
     (odd_attention.TorchVarlen, Reason.PACKED_ROWS),
     (odd_attention.AttentionDropout, Reason.RANDOM),
@@ -98,7 +99,7 @@ def compiled(subject: odd.OddSubject, **options: object):
     return torch.compile(subject.model, backend="toprovar", options={**PRUNING, **options})
 
 
-SLOW = [(odd_attention.FlexBlocks, Reason.ATTENTION_VARIANT)]
+SLOW = [(kind, Reason.ATTENTION_VARIANT) for kind in (odd_attention.Flex, odd_attention.FlexBlocks)]
 BY_NAME = [pytest.param(*case, id=case[0].__name__) for case in CASES]
 BY_NAME += [pytest.param(*case, id=case[0].__name__, marks=pytest.mark.nightly) for case in SLOW]
 
@@ -138,7 +139,7 @@ def test_a_cache_that_others_read_is_not_shortened(kind, others):
 
 
 def test_a_layer_that_is_not_understood_does_not_stop_the_others():
-    subject = odd.OddSubject(odd_attention.FlexInOneLayer)
+    subject = odd.OddSubject(odd_attention.OneLayer)
     outcome = generate(subject, compiled(subject))
     assert reasons(outcome) == {Reason.ATTENTION_VARIANT}
     assert {fallback.layer for fallback in outcome.controller.ledger.fallbacks} == {1}

@@ -115,9 +115,7 @@ def test_entropies_of_kept_tokens(name, observed):
 
 
 @pytest.mark.nightly
-@pytest.mark.parametrize(
-    "name", ["Baddbmm", "GroupedMatmul", "ExpandedHeads", "OwnScaleMask", "FlashGrouped"]
-)
+@pytest.mark.parametrize("name", ["Baddbmm", "GroupedMatmul", "ExpandedHeads", "OwnScaleMask", "Flash"])
 def test_through_inductor(name):
     options = {"keep": KEEP, "min_scale": 1, "score": "entropy", "entropy_source": "previous_scale"}
     outcome = traced(name)({**OPEN, **options, "lowering": "inductor"})
