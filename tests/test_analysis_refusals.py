@@ -42,6 +42,7 @@ CASES = [
     (odd.LengthInTable, Reason.LENGTH_IN_ARITHMETIC),
     (odd.InPlace, Reason.IN_PLACE_WRITE),
     (odd.InPlaceSum, Reason.IN_PLACE_WRITE),
+    (odd.InPlaceByArgument, Reason.IN_PLACE_WRITE),
     (odd.InPlaceView, Reason.IN_PLACE_WRITE),
     (odd.Causal, Reason.MASKED_ATTENTION),
     (odd_attention.KeyMask, Reason.MASKED_ATTENTION),
@@ -135,6 +136,28 @@ def test_a_cache_that_others_read_is_not_shortened(kind, others):
     expected = generate(subject, subject.model)
     outcome = generate(subject, compiled(subject, keep={3: {0: 0.5}, 5: {0: 0.5}}))
     assert reasons(outcome) == {Reason.SHARED_STATE} | others
+    assert identical(outcome.logits, expected.logits)
+
+
+PER_KEY = [odd_attention.KeyMask, odd_attention.HandwrittenKeyMask, odd_attention.KeyTable]
+
+
+@pytest.mark.parametrize("kind", PER_KEY)
+def test_a_value_per_key_is_no_obstacle_where_all_keys_stay(kind):
+    subject = odd.OddSubject(kind)
+    outcome = generate(subject, compiled(subject, pruned_kv="keep"))
+    assert not reasons(outcome)
+    assert outcome.arms(5) == ["pruned", "pruned"]
+    assert max(outcome.controller.ledger.deviations.values()) < 1e-5
+
+
+@pytest.mark.parametrize("kind", PER_KEY)
+def test_a_value_per_key_and_skipped_layers(kind):
+    subject = odd.OddSubject(kind)
+    expected = generate(subject, subject.model)
+    outcome = generate(subject, compiled(subject, pruned_kv="keep", keep={4: 0.0}))
+    assert reasons(outcome) == {Reason.MASKED_ATTENTION}
+    assert outcome.arms(4) == ["dense", "dense"]
     assert identical(outcome.logits, expected.logits)
 
 

@@ -170,6 +170,14 @@ class InPlaceSum(Plain):
         return x
 
 
+class InPlaceByArgument(Plain):
+    def block(self, x: Tensor, layer: int, keys: list[Tensor], values: list[Tensor], end: int) -> Tensor:
+        q, k, v = self.heads(self.qkv[layer](F.layer_norm(x, (WIDTH,))))
+        mixed = self.attend(q, k, v, keys[layer], values[layer], end)
+        active = F.relu(x, inplace=True) if layer else F.silu(x, True)
+        return x + self.out[layer](mixed.transpose(1, 2).flatten(2)) + self.mlp[layer](active)
+
+
 class InPlaceView(Plain):
     def touch(self, x: Tensor, end: int) -> Tensor:
         x.transpose(1, 2).clamp_(-1, 1)
