@@ -113,8 +113,9 @@ class _Rewriter:
         self.graph.eliminate_dead_code(is_impure_node=_is_impure)
         self._drop_unused_inputs()
         self.graph.lint()
-        root = self.source.owning_module or {}
-        return BlockArm(fx.GraphModule(root, self.graph, class_name="Block"), tuple(self.select), start)
+        # Constants are attributes of the module that was traced.
+        graph = fx.GraphModule(self.source.owning_module or {}, self.graph, class_name="Block")
+        return BlockArm(graph, tuple(self.select), start)
 
     def _placeholders(self) -> int | tuple[int] | None:
         sources = [node for node in self.source.nodes if node.op == "placeholder"]
