@@ -12,7 +12,7 @@ from toprovar_fx.errors import GraphError
 from toprovar_fx.program import DenseProgram, programs
 from toprovar_fx.runtime.generation import generation
 
-from .models import odd
+from .models import odd, odd_attention
 from .models.subjects import MANY_GRAPHS, SQUARE, Outcome, generate, identical
 
 PRUNING = {
@@ -28,22 +28,47 @@ CASES = [
     (odd.TokenSoftmax, Reason.TOKEN_MIXING),
     (odd.GlobalNorm, Reason.TOKEN_MIXING),
     (odd.TokenSlice, Reason.TOKEN_MIXING),
-    (odd.TokenMixer, Reason.UNKNOWN_OPERATOR),
+    (odd.TokenMixer, Reason.TOKEN_MIXING),
     (odd.Convolution, Reason.UNKNOWN_OPERATOR),
     (odd.GridConvolution, Reason.UNKNOWN_OPERATOR),
     (odd.Roll, Reason.UNKNOWN_OPERATOR),
     (odd.Cumulative, Reason.UNKNOWN_OPERATOR),
     (odd.Unknown, Reason.UNKNOWN_OPERATOR),
+    (odd.Branch, Reason.TOKEN_MIXING),
     (odd.Merged, Reason.RESHAPED_TOKENS),
     (odd.LengthFactor, Reason.LENGTH_IN_ARITHMETIC),
     (odd.LengthInteger, Reason.LENGTH_IN_ARITHMETIC),
     (odd.LengthInTable, Reason.LENGTH_IN_ARITHMETIC),
     (odd.InPlace, Reason.IN_PLACE_WRITE),
     (odd.InPlaceSum, Reason.IN_PLACE_WRITE),
+    (odd.InPlaceByArgument, Reason.IN_PLACE_WRITE),
     (odd.InPlaceView, Reason.IN_PLACE_WRITE),
-    (odd.Masked, Reason.MASKED_ATTENTION),
     (odd.Causal, Reason.MASKED_ATTENTION),
-    (odd.Handwritten, Reason.NO_ATTENTION),
+    (odd_attention.KeyMask, Reason.MASKED_ATTENTION),
+    (odd_attention.HandwrittenKeyMask, Reason.MASKED_ATTENTION),
+    (odd_attention.KeyTable, Reason.MASKED_ATTENTION),
+    (odd_attention.MaskOfTokens, Reason.MASKED_ATTENTION),
+    (odd_attention.FlashCausal, Reason.MASKED_ATTENTION),
+    (odd_attention.ManualSoftmax, Reason.HANDWRITTEN_ATTENTION),
+    (odd_attention.StableSoftmax, Reason.HANDWRITTEN_ATTENTION),
+    (odd_attention.LogSoftmax, Reason.HANDWRITTEN_ATTENTION),
+    (odd_attention.QuerySoftmax, Reason.HANDWRITTEN_ATTENTION),
+    (odd_attention.CentredScores, Reason.HANDWRITTEN_ATTENTION),
+    (odd_attention.SummedScores, Reason.HANDWRITTEN_ATTENTION),
+    (odd_attention.SummedQueries, Reason.HANDWRITTEN_ATTENTION),
+    (odd_attention.Differential, Reason.NO_BLOCK),
+    (odd_attention.OtherValues, Reason.TOKEN_MIXING),
+    (odd_attention.CachedKeysOutside, Reason.TOKEN_MIXING),
+    (odd_attention.CachedKeysInPlace, Reason.CACHE_WRITE),
+    (odd_attention.KeysInArithmetic, Reason.LENGTH_IN_ARITHMETIC),
+    (odd_attention.Window, Reason.ATTENTION_VARIANT),
+    (odd_attention.SoftCap, Reason.ATTENTION_VARIANT),
+    (odd_attention.FlexInOneLayer, Reason.NO_BLOCK),
+    (odd_attention.Varlen, Reason.PACKED_ROWS),
+    (odd_attention.TorchVarlen, Reason.PACKED_ROWS),
+    (odd_attention.AttentionDropout, Reason.RANDOM),
+    (odd_attention.Dropout, Reason.RANDOM),
+    (odd_attention.Noise, Reason.RANDOM),
     (odd.NoAttention, Reason.NO_ATTENTION),
     (odd.TextOnly, Reason.NO_ATTENTION),
     # Neither writes by slice assignment, so the keys do not seem to depend on the tokens.
@@ -74,8 +99,13 @@ def compiled(subject: odd.OddSubject, **options: object):
     return torch.compile(subject.model, backend="toprovar", options={**PRUNING, **options})
 
 
+SLOW = [(kind, Reason.ATTENTION_VARIANT) for kind in (odd_attention.Flex, odd_attention.FlexBlocks)]
+BY_NAME = [pytest.param(*case, id=case[0].__name__) for case in CASES]
+BY_NAME += [pytest.param(*case, id=case[0].__name__, marks=pytest.mark.nightly) for case in SLOW]
+
+
 @pytest.mark.filterwarnings("ignore:toprovar. this generation ran without a prunable graph:RuntimeWarning")
-@pytest.mark.parametrize(("kind", "reason"), CASES, ids=[kind.__name__ for kind, _ in CASES])
+@pytest.mark.parametrize(("kind", "reason"), BY_NAME)
 def test_refused_with_a_reason(kind, reason):
     subject = odd.OddSubject(kind)
     expected = generate(subject, subject.model)
@@ -84,6 +114,9 @@ def test_refused_with_a_reason(kind, reason):
     assert identical(outcome.state.keys, expected.state.keys)
     assert reasons(outcome) == {reason}
     assert all(run.arm == "dense" for run in outcome.controller.ledger.runs)
+    if kind.__module__ == odd_attention.__name__:
+        for fallback in outcome.controller.ledger.fallbacks:
+            assert fallback.node and ".py:" in fallback.source and reason.value in str(fallback)
     with pytest.raises(Exception, match=reason.name) as caught:
         generate(subject, compiled(subject, strict=True))
     assert isinstance(cause(caught.value), GraphError)
@@ -113,6 +146,36 @@ def test_a_cache_that_others_read_is_not_shortened(kind, others):
     outcome = generate(subject, compiled(subject, keep={3: {0: 0.5}, 5: {0: 0.5}}))
     assert reasons(outcome) == {Reason.SHARED_STATE} | others
     assert identical(outcome.logits, expected.logits)
+
+
+PER_KEY = [odd_attention.KeyMask, odd_attention.HandwrittenKeyMask, odd_attention.KeyTable]
+
+
+@pytest.mark.parametrize("kind", PER_KEY)
+def test_a_value_per_key_is_no_obstacle_where_all_keys_stay(kind):
+    subject = odd.OddSubject(kind)
+    outcome = generate(subject, compiled(subject, pruned_kv="keep"))
+    assert not reasons(outcome)
+    assert outcome.arms(5) == ["pruned", "pruned"]
+    assert max(outcome.controller.ledger.deviations.values()) < 1e-5
+
+
+@pytest.mark.parametrize("kind", PER_KEY)
+def test_a_value_per_key_and_skipped_layers(kind):
+    subject = odd.OddSubject(kind)
+    expected = generate(subject, subject.model)
+    outcome = generate(subject, compiled(subject, pruned_kv="keep", keep={4: 0.0}))
+    assert reasons(outcome) == {Reason.MASKED_ATTENTION}
+    assert outcome.arms(4) == ["dense", "dense"]
+    assert identical(outcome.logits, expected.logits)
+
+
+def test_a_layer_that_is_not_understood_does_not_stop_the_others():
+    subject = odd.OddSubject(odd_attention.OneLayer)
+    outcome = generate(subject, compiled(subject))
+    assert reasons(outcome) == {Reason.ATTENTION_VARIANT}
+    assert {fallback.layer for fallback in outcome.controller.ledger.fallbacks} == {1}
+    assert outcome.arms(5) == ["pruned"]
 
 
 @pytest.mark.filterwarnings("ignore:toprovar. this generation ran without a prunable graph:RuntimeWarning")

@@ -121,6 +121,13 @@ class Unknown(Plain):
         return torch.special.i0e(x)
 
 
+class Branch(Plain):
+    """Graphs of their own among the block's nodes."""
+
+    def feed(self, x: Tensor, end: int) -> Tensor:
+        return torch.cond(x.sum() > 0, lambda x: x.sin(), lambda x: x.cos(), (x,))
+
+
 class Merged(Plain):
     def feed(self, x: Tensor, end: int) -> Tensor:
         return F.relu(x.reshape(-1, WIDTH)).view(x.shape)
@@ -163,29 +170,23 @@ class InPlaceSum(Plain):
         return x
 
 
+class InPlaceByArgument(Plain):
+    def block(self, x: Tensor, layer: int, keys: list[Tensor], values: list[Tensor], end: int) -> Tensor:
+        q, k, v = self.heads(self.qkv[layer](F.layer_norm(x, (WIDTH,))))
+        mixed = self.attend(q, k, v, keys[layer], values[layer], end)
+        active = F.relu(x, inplace=True) if layer else F.silu(x, True)
+        return x + self.out[layer](mixed.transpose(1, 2).flatten(2)) + self.mlp[layer](active)
+
+
 class InPlaceView(Plain):
     def touch(self, x: Tensor, end: int) -> Tensor:
         x.transpose(1, 2).clamp_(-1, 1)
         return x
 
 
-class Masked(Plain):
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, end: int) -> Tensor:
-        start = end - q.shape[2]
-        keys[:, :, start:end] = k
-        values[:, :, start:end] = v
-        mask = self.table[start:end, :1]
-        return F.scaled_dot_product_attention(q, keys[:, :, :end], values[:, :, :end], attn_mask=mask)
-
-
 class Causal(Plain):
     def attend(self, q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, end: int) -> Tensor:
         return F.scaled_dot_product_attention(q, k, v, is_causal=True)
-
-
-class Handwritten(Plain):
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, end: int) -> Tensor:
-        return (q @ k.transpose(-2, -1)).softmax(-1) @ v
 
 
 class NoAttention(Plain):
