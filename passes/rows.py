@@ -21,6 +21,7 @@ from ..analysis.caches import CacheRead, CacheWrite
 from ..analysis.operators import states_length
 from ..analysis.shapes import same, shape_of, size_of, value_of
 from ..analysis.transfers import Axes
+from ..criteria.scores import frequency_score
 from ..lowering.sizes import IMAGES, KEPT, OFFSET, InputSpec, spec_of, tensor_spec
 from ..ops import attention_with_entropy, select_tokens  # noqa: F401 - registers the operators called here
 from .step import BlockGraph
@@ -63,7 +64,10 @@ class RowPlan:
         entropy: add the attention entropy of every query as an output.
         scale_keys: entropy over this scale's keys only instead of all cached ones.
         select: None, or the rule ("shared", "cond", "per_row") and the sign (keep low) by which the graph
-            itself selects the tokens from the entropies; only with `GatherAt.ATTENTION_OUTPUT` and `entropy`.
+            itself selects the tokens; by the layer's own entropies with `GatherAt.ATTENTION_OUTPUT` (and
+            `entropy`), else by `ranking`.
+        ranking: with `select`, what ranks the tokens before rows are dropped: "given", an input `ranking`
+            [R, L] float32, or "frequency", read off the hidden state.
     """
 
     gather_at: GatherAt | None = None
@@ -71,6 +75,7 @@ class RowPlan:
     entropy: bool = False
     scale_keys: bool = False
     select: tuple[str, bool] | None = None
+    ranking: str | None = None
 
     def __str__(self) -> str:
         rows = "all tokens" if self.gather_at is None else f"K tokens from {self.gather_at.name.lower()} on"
@@ -80,10 +85,12 @@ class RowPlan:
 def rewrite_rows(block: BlockGraph, plan: RowPlan) -> BlockArm:
     """Apply `plan` to a block that the analysis understood."""
     assert block.facts is not None
-    return _Rewriter(block.graph.graph, block.facts, plan).run()
+    return Rewriter(block.graph.graph, block.facts, plan).run()
 
 
-class _Rewriter:
+class Rewriter:
+    """Copies a block graph under a plan; the caches are written in place."""
+
     def __init__(self, source: fx.Graph, facts: BlockFacts, plan: RowPlan) -> None:
         self.source, self.facts, self.plan = source, facts, plan
         self.graph = fx.Graph()
@@ -102,6 +109,7 @@ class _Rewriter:
         self.counts: dict[bool, fx.Node] = {}
 
     def run(self) -> BlockArm:
+        """The rewritten block."""
         start = self._placeholders()
         for node in self.source.nodes:
             if node.op not in ("placeholder", "output"):
@@ -121,7 +129,10 @@ class _Rewriter:
         hidden = spec_of(self.facts.hidden)
         assert hidden.shape is not None and hidden.dtype is not None and hidden.device is not None
         if self.facts.writes:
-            self.offset = self._input("offset", InputSpec(value=OFFSET))
+            self._cache_inputs()
+        ranking: fx.Node | None = self.mapped[self.facts.hidden]
+        if self.plan.ranking == "given":
+            ranking = self._input("ranking", tensor_spec(hidden.shape[:2], torch.float32, hidden.device))
         if self.plan.gather_at is not None:
             if self.plan.select is None:
                 self.keep = self._input(
@@ -136,10 +147,17 @@ class _Rewriter:
                 self.restored = self._input(
                     "restored", tensor_spec(hidden.shape, hidden.dtype, hidden.device)
                 )
+        if self.plan.ranking == "frequency":
+            ranking = self.graph.call_function(frequency_score, (ranking,))
+        if self.plan.ranking is not None:
+            self.keep = self._select(ranking)
         if not self.facts.writes:
             return None
         begin = self.facts.writes[0].start
         return sources.index(begin) if isinstance(begin, fx.Node) else (int(begin),)  # type: ignore[call-overload]
+
+    def _cache_inputs(self) -> None:
+        self.offset = self._input("offset", InputSpec(value=OFFSET))
 
     def _input(self, name: str, spec: InputSpec) -> fx.Node:
         holder = self.graph.placeholder(name)
@@ -184,9 +202,9 @@ class _Rewriter:
         copied = self.graph.node_copy(node, lambda operand: replaced.get(operand, self.mapped[operand]))
         if resized:
             copied.args = self._kept_sizes(node.args, copied.args)
-        if is_attention and self.plan.entropy:
+        if is_attention:
             query = self.facts.attention.query
-            copied = self._tap(replaced.get(query, self.mapped[query]))
+            copied = self._attention(copied, replaced.get(query, self.mapped[query]))
         self.mapped[node] = copied
         if is_attention and self.plan.gather_at is GatherAt.ATTENTION_OUTPUT:
             self.mapped[node] = self._gather(node, self.facts.axes[node])
@@ -254,6 +272,16 @@ class _Rewriter:
         index = _slices(len(shape_of(read.cache)), read.axis, slice(None, self._end(self._written_kept)))
         self.mapped[read.node] = self.graph.call_function(operator.getitem, (self.mapped[read.cache], index))
 
+    def _attention(self, copied: fx.Node, query: fx.Node) -> fx.Node:
+        """The self-attention of `query`: the traced node, copied, or the operator that tells entropies."""
+        return self._tap(query) if self.plan.entropy else copied
+
+    def _select(self, statistic: fx.Node | None) -> fx.Node:
+        assert self.wanted is not None and self.plan.select is not None
+        return self.graph.call_function(
+            torch.ops.toprovar.select_tokens.default, (statistic, *self.wanted, *self.plan.select)
+        )
+
     def _tap(self, query: fx.Node) -> fx.Node:
         """Attention by the operator that also returns the entropies."""
         call = self.facts.attention
@@ -263,10 +291,8 @@ class _Rewriter:
             (query, self.mapped[call.key], self.mapped[call.value], call.scale, True, first),
         )
         self.entropy = self.graph.call_function(operator.getitem, (both, 1))
-        if self.wanted is not None and self.plan.select is not None:
-            self.keep = self.graph.call_function(
-                torch.ops.toprovar.select_tokens.default, (self.entropy, *self.wanted, *self.plan.select)
-            )
+        if self.wanted is not None and self.keep is None:
+            self.keep = self._select(self.entropy)
         return self.graph.call_function(operator.getitem, (both, 0))
 
     def _output(self) -> None:
@@ -281,7 +307,12 @@ class _Rewriter:
             index = self.graph.call_method("expand", (index, -1, -1, int(shape_of(self.facts.hidden)[-1])))
             result = self.graph.call_function(torch.scatter, (base, 1, index, result))
         extra = [value for value in (self.entropy, self.keep if self.wanted else None) if value is not None]
+        extra += self._new_rows()
         self.graph.output((result, *extra) if extra else result)
+
+    def _new_rows(self) -> list[fx.Node]:
+        """Rows for the caches that the graph returns instead of writing them."""
+        return []
 
     def _drop_unused_inputs(self) -> None:
         for at, holder in enumerate(self.own):

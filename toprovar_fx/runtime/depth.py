@@ -11,6 +11,16 @@ from ..options import Options, resolve_index
 from .ledger import Ledger
 
 
+def watched_layers(options: Options, layers: int) -> frozenset[int]:
+    """Layers whose entropies make rho, out of `layers`."""
+    wanted = options.depth_layers
+    if wanted == "all":
+        return frozenset(range(layers))
+    if wanted == "late":
+        return frozenset(range(layers * 2 // 3, layers))
+    return frozenset(resolve_index("depth_layers", layer, layers) for layer in wanted)  # type: ignore[arg-type]
+
+
 class DepthTracker:
     """Finds D (eq. 3) as the scales run, or takes the one that is set.
 
@@ -45,14 +55,7 @@ class DepthTracker:
 
     def adopt(self, layers: int) -> None:
         """Learn the number of layers."""
-        wanted = self.options.depth_layers
-        if wanted == "all":
-            self._watched = frozenset(range(layers))
-        elif wanted == "late":
-            self._watched = frozenset(range(layers * 2 // 3, layers))
-        else:
-            chosen = (resolve_index("depth_layers", layer, layers) for layer in wanted)  # type: ignore[arg-type]
-            self._watched = frozenset(chosen)
+        self._watched = watched_layers(self.options, layers)
 
     @property
     def undecided(self) -> bool:
@@ -73,12 +76,14 @@ class DepthTracker:
     def end_scale(self, scale: int) -> None:
         """Join the ratios of the scale that ran into rho, and see whether the depth is reached."""
         if self._rho and self.undecided:
-            self._rho_by_scale[scale] = torch.stack(self._rho).mean(0).tolist()
-            rho = self._rho_by_scale[scale]
-            self.depth = join_depths([self._depth_of(image, scale) for image in range(len(rho))])
-            self._ledger.rho[scale] = sum(rho) / len(rho)
-            self._ledger.depth = self.depth
+            self._take(scale, torch.stack(self._rho).mean(0).tolist())
         self._rho = []
+
+    def _take(self, scale: int, rho: list[float]) -> None:
+        self._rho_by_scale[scale] = rho
+        self.depth = join_depths([self._depth_of(image, scale) for image in range(len(rho))])
+        self._ledger.rho[scale] = sum(rho) / len(rho)
+        self._ledger.depth = self.depth
 
     def _depth_of(self, image: int, scale: int) -> int | None:
         options = self.options

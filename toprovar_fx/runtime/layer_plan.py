@@ -13,6 +13,10 @@ from ..criteria.score_registry import ScoreContext
 from ..criteria.scores import prunability
 from ..criteria.selection import bernoulli_tokens, keep_count, round_to_bucket, select_tokens
 from ..options import Options
+from .graph_support import GraphGates, graph_gates
+
+# A size of one would need another trace of the block.
+FEWEST = 2
 
 
 @dataclass(frozen=True)
@@ -21,7 +25,7 @@ class LayerPlan:
 
     Attributes:
         count: K, 0 for a skipped layer, L for a whole one.
-        keep: indices [R, K] int64, ascending; None where nothing or everything is kept.
+        keep: indices [R, K] int64, ascending; None where nothing or everything is kept, or the graph selects.
     """
 
     count: int
@@ -50,6 +54,9 @@ class LayerQuestion:
 def plan_layer(options: Options, ask: LayerQuestion) -> LayerPlan:
     """Decide K and the keep set of one layer at one pruned scale (eqs. 5 and 6)."""
     length = ask.hidden.shape[1]
+    if options.gate == "graph" and ask.ratio is not None and graph_gates(options) is GraphGates.TOKENS:
+        unknown = options.scoring.reads_entropy and ask.entropy is None
+        return LayerPlan(length if unknown else _explicit_count(ask.ratio, length))
     statistic = options.scoring.statistic(ask.hidden, ask.entropy, ask.place, options.verify != "never")
     by_itself = options.entropy_source == "same_layer" and options.score == "entropy"
     if statistic is None and by_itself:
@@ -63,10 +70,7 @@ def plan_layer(options: Options, ask: LayerQuestion) -> LayerPlan:
     weight = scale_weight(ask.place.scale, ask.place.scales)
     p_keep = keep_probability(normalised, ask.detail, weight, options.alpha_min, options.alpha_max)
     if ask.ratio is not None:
-        count = (
-            length if ask.ratio >= 1 else round_to_bucket(ask.ratio, length, (max(ask.ratio, 1 / length),))
-        )
-        count = 0 if ask.ratio == 0 else count
+        count = _explicit_count(ask.ratio, length)
     else:
         count = keep_count(
             p_keep, options.buckets, options.min_keep, options.layer_skip_below, options.batch_rule
@@ -75,8 +79,7 @@ def plan_layer(options: Options, ask: LayerQuestion) -> LayerPlan:
         count = 0 if count == 0 else length
     if count in (0, length):
         return LayerPlan(count)
-    # Two tokens at least: a size of one would need another trace of the block.
-    count = max(count, 2)
+    count = max(count, FEWEST)
     if by_itself:
         return LayerPlan(count)
     if options.sampling == "bernoulli":
@@ -84,6 +87,13 @@ def plan_layer(options: Options, ask: LayerQuestion) -> LayerPlan:
     else:
         keep = select_tokens(-saliency, count)
     return LayerPlan(count, expand_cfg_rows(keep, ask.hidden.shape[0]))
+
+
+def _explicit_count(ratio: float, length: int) -> int:
+    if ratio == 0 or ratio >= 1:
+        return 0 if ratio == 0 else length
+    count = round_to_bucket(ratio, length, (max(ratio, 1 / length),))
+    return count if count in (0, length) else max(count, FEWEST)
 
 
 def scatter_rows(known: Tensor | None, keep: Tensor, rows: Tensor, length: int) -> Tensor:
