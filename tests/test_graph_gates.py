@@ -43,6 +43,8 @@ BRANCHES = [
     {"layer_skip_below": 0.4, "prune_tokens": False, "scope_of": "tokens"},
     {"depth": "fixed", "depth_scale": 3, "layer_skip_below": 0.3, "layer_scope": "off"},
     {"depth_compare": "le", "tau": 0.5, "buckets": (0.25,), "layer_skip_below": 0.3},
+    {"depth_compare": "le", "tau": 0.4, "score": "frequency"},
+    {"alpha_min": 0.3, "tau": 0.2, "layer_skip_below": 0.45},
     {"prune_scales": False, "min_scale": 3, "alpha_min": 0.4, "min_keep": 0.3},
 ]
 
@@ -100,7 +102,7 @@ def test_the_settings_above_see_every_branch_and_depth():
     seen, depths, mixed = set(), set(), 0
     for name in ("infinity", "prenorm-fused-rope"):
         for options in BRANCHES:
-            outcome = traced(name)({**ONE, **options, "gate": "graph"})
+            outcome = traced(name)({**ONE, **options, "gate": "graph"}, images=2)
             depth = outcome.controller.depth
             depths.add(depth)
             runs = outcome.controller.ledger.runs
@@ -108,7 +110,7 @@ def test_the_settings_above_see_every_branch_and_depth():
             seen |= {run.arm for run in past}
             mixed += any(len({run.arm for run in past if run.scale == scale}) > 1 for scale in range(6))
     assert {"dense", "pruned", "skipped"} <= seen
-    assert {2, 3} <= depths
+    assert {2, 3, None} < depths
     assert mixed
 
 
