@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from toprovar_fx.ops.attend_rows import _masked_entropy, attend_rows
+from toprovar_fx.ops.attend_rows import _masked_entropy, attend_masked, attend_rows
 from toprovar_fx.ops.attention_entropy import attention_entropy
 
 SLOTS, MOST = 40, 24
@@ -55,6 +55,15 @@ def test_the_entropy_of_masked_keys():
     counted = torch.arange(30) % 3 > 0
     found = _masked_entropy(q, k, 0.3, counted)
     torch.testing.assert_close(found, attention_entropy(q, k[:, :, counted], 0.3), atol=2e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("filled", [0, 13, 24])
+@pytest.mark.parametrize("own_keys", [False, True])
+def test_without_reading_how_much_is_filled(filled, own_keys):
+    """What runs on CUDA, on a CPU."""
+    given = (*operands(4, 2, 9), torch.tensor(filled), MOST, 0.3, True, own_keys)
+    for found, expected in zip(attend_masked(*given), attend_rows(*given), strict=True):
+        torch.testing.assert_close(found, expected, atol=2e-6, rtol=1e-5)
 
 
 def test_the_operator_is_well_formed():

@@ -45,22 +45,14 @@ def attend_rows(
         The output ``[B, H, Lq, Ev]``, laid out as ``[B, Lq, H, Ev]`` in memory; the entropies in nats, mean
         of the heads, float32, ``[B, Lq]``, or ``[B, 0]`` where they were not asked for.
     """
-    on_host = filled.device.type == "cpu"
-    known = int(filled) if on_host else most
-    keys = torch.cat((k_cache[:, :, :known], k_rows), 2)
-    values = torch.cat((v_cache[:, :, :known], v_rows), 2)
-    if on_host and entropy:
-        return attention_with_entropy(q, keys, values, scale, True, known if own_keys else 0)
-    at = torch.arange(keys.shape[2], device=q.device)
-    mask = None if on_host else (at < filled) | (at >= known)
-    grouped = q.shape[1] != keys.shape[1]
-    attended = F.scaled_dot_product_attention(q, keys, values, mask, scale=scale, enable_gqa=grouped)
-    out = _output(q, v_rows)
-    if attended.stride() != out.stride():
-        attended = out.copy_(attended)
-    if mask is None or not entropy:
-        return attended, q.new_empty((q.shape[0], 0), dtype=torch.float32)
-    return attended, _masked_entropy(q, keys, scale, at >= known if own_keys else mask)
+    if filled.device.type == "cpu":
+        known = int(filled)
+        keys = torch.cat((k_cache[:, :, :known], k_rows), 2)
+        values = torch.cat((v_cache[:, :, :known], v_rows), 2)
+        if entropy:
+            return attention_with_entropy(q, keys, values, scale, True, known if own_keys else 0)
+        return _attention(q, keys, values, scale, None), _no_entropy(q)
+    return attend_masked(q, k_cache, v_cache, k_rows, v_rows, filled, most, scale, entropy, own_keys)
 
 
 @attend_rows.register_fake
@@ -78,6 +70,41 @@ def _(
 ) -> tuple[Tensor, Tensor]:
     found = q.new_empty((q.shape[0], q.shape[2] if entropy else 0), dtype=torch.float32)
     return _output(q, v_rows), found
+
+
+def attend_masked(
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    k_rows: Tensor,
+    v_rows: Tensor,
+    filled: Tensor,
+    most: int,
+    scale: float,
+    entropy: bool,
+    own_keys: bool,
+) -> tuple[Tensor, Tensor]:
+    """As `attend_rows`, without reading `filled`."""
+    keys = torch.cat((k_cache[:, :, :most], k_rows), 2)
+    values = torch.cat((v_cache[:, :, :most], v_rows), 2)
+    at = torch.arange(keys.shape[2], device=q.device)
+    valid = (at < filled) | (at >= most)
+    attended = _attention(q, keys, values, scale, valid.expand(q.shape[2], -1))
+    if not entropy:
+        return attended, _no_entropy(q)
+    return attended, _masked_entropy(q, keys, scale, at >= most if own_keys else valid)
+
+
+def _attention(q: Tensor, keys: Tensor, values: Tensor, scale: float, mask: Tensor | None) -> Tensor:
+    """Stock attention in the layout of the output."""
+    grouped = q.shape[1] != keys.shape[1]
+    attended = F.scaled_dot_product_attention(q, keys, values, mask, scale=scale, enable_gqa=grouped)
+    out = _output(q, values)
+    return attended if attended.stride() == out.stride() else out.copy_(attended)
+
+
+def _no_entropy(q: Tensor) -> Tensor:
+    return q.new_empty((q.shape[0], 0), dtype=torch.float32)
 
 
 def _output(q: Tensor, v: Tensor) -> Tensor:
