@@ -139,6 +139,8 @@ def main() -> None:
     for name in chosen.models.split(","):
         if time.monotonic() - started > chosen.seconds:
             break
+        # Dynamo would take the sizes of the model before for what may vary in this one.
+        torch.compiler.reset()
         with torch._dynamo.config.patch(recompile_limit=64):
             rows = measure({"small": small, "demo": demo}[name](), chosen.rounds)
         result["models"][name] = rows

@@ -41,6 +41,14 @@ class BranchPlan:
     score: str
     keeps_rows: bool
 
+    def __str__(self) -> str:
+        branches = [
+            "all tokens",
+            *(["K tokens"] if self.pruned else []),
+            *(["skipped"] if self.skips else []),
+        ]
+        return " or ".join(branches) + (", entropies" if self.whole.entropy else "")
+
 
 class Decide(nn.Module):
     """`decide` as a module, with the rule as its constant."""

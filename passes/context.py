@@ -48,7 +48,8 @@ class PassContext:
         if key not in self._branched:
             assert block.facts is not None
             made = branch_graph(block, plan)
-            region = Region(made.graph, self.lowering, self.named_hints(block.facts.length), "block: decides")
+            hints = self.named_hints(block.facts.length)
+            region = Region(made.graph, self.lowering, hints, f"block: {plan}")
             ranks, keeps, rho = plan.score == "entropy", plan.pruned is not None, plan.whole.entropy
             self._branched[key] = BranchedArm(region, made.select, made.start, ranks, keeps, rho)
         return self._branched[key]
