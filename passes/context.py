@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 from ..analysis.shapes import Size
 from ..lowering.region import Region
 from ..runtime.arms import Arm
+from ..runtime.graph_gate import BranchedArm
 from ..runtime.verify import PermutationCheck
+from .branch_graph import BranchPlan, branch_graph
 from .rows import RowPlan, rewrite_rows
 from .step import BlockGraph
 
@@ -27,6 +29,7 @@ class PassContext:
     check: PermutationCheck
     hints: Mapping[str, int] = field(default_factory=dict)
     _arms: dict[tuple[int, RowPlan], Arm] = field(default_factory=dict)
+    _branched: dict[tuple[int, BranchPlan], BranchedArm] = field(default_factory=dict)
 
     def arm(self, block: BlockGraph, plan: RowPlan) -> Arm:
         """The callable of `block` under `plan`."""
@@ -39,6 +42,18 @@ class PassContext:
             self._arms[key] = Arm(region, rewritten.select, rewritten.start)
         return self._arms[key]
 
+    def branched(self, block: BlockGraph, plan: BranchPlan) -> BranchedArm:
+        """The callable of `block` that decides itself under `plan`."""
+        key = (id(block), plan)
+        if key not in self._branched:
+            assert block.facts is not None
+            made = branch_graph(block, plan)
+            hints = self.named_hints(block.facts.length)
+            region = Region(made.graph, self.lowering, hints, f"block: {plan}")
+            ranks, keeps, rho = plan.score == "entropy", plan.pruned is not None, plan.whole.entropy
+            self._branched[key] = BranchedArm(region, made.select, made.start, ranks, keeps, rho)
+        return self._branched[key]
+
     def named_hints(self, length: Size) -> dict[str, int]:
         """The hints with the token count under the name that the trace gave it."""
         return {str(length) if name == "L" else name: value for name, value in self.hints.items()}
@@ -46,4 +61,4 @@ class PassContext:
     @property
     def regions(self) -> list[Region]:
         """Every region made so far."""
-        return [arm.region for arm in self._arms.values()]
+        return [arm.region for arm in (*self._arms.values(), *self._branched.values())]

@@ -17,6 +17,7 @@ from .attention_entropy import attention_entropy
 from .cache_offset import cache_offset
 from .context import PassContext
 from .dump import Dump
+from .graph_gate import graph_gate
 from .layer_skip import layer_skip
 from .obligations import StepState, check_result
 from .outline_blocks import outline_blocks
@@ -29,7 +30,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 # Each needs the ones before it: gates go around blocks that know their place in the cache.
-ORDER = (cache_offset, attention_entropy, scale_depth_gate, token_gather, layer_skip)
+ORDER = (cache_offset, attention_entropy, scale_depth_gate, token_gather, layer_skip, graph_gate)
 BUILT_IN: tuple[Pass[Any, Any], ...] = (outline_blocks, *ORDER)
 
 
@@ -93,6 +94,9 @@ def rewrite_step(
     record = PassRecord("outline_blocks", True, layers, _fallbacks(step), milliseconds, traced, step)
     records = [record]
     _close(dump, record)
+    if all(site.block.facts is None for site in step.sites):
+        # Nothing that any pass could act on: the captured graph itself is compiled.
+        order = []
     for run in order:
         state = StepState.of(step)
         result, milliseconds = _timed(lambda run=run, step=step: run(step, options, context))  # type: ignore[misc]

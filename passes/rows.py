@@ -23,6 +23,7 @@ from ..analysis.contractions import read_contraction
 from ..analysis.operators import operator_name, states_length
 from ..analysis.shapes import same, shape_of, size_of, value_of
 from ..analysis.transfers import Axes
+from ..criteria.scores import frequency_score
 from ..lowering.sizes import IMAGES, KEPT, OFFSET, InputSpec, spec_of, tensor_spec
 from ..ops import select_tokens  # noqa: F401 - registers the operator called here
 from .gathering import RowGather
@@ -67,7 +68,10 @@ class RowPlan:
         entropy: add the attention entropy of every query as an output.
         scale_keys: entropy over this scale's keys only instead of all cached ones.
         select: None, or the rule ("shared", "cond", "per_row") and the sign (keep low) by which the graph
-            itself selects the tokens from the entropies; only with `GatherAt.ATTENTION_OUTPUT` and `entropy`.
+            itself selects the tokens; by the layer's own entropies with `GatherAt.ATTENTION_OUTPUT` (and
+            `entropy`), else by `ranking`.
+        ranking: with `select`, what ranks the tokens before rows are dropped: "given", an input `ranking`
+            [R, L] float32, or "frequency", read off the hidden state.
     """
 
     gather_at: GatherAt | None = None
@@ -75,6 +79,7 @@ class RowPlan:
     entropy: bool = False
     scale_keys: bool = False
     select: tuple[str, bool] | None = None
+    ranking: str | None = None
 
     def __str__(self) -> str:
         rows = "all tokens" if self.gather_at is None else f"K tokens from {self.gather_at.name.lower()} on"
@@ -84,10 +89,12 @@ class RowPlan:
 def rewrite_rows(block: BlockGraph, plan: RowPlan) -> BlockArm:
     """Apply `plan` to a block that the analysis understood."""
     assert block.facts is not None
-    return _Rewriter(block.graph.graph, block.facts, plan).run()
+    return Rewriter(block.graph.graph, block.facts, plan).run()
 
 
-class _Rewriter:
+class Rewriter:
+    """Copies a block graph under a plan; the caches are written in place."""
+
     def __init__(self, source: fx.Graph, facts: BlockFacts, plan: RowPlan) -> None:
         self.source, self.facts, self.plan = source, facts, plan
         self.graph = fx.Graph()
@@ -105,6 +112,7 @@ class _Rewriter:
         self.counts: dict[bool, fx.Node] = {}
 
     def run(self) -> BlockArm:
+        """The rewritten block."""
         start = self._placeholders()
         for node in self.source.nodes:
             if node.op not in ("placeholder", "output"):
@@ -126,7 +134,10 @@ class _Rewriter:
         hidden = spec_of(self.facts.hidden)
         assert hidden.shape is not None and hidden.dtype is not None and hidden.device is not None
         if self.facts.writes:
-            self.offset = self._input("offset", InputSpec(value=OFFSET))
+            self._cache_inputs()
+        ranking: fx.Node | None = self.mapped[self.facts.hidden]
+        if self.plan.ranking == "given":
+            ranking = self._input("ranking", tensor_spec(hidden.shape[:2], torch.float32, hidden.device))
         if self.plan.gather_at is not None:
             if self.plan.select is None:
                 self.gather.keep = self._input(
@@ -141,10 +152,17 @@ class _Rewriter:
                 self.restored = self._input(
                     "restored", tensor_spec(hidden.shape, hidden.dtype, hidden.device)
                 )
+        if self.plan.ranking == "frequency":
+            ranking = self.graph.call_function(frequency_score, (ranking,))
+        if self.plan.ranking is not None:
+            self.gather.keep = self._select(ranking)
         if not self.facts.writes:
             return None
         begin = self.facts.writes[0].start
         return sources.index(begin) if isinstance(begin, fx.Node) else (int(begin),)  # type: ignore[call-overload]
+
+    def _cache_inputs(self) -> None:
+        self.offset = self._input("offset", InputSpec(value=OFFSET))
 
     def _input(self, name: str, spec: InputSpec) -> fx.Node:
         holder = self.graph.placeholder(name)
@@ -197,8 +215,7 @@ class _Rewriter:
         copied = self.graph.node_copy(node, value_of_operand)
         self._resize(node, copied)
         self.mapped[node] = copied
-        if self.plan.entropy:
-            self._tap(node, value_of_operand)
+        self._attend(node, value_of_operand)
         if node is call.node and self.plan.gather_at is GatherAt.ATTENTION_OUTPUT:
             self.mapped[node] = self._gather(node, facts.axes[node])
             self.kept.add(node)
@@ -296,6 +313,17 @@ class _Rewriter:
         index = _slices(len(shape_of(read.cache)), read.axis, slice(None, self._end(self._written_kept)))
         self.mapped[read.node] = self.graph.call_function(operator.getitem, (self.mapped[read.cache], index))
 
+    def _attend(self, node: fx.Node, value_of_operand: Callable[[fx.Node], fx.Node]) -> None:
+        """What is done to the self-attention among the row nodes, `node` being any of them."""
+        if self.plan.entropy:
+            self._tap(node, value_of_operand)
+
+    def _select(self, statistic: fx.Node | None) -> fx.Node:
+        assert self.wanted is not None and self.plan.select is not None
+        return self.graph.call_function(
+            torch.ops.toprovar.select_tokens.default, (statistic, *self.wanted, *self.plan.select)
+        )
+
     def _tap(self, node: fx.Node, value_of_operand: Callable[[fx.Node], fx.Node]) -> None:
         """Add the entropies where `node` is the place to take them, the attention or its softmax."""
         call, facts = self.facts.attention, self.facts
@@ -315,10 +343,8 @@ class _Rewriter:
                 mask = None if call.mask is None else value_of_operand(call.mask)
                 axes = facts.axes[call.query]
                 self.entropy = measure_operands(self.graph, call, query, axes, self._map, mask, first)
-        if self.wanted is not None and self.plan.select is not None:
-            self.gather.keep = self.graph.call_function(
-                torch.ops.toprovar.select_tokens.default, (self.entropy, *self.wanted, *self.plan.select)
-            )
+        if self.wanted is not None and self.gather.keep is None:
+            self.gather.keep = self._select(self.entropy)
 
     def _output(self) -> None:
         result = self.mapped[self.facts.exit]
@@ -334,7 +360,12 @@ class _Rewriter:
         extra = [
             value for value in (self.entropy, self.gather.keep if self.wanted else None) if value is not None
         ]
+        extra += self._new_rows()
         self.graph.output((result, *extra) if extra else result)
+
+    def _new_rows(self) -> list[fx.Node]:
+        """Rows for the caches that the graph returns instead of writing them."""
+        return []
 
     def _drop_unused_inputs(self) -> None:
         for at, holder in enumerate(self.own):

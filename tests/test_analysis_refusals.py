@@ -223,6 +223,7 @@ def test_every_reason_has_a_test():
         Reason.AMBIGUOUS_LENGTH,
         Reason.ONE_TOKEN,
         Reason.VERIFICATION,
+        Reason.GATE_ON_HOST,  # tests/test_graph_gates.py
     }
     assert set(Reason) == here
 

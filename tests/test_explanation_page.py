@@ -15,11 +15,14 @@ import toprovar_fx
 from toprovar_fx.errors import OutputError
 from toprovar_fx.explanation.diff import compare, diff
 from toprovar_fx.explanation.facts import Explanation
+from toprovar_fx.passes.pipeline import BUILT_IN
 
-from .models.subjects import MANY_GRAPHS, TinyPreNorm, generate
+from .models.subjects import MANY_GRAPHS, OPEN, TinyPreNorm, generate
 from .test_explanation import PRUNING
 
-CHROMIUM = shutil.which("chromium")
+# The names that distributions and vendors give to the one engine that can print a page from a command line.
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome", "chrome-headless-shell")
+CHROMIUM = next((path for name in BROWSERS if (path := shutil.which(name))), None)
 VOID = {"meta", "input", "br", "link", "img", "hr"}
 
 
@@ -59,6 +62,57 @@ def test_the_page_is_whole_and_loads_nothing(page):
     assert (checker.wrong, checker.open) == ([], [])
     assert not re.search(r"https?://|@import|url\(", text)
     assert "prefers-color-scheme: dark" in text
+
+
+class Cells(HTMLParser):
+    """The text of the page's table rows, cell by cell."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows: list[list[str]] = []
+        self.inside = False
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th") and self.rows:
+            self.rows[-1].append("")
+            self.inside = True
+
+    def handle_endtag(self, tag: str) -> None:
+        self.inside = self.inside and tag not in ("td", "th", "tr", "table")
+
+    def handle_data(self, data: str) -> None:
+        if self.inside:
+            self.rows[-1][-1] += data.strip()
+
+
+def test_the_page_lists_times_recompiles_and_fallbacks(page):
+    cells = Cells()
+    cells.feed(page.read_text())
+    passes = {row[0]: row for row in cells.rows if row and row[0] in {done.name for done in BUILT_IN}}
+    assert passes.keys() == {done.name for done in BUILT_IN}
+    assert all(float(row[2]) >= 0 for row in passes.values()), "milliseconds of every pass"
+    assert float(passes["outline_blocks"][2]) > 0
+    text = page.read_text()
+    assert "end == 1" in text, "why the second graph was needed"
+    assert "graphs, 1 of them recompilations" in text
+    assert "ONE_TOKEN" in text and "a scale of one token has nothing to prune" in text
+
+
+def test_a_page_of_branches(tmp_path, fresh_dynamo):
+    """Graphs that hold a `torch.cond` are shown like all others."""
+    subject = TinyPreNorm(True, True, depth=2)
+    options = {**OPEN, "gate": "graph", "buckets": (0.5,), "min_scale": 2, "lowering": "eager"}
+    with MANY_GRAPHS, toprovar_fx.explaining("branches") as report:
+        generate(subject, torch.compile(subject.model, backend="toprovar", options=options))
+    text = report.to_html(tmp_path / "page.html").read_text()
+    checker = Checker()
+    checker.feed(text)
+    assert (checker.wrong, checker.open) == ([], [])
+    assert "torch.ops.higher_order.cond(" in text
+    assert "shapes unknown" not in text
+    assert "GraphGate" in str(report)
 
 
 def test_names_are_escaped(page):

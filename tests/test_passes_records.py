@@ -80,6 +80,7 @@ def test_a_neutral_pipeline_leaves_the_graph_text_identical():
         "scale_depth_gate": [],
         "token_gather": [],
         "layer_skip": [],
+        "graph_gate": [],
     }
 
 

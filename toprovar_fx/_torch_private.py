@@ -7,6 +7,7 @@ What is used and why:
   each new size.
 - `SymNode.expr` and the environment's guards, ranges and replacements: what a run on such inputs computed of
   sizes, as sympy expressions, and for which sizes that holds.
+- `torch.ops.higher_order.cond`: `torch.cond` as a node of a graph that a pass builds.
 - `TorchDispatchMode`, operator schemas and storage identities: which operators ran, what they read and write.
 - `torch._dynamo.exc`: what Dynamo raises when it cannot trace a function, told from what the function raises.
 - `registry`: whether torch was asked for the backend by its name.
@@ -46,6 +47,9 @@ log = logging.getLogger(__name__)
 _COMPILE_LOCK = threading.RLock()
 
 DispatchMode = TorchDispatchMode
+
+# (pred, true branch, false branch, operands): the node that Dynamo makes of `torch.cond`.
+cond = torch.ops.higher_order.cond
 
 # Recompiling where a test forbade it is not among them.
 TRACING_FAILURES: tuple[type[Exception], ...] = (

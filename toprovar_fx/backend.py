@@ -23,7 +23,8 @@ from .options import Options
 from .passes.context import PassContext
 from .passes.pipeline import rewrite_step
 from .passes.step import PassRecord
-from .program import DenseProgram, StepProgram, remember
+from .program import DenseProgram, StepProgram, keeps_alive, remember
+from .recording import is_observed
 from .runtime.generation import current_generation
 from .runtime.silence import note_graph
 from .runtime.verify import PermutationCheck
@@ -97,7 +98,12 @@ def _dense(
     call = gm.forward if as_traced else compile_with_dynamo_inputs(gm, example_inputs)
     if not as_traced:
         region.compile_seconds.append(time.perf_counter() - started)
-    return remember(DenseProgram(call, region, records, options, fallbacks, one_token))
+    program = remember(DenseProgram(call, region, records, options, fallbacks, one_token))
+    no_attention = any(fallback.reason is Reason.NO_ATTENTION for fallback in fallbacks)
+    if no_attention and not as_traced and not is_observed() and keeps_alive(call, program):
+        # No part of a generation's step, and nobody counts its calls: it costs what Inductor's costs.
+        return call
+    return program
 
 
 def _lowering(options: Options, example_inputs: Sequence[Any]) -> str:

@@ -199,6 +199,11 @@ class Options:
         compare=False,
     )
 
+    gate: Literal["host", "graph"] = _option(
+        "host",
+        check.choice("host", "graph"),
+        "Where D, K and the tokens are decided: by Python between graphs, or in them (docs/design.md).",
+    )
     passes: tuple[str, ...] = _option(
         (), check.registered_names(PASSES), "Passes of one's own to run; see docs/extending.md."
     )

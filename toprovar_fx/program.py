@@ -26,6 +26,7 @@ from .recording import note_called, note_compiled
 from .runtime.budget import StepBudget
 from .runtime.controller import Controller
 from .runtime.generation import current_generation
+from .runtime.graph_gate import GraphGate
 from .runtime.pricing import price_plan
 from .runtime.silence import warn_outside_generation
 from .runtime.step_graphs import step_graphs
@@ -64,6 +65,7 @@ class StepProgram:
         self._weights: list[tuple[weakref.ref[nn.Parameter], int | None]] = []
         self._parameters_at: list[int] | None = None
         self._identity: str | None = None
+        self._branches = any(isinstance(step.module(site), GraphGate) for site in step.sites)
         self._budget = None if options.budget is None else StepBudget(self._graphs, self._rows, self._length)
 
     def __call__(self, *arguments: Any) -> Any:
@@ -80,6 +82,7 @@ class StepProgram:
             warn_outside_generation()
         if controller is not None:
             controller.enter()
+            controller.branch(self._branches)
         if controller is not None and not controller.ledger.prunable:
             self._recognise(controller, arguments)
             controller.ledger.prunable = True
@@ -229,6 +232,15 @@ def remember(program: Program) -> Program:
     _PROGRAMS.add(program)
     note_compiled(program)
     return program
+
+
+def keeps_alive(call: Callable[..., Any], program: DenseProgram) -> bool:
+    """Let `program` live as long as the function that Dynamo gets in its place; whether that works."""
+    try:
+        call.toprovar_program = program  # type: ignore[attr-defined]
+    except AttributeError:
+        return False
+    return True
 
 
 def programs(options: Options | None = None) -> list[StepProgram | DenseProgram]:

@@ -40,6 +40,11 @@ def recording() -> Iterator[Recording]:
         _RECORDING.reset(token)
 
 
+def is_observed() -> bool:
+    """Whether a generation is open or somebody watches, so that calls have to be noted."""
+    return _RECORDING.get() is not None or current_generation() is not None
+
+
 def note_compiled(program: Any) -> None:
     """Tell whoever watches of a program that was made."""
     watching = _RECORDING.get()

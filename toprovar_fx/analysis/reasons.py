@@ -43,6 +43,7 @@ class Reason(enum.Enum):
     CACHE_WRITE = "the key/value cache is written in a way that is not a slice of the current scale's tokens"
     SHARED_STATE = "a cache is used by more than one block"
     GRADIENTS = "pruning is for inference; call the model under torch.no_grad() or torch.inference_mode()"
+    GATE_ON_HOST = "the host decides, with the same result; docs/design.md says what a graph can decide"
     VERIFICATION = "the permutation check did not reproduce the dense result"
 
 

@@ -13,15 +13,20 @@ from collections.abc import Mapping
 import sympy
 from torch import Tensor
 
+from ..analysis.reasons import Fallback, Reason
 from ..cost.budget import Counts
 from ..criteria.score_registry import ScoreContext
+from ..errors import GraphError
 from ..options import Options
+from .branching import Branching
 from .budget import BudgetQuestion, StepBudget
 from .depth import DepthTracker
 from .generation import Generation
+from .graph_updates import GraphUpdates
 from .layer_plan import LayerPlan, LayerQuestion, plan_layer, scatter_rows
 from .ledger import Ledger
 from .maps import ScaleMaps
+from .on_device import DepthOnDevice, ScopeOnDevice
 from .scope import ScopeTracker
 from .taps import ranking_layer, ranks_others
 
@@ -33,6 +38,7 @@ class Controller:
         options: the settings.
         layers: number of layers of the model.
         ledger: what was run, for the report.
+        branching: what is known on the device alone where graphs decide, or None.
     """
 
     def __init__(self, options: Options, generation: Generation) -> None:
@@ -44,7 +50,8 @@ class Controller:
         self._depth = DepthTracker(options, self._scales, generation.images, self.ledger)
         self._scope = ScopeTracker(options, schedule, self.ledger)
         self._entropy = ScaleMaps(schedule, updates=False)
-        self._updates = ScaleMaps(schedule, updates=True)
+        self._updates = GraphUpdates(schedule)
+        self.branching: Branching | None = None
         self._latest: int | None = None
         self._dropped: dict[int, int] = {}
         self._plans: dict[int, LayerPlan] = {}
@@ -59,6 +66,40 @@ class Controller:
     def enter(self) -> None:
         """Note that the current scale runs in a compiled graph."""
         self._generation.enter_compiled()
+
+    def branch(self, in_graphs: bool) -> None:
+        """Learn, before a step runs, whether its layers decide themselves.
+
+        Raises:
+            GraphError: another step of this generation did, and this one cannot go on from there; or, with
+                `strict`, the schedule does not let them.
+        """
+        if self.branching is not None and not in_graphs:
+            raise GraphError(
+                f"scale {self.scale} runs in another graph than the scales before, whose layers decided "
+                "themselves: expected one graph for all of them; nearest valid: gate='host'"
+            )
+        if not in_graphs or self.branching is not None or self.ledger.runs:
+            return
+        schedule, images = self._generation.schedule, self.images
+        depth = DepthOnDevice(self.options, self._scales, images, self.ledger)
+        if self._scope.measured_at > depth.first:
+            detail = f"R is measured at scale {self._scope.measured_at}, where layers may be pruned already"
+            fallback = Fallback(Reason.GATE_ON_HOST, detail=detail)
+            if self.options.strict:
+                raise GraphError(str(fallback))
+            if fallback not in self.ledger.fallbacks:
+                self.ledger.fallbacks.append(fallback)
+            return
+        depth.adopt(self.layers)
+        scope = ScopeOnDevice(self.options, schedule, self.ledger)
+        self._depth, self._scope = depth, scope
+        self.branching = Branching(self.options, schedule, images, depth, scope, self.ledger)
+
+    def settle(self) -> None:
+        """Read back, after the last scale, what the layers decided themselves."""
+        if self.branching is not None:
+            self.branching.settle()
 
     def ration(self, budget: StepBudget, sizes: Mapping[sympy.Symbol, int]) -> None:
         """Solve the budget for the scale that is about to run, once its step and sizes are known.
@@ -185,13 +226,13 @@ class Controller:
                 place=place,
                 hidden=hidden,
                 detail=self._scope.detail(layer),
-                entropy=self._ranking(layer),
+                entropy=self.ranking(layer),
                 ratio=self._explicit(layer),
             )
             self._plans[layer] = plan_layer(self.options, question)
         return self._plans[layer]
 
-    def _ranking(self, layer: int) -> Tensor | None:
+    def ranking(self, layer: int) -> Tensor | None:
         """The entropy map [R, L] of the current scale that ranks the tokens of `layer`."""
         source = self.options.entropy_source
         wanted = layer if source == "previous_scale" or self._latest is None else self._latest
@@ -220,7 +261,7 @@ class Controller:
     def observe(self, layer: int, entropy: Tensor, keep: Tensor | None, length: int) -> None:
         """Take the entropies [R, L] (or [R, K] of the kept tokens) of `layer` at this scale."""
         if keep is not None:
-            entropy = scatter_rows(self._ranking(layer), keep, entropy, length)
+            entropy = scatter_rows(self.ranking(layer), keep, entropy, length)
         self._entropy.put(layer, self.scale, entropy)
         self._latest = layer
         self.ledger.maps[self.scale, layer] = entropy
@@ -239,6 +280,11 @@ class Controller:
         if whole and self._needs_update(layer):
             self._updates.put(layer, self.scale, after - before)
         self._scope.observe_tokens(layer, self.scale, after)
+
+    def finish_if(self, whole: Tensor, layer: int, before: Tensor, after: Tensor) -> None:
+        """Account for a layer that decided itself: its update counts if `whole`, bool [], holds."""
+        if self._needs_update(layer):
+            self._updates.put_if(whole, layer, self.scale, after - before)
 
     def _needs_update(self, layer: int) -> bool:
         """Whether the next scale may give the update of `layer` to tokens that it does not compute."""

@@ -11,6 +11,11 @@ from ..options import Options, resolve_index
 from .ledger import Ledger
 
 
+def watched_layers(options: Options, layers: int) -> frozenset[int]:
+    """Layers whose entropies make rho, out of `layers`."""
+    return frozenset(options.layers_for_depth(layers))
+
+
 class DepthTracker:
     """Finds D (eq. 3) as the scales run, or takes the one that is set.
 
@@ -45,7 +50,7 @@ class DepthTracker:
 
     def adopt(self, layers: int) -> None:
         """Learn the number of layers."""
-        self._watched = frozenset(self.options.layers_for_depth(layers))
+        self._watched = watched_layers(self.options, layers)
 
     @property
     def undecided(self) -> bool:
@@ -66,12 +71,14 @@ class DepthTracker:
     def end_scale(self, scale: int) -> None:
         """Join the ratios of the scale that ran into rho, and see whether the depth is reached."""
         if self._rho and self.undecided:
-            self._rho_by_scale[scale] = torch.stack(self._rho).mean(0).tolist()
-            rho = self._rho_by_scale[scale]
-            self.depth = join_depths([self._depth_of(image, scale) for image in range(len(rho))])
-            self._ledger.rho[scale] = sum(rho) / len(rho)
-            self._ledger.depth = self.depth
+            self._take(scale, torch.stack(self._rho).mean(0).tolist())
         self._rho = []
+
+    def _take(self, scale: int, rho: list[float]) -> None:
+        self._rho_by_scale[scale] = rho
+        self.depth = join_depths([self._depth_of(image, scale) for image in range(len(rho))])
+        self._ledger.rho[scale] = sum(rho) / len(rho)
+        self._ledger.depth = self.depth
 
     def _depth_of(self, image: int, scale: int) -> int | None:
         options = self.options

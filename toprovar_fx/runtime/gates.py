@@ -187,7 +187,7 @@ class GatherGate(Gate, ABC):
             return self.whole(*inputs)
         plan = controller.plan(self.layer, inputs[0])
         some = plan.count not in (0, inputs[0].shape[1])
-        if not self.fires(controller, some and self._verified(controller, inputs)):
+        if not self.fires(controller, some and verified(self, self.check, self.pruned, controller, inputs)):
             return self.whole(*inputs)
         return self.run_kept(controller, plan, inputs)
 
@@ -212,22 +212,30 @@ class GatherGate(Gate, ABC):
         controller.finish(self.layer, inputs[0], hidden, cached, whole=False)
         return hidden
 
-    def _verified(self, controller: Controller, inputs: tuple[Any, ...]) -> bool:
-        update = controller.restored(self.layer)
-        offset = offset_at(self.dense, controller, self.layer, inputs)
-        found = self.check.deviation(self.dense, self.pruned, inputs, update, offset)
-        limit = self.check.tolerance(inputs[0], self.pruned)
-        if found is not None:
-            controller.ledger.deviations[controller.scale, self.layer] = found
-        if found is None or found <= limit:
-            return True
-        fallback = Fallback(
-            Reason.VERIFICATION, detail=f"relative deviation {found:.1e} above {limit:.0e}", layer=self.layer
-        )
-        if self.options.strict:
-            raise GraphError(str(fallback))
-        controller.ledger.fallbacks.append(fallback)
-        return False
+
+def verified(
+    gate: Gate, check: PermutationCheck, pruned: Arm, controller: Controller, inputs: tuple[Any, ...]
+) -> bool:
+    """Whether `pruned` passed the permutation check at the site of `gate`; if not, the reason is kept.
+
+    Raises:
+        GraphError: it did not, and the options say `strict`.
+    """
+    update = controller.restored(gate.layer)
+    offset = offset_at(gate.dense, controller, gate.layer, inputs)
+    found = check.deviation(gate.dense, pruned, inputs, update, offset)
+    limit = check.tolerance(inputs[0], pruned)
+    if found is not None:
+        controller.ledger.deviations[controller.scale, gate.layer] = found
+    if found is None or found <= limit:
+        return True
+    fallback = Fallback(
+        Reason.VERIFICATION, detail=f"relative deviation {found:.1e} above {limit:.0e}", layer=gate.layer
+    )
+    if gate.options.strict:
+        raise GraphError(str(fallback))
+    controller.ledger.fallbacks.append(fallback)
+    return False
 
 
 class TokenGate(GatherGate):

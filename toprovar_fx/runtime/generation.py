@@ -114,6 +114,7 @@ def generation(schedule: Schedule, images: int = 1) -> Iterator[Generation]:
         opened.warn_if_eager()
         for controller in opened.controllers:
             controller.end_scale()
+            controller.settle()
             controller.warn_if_idle()
     finally:
         _CURRENT.reset(token)

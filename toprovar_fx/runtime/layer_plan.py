@@ -13,6 +13,10 @@ from ..criteria.score_registry import ScoreContext
 from ..criteria.scores import prunability
 from ..criteria.selection import bernoulli_tokens, keep_count, round_to_bucket, select_tokens
 from ..options import Options
+from .graph_support import GraphGates, graph_gates
+
+# A size of one would need another trace of the block.
+FEWEST = 2
 
 
 @dataclass(frozen=True)
@@ -21,7 +25,7 @@ class LayerPlan:
 
     Attributes:
         count: K, 0 for a skipped layer, L for a whole one.
-        keep: indices [R, K] int64, ascending; None where nothing or everything is kept.
+        keep: indices [R, K] int64, ascending; None where nothing or everything is kept, or the graph selects.
     """
 
     count: int
@@ -50,6 +54,9 @@ class LayerQuestion:
 def plan_layer(options: Options, ask: LayerQuestion) -> LayerPlan:
     """Decide K and the keep set of one layer at one pruned scale (eqs. 5 and 6)."""
     length = ask.hidden.shape[1]
+    if options.gate == "graph" and ask.ratio is not None and graph_gates(options) is GraphGates.TOKENS:
+        unknown = options.scoring.reads_entropy and ask.entropy is None
+        return LayerPlan(length if unknown else _explicit_count(ask.ratio, length))
     statistic = options.scoring.statistic(ask.hidden, ask.entropy, ask.place, options.verify != "never")
     by_itself = options.entropy_source == "same_layer" and options.score == "entropy"
     if statistic is None and by_itself:
@@ -60,10 +67,7 @@ def plan_layer(options: Options, ask: LayerQuestion) -> LayerPlan:
     joined = join_cfg_rows(statistic, ask.place.images, options.cfg_rows)
     saliency = prunability(joined, options.scoring.keeps_low(options.keep_low))
     if ask.ratio is not None:
-        count = (
-            length if ask.ratio >= 1 else round_to_bucket(ask.ratio, length, (max(ask.ratio, 1 / length),))
-        )
-        count = 0 if ask.ratio == 0 else count
+        count = _explicit_count(ask.ratio, length)
     else:
         count = keep_count(
             _retention(options, ask, saliency),
@@ -76,8 +80,7 @@ def plan_layer(options: Options, ask: LayerQuestion) -> LayerPlan:
         count = 0 if count == 0 else length
     if count in (0, length):
         return LayerPlan(count)
-    # Two tokens at least: a size of one would need another trace of the block.
-    count = max(count, 2)
+    count = max(count, FEWEST)
     if by_itself:
         return LayerPlan(count)
     if options.sampling == "bernoulli":
@@ -93,6 +96,13 @@ def _retention(options: Options, ask: LayerQuestion, saliency: Tensor) -> Tensor
     normalised = normalise_entropy(saliency, options.normalise)
     weight = scale_weight(ask.place.scale, ask.place.scales)
     return keep_probability(normalised, ask.detail, weight, options.alpha_min, options.alpha_max)
+
+
+def _explicit_count(ratio: float, length: int) -> int:
+    if ratio == 0 or ratio >= 1:
+        return 0 if ratio == 0 else length
+    count = round_to_bucket(ratio, length, (max(ratio, 1 / length),))
+    return count if count in (0, length) else max(count, FEWEST)
 
 
 def scatter_rows(known: Tensor | None, keep: Tensor, rows: Tensor, length: int) -> Tensor:

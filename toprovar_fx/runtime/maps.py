@@ -27,7 +27,7 @@ class ScaleMaps:
     """
 
     def __init__(self, schedule: Schedule, *, updates: bool) -> None:
-        self._sides, self._updates = schedule.sides, updates
+        self._schedule, self._updates = schedule, updates
         self._known: dict[int, _Left] = {}
         self._resized: dict[int, _Left] = {}
 
@@ -51,7 +51,7 @@ class ScaleMaps:
         resized = self._resized.get(layer)
         if resized is None or resized.scale != scale:
             resize = restore_delta if self._updates else upsample_map
-            values = resize(found.values, self._sides[found.scale], self._sides[scale])
+            values = resize(found.values, self._schedule.sides[found.scale], self._schedule.sides[scale])
             resized = self._resized[layer] = _Left(scale, values)
         return resized.values
 

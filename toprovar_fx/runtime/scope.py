@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -26,6 +28,11 @@ class ScopeTracker:
         self._online = options.prune_layers and options.layer_scope == "online"
         self._maps: dict[int, Tensor] = {}
         self._ratios: dict[int, Tensor] = {}
+
+    @property
+    def measured_at(self) -> int:
+        """The scale at which R is measured; 0 where it is not."""
+        return self._scale if self._online else 0
 
     @property
     def mapped_at(self) -> int | None:
@@ -54,9 +61,12 @@ class ScopeTracker:
             self._ratios.update(zip(self._maps, ratios, strict=True))
         if self._ratios:
             detail = layer_detail(torch.stack(list(self._ratios.values())), self.options.beta).mean(1)
-            self._ledger.detail.update(zip(self._ratios, detail.tolist(), strict=True))
+            self._take(list(self._ratios), detail)
             self._ledger.sigma_ratios.update(self._ratios)
         self._maps, self._ratios = {}, {}
+
+    def _take(self, layers: Sequence[int], detail: Tensor) -> None:
+        self._ledger.detail.update(zip(layers, detail.tolist(), strict=True))
 
     def detail(self, layer: int) -> float:
         """R of a layer; 1 where nothing is known."""

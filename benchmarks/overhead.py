@@ -1,0 +1,157 @@
+"""What the backend costs on graphs that it cannot prune, over plain Inductor: time to compile and to run.
+
+    python -m benchmarks.overhead [--repeats 5] [--rounds 40] [--json]
+
+Compilations of both alternate, with Inductor's caches off (what its C++ compiler made is kept: it is the
+same for both, and would hide what Python takes). Calls alternate in rounds; a ratio compares two calls of
+the same round.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from toprovar_fx.evaluation.timing import Timing, interleave
+from toprovar_fx.runtime.generation import generation
+from toprovar_fx.schedules import Schedule
+
+BACKENDS: Mapping[str, Mapping[str, Any]] = {
+    "inductor": {"backend": "inductor"},
+    "toprovar": {"backend": "toprovar", "options": {"preset": "lossless"}},
+}
+
+
+class Feedforward(nn.Module):
+    """No attention: residual layers of norm, linear, GELU, linear."""
+
+    def __init__(self, depth: int, width: int) -> None:
+        super().__init__()
+        layers = (
+            nn.Sequential(
+                nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width)
+            )
+            for _ in range(depth)
+        )
+        self.layers = nn.ModuleList(layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[R, L, C] -> [R, L, C]."""
+        for layer in self.layers:
+            x = x + layer(x)
+        return x
+
+
+class Causal(nn.Module):
+    """Attention that has to be refused: it is causal, as in a language model."""
+
+    def __init__(self, depth: int, width: int) -> None:
+        super().__init__()
+        self.qkv = nn.ModuleList(nn.Linear(width, 3 * width) for _ in range(depth))
+        self.out = nn.ModuleList(nn.Linear(width, width) for _ in range(depth))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[R, L, C] -> [R, L, C]."""
+        for qkv, out in zip(self.qkv, self.out, strict=True):
+            q, k, v = qkv(x).unflatten(-1, (3, 4, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+            mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+            x = x + out(mixed.transpose(1, 2).flatten(2))
+        return x
+
+
+# name: module, tokens, width
+CASES: Mapping[str, tuple[Callable[[], nn.Module], int, int]] = {
+    "1 layer, 16 x 32": (lambda: Feedforward(1, 32), 16, 32),
+    "4 layers, 256 x 128": (lambda: Feedforward(4, 128), 256, 128),
+    "16 layers, 256 x 128": (lambda: Feedforward(16, 128), 256, 128),
+    "causal, 2 layers, 64 x 64": (lambda: Causal(2, 64), 64, 64),
+    "causal, 12 layers, 256 x 128": (lambda: Causal(12, 128), 256, 128),
+}
+
+
+def compile_seconds(build: Callable[[], nn.Module], hidden: Tensor, repeats: int) -> dict[str, list[float]]:
+    """Seconds of the first call of a fresh model, both backends in turn; the first pair only warms up."""
+    found: dict[str, list[float]] = {name: [] for name in BACKENDS}
+    for repeat in range(repeats + 1):
+        names = list(BACKENDS) if repeat % 2 else list(reversed(BACKENDS))
+        for name in names:
+            torch.compiler.reset()
+            forward = torch.compile(build().eval(), dynamic=True, **BACKENDS[name])
+            started = time.perf_counter()
+            forward(hidden)
+            if repeat:
+                found[name].append(time.perf_counter() - started)
+    return found
+
+
+def run_timings(build: Callable[[], nn.Module], hidden: Tensor, rounds: int) -> dict[str, Timing]:
+    """Times of 20 calls in a row; "in a generation" is the backend's graph compiled and run inside of one."""
+    torch.compiler.reset()
+    model = build().eval()
+    forward = {name: torch.compile(model, dynamic=True, **given) for name, given in BACKENDS.items()}
+    inside = torch.compile(build().eval(), dynamic=True, **BACKENDS["toprovar"])
+
+    def calls(call: Callable[[Tensor], Tensor]) -> Callable[[], None]:
+        def repeat() -> None:
+            for _ in range(20):
+                call(hidden)
+
+        return repeat
+
+    def in_generation() -> None:
+        with generation(Schedule(((1, 1), (4, 4))), 1) as run:
+            run.begin_scale(0)
+            calls(inside)()
+
+    variants = {name: calls(call) for name, call in forward.items()} | {"in a generation": in_generation}
+    return interleave(variants, rounds=rounds)
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--repeats", type=int, default=5, help="compilations of each backend per case")
+    parser.add_argument("--rounds", type=int, default=40, help="rounds of 20 calls each")
+    parser.add_argument("--json", action="store_true", help="the last line is one JSON object")
+    chosen = parser.parse_args()
+    result: dict[str, Any] = {"torch": torch.__version__, "threads": torch.get_num_threads(), "cases": {}}
+    print(
+        f"{'case':30s} {'compile s':>10s} {'ratio':>6s} {'run us':>8s} {'ratio':>6s} {'in a generation':>15s}"
+    )
+    with torch.no_grad(), torch._inductor.config.patch(force_disable_caches=True):
+        for name, (build, tokens, width) in CASES.items():
+            hidden = torch.randn(2, tokens, width)
+            compiled = compile_seconds(build, hidden, chosen.repeats)
+            pairs = zip(compiled["toprovar"], compiled["inductor"], strict=True)
+            ratio = statistics.median(ours / theirs for ours, theirs in pairs)
+            timed = run_timings(build, hidden, chosen.rounds)
+            dense = timed["inductor"]
+            row = {
+                "compile_s_inductor": statistics.median(compiled["inductor"]),
+                "compile_ratio": ratio,
+                "run_us_inductor": dense.median_s / 20 * 1e6,
+                "run_ratio": 1 / timed["toprovar"].speedup_over(dense),
+                "run_ratio_in_a_generation": 1 / timed["in a generation"].speedup_over(dense),
+            }
+            result["cases"][name] = {key: round(value, 4) for key, value in row.items()}
+            print(
+                f"{name:30s} {row['compile_s_inductor']:10.2f} {ratio:6.3f} {row['run_us_inductor']:8.0f} "
+                f"{row['run_ratio']:6.3f} {row['run_ratio_in_a_generation']:15.3f}",
+                flush=True,
+            )
+    if chosen.json:
+        print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,39 @@
+"""Updates of layers that may or may not have run whole, which only the device knows."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..schedules import Schedule
+from .maps import ScaleMaps
+
+
+class GraphUpdates(ScaleMaps):
+    """As `ScaleMaps` of updates; one that was put with a flag counts where the flag holds.
+
+    Args:
+        schedule: the scales.
+    """
+
+    def __init__(self, schedule: Schedule) -> None:
+        super().__init__(schedule, updates=True)
+        self._perhaps: dict[int, list[tuple[ScaleMaps, Tensor]]] = {}
+
+    def put(self, layer: int, scale: int, values: Tensor) -> None:
+        """Take the update of a layer that ran whole."""
+        super().put(layer, scale, values)
+        self._perhaps.pop(layer, None)
+
+    def put_if(self, whole: Tensor, layer: int, scale: int, values: Tensor) -> None:
+        """Take the update of a layer that ran whole if `whole`, bool [], holds."""
+        later = ScaleMaps(self._schedule, updates=True)
+        later.put(layer, scale, values)
+        self._perhaps.setdefault(layer, []).append((later, whole))
+
+    def at(self, layer: int, scale: int) -> Tensor:
+        """The latest update that counts, at the tokens of `scale`."""
+        found = super().at(layer, scale)
+        for later, whole in self._perhaps.get(layer, ()):
+            found = torch.where(whole, later.at(layer, scale), found)
+        return found
