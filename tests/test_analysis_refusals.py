@@ -151,6 +151,9 @@ def test_every_reason_has_a_test():
         Reason.AMBIGUOUS_LENGTH,
         Reason.ONE_TOKEN,
         Reason.VERIFICATION,
+        # Why a scale ran otherwise than was asked for: tests/test_whole_step.py, tests/test_cuda_graphs.py.
+        Reason.UNDECIDED_STEP,
+        Reason.NOT_CAPTURED,
     }
     assert set(Reason) == here
 

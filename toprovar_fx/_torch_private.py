@@ -37,7 +37,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from .lowering.sizes import IMAGES, OFFSET, InputSpec
+from .lowering.sizes import InputSpec, is_small
 
 log = logging.getLogger(__name__)
 
@@ -91,7 +91,7 @@ class SymbolicInputs:
                     hints[symbol],
                     LocalSource(f"toprovar_{symbol}"),
                     dynamic_dim=DimDynamic.DYNAMIC,
-                    do_not_specialize_zero_one=symbol in (OFFSET, IMAGES),
+                    do_not_specialize_zero_one=is_small(symbol),
                 )
         own = expression.xreplace(self._known)
         hint = int(

@@ -193,6 +193,21 @@ class Options:
     lowering: Literal["inductor", "eager", "auto"] = _option(
         "auto", check.choice("inductor", "eager", "auto"), "Compiler of the rewritten graphs."
     )
+    unit: Literal["block", "step"] = _option(
+        "block",
+        check.choice("block", "step"),
+        "What one call runs: a block, or the whole scale step where its decisions are known before it.",
+    )
+    step_sizes: Literal["symbolic", "static"] = _option(
+        "symbolic",
+        check.choice("symbolic", "static"),
+        "With `unit='step'`: few compilations for all scales, or one per scale and keep counts.",
+    )
+    cuda_graphs: bool | Literal["auto"] = _option(
+        "auto",
+        check.flag_or("auto"),
+        "With `unit='step'` on CUDA: replay a scale step as one CUDA graph; True: raise where it cannot be.",
+    )
     verify: Literal["once", "always", "never"] = _option(
         "once",
         check.choice("once", "always", "never"),
@@ -268,6 +283,10 @@ class Options:
                 f"score={self.score!r}: expected score='entropy' with entropy_source='same_layer', "
                 "whose graph selects the tokens itself; nearest valid: entropy_source='dense_layer'"
             )
+        if self.unit == "block" and self.cuda_graphs is True:
+            raise OptionError("cuda_graphs=True: expected unit='step', not unit='block'")
+        if self.unit == "block" and self.step_sizes == "static":
+            raise OptionError("step_sizes='static': expected unit='step', not unit='block'")
         if self.scale_exit == "depth" and self.depth == "off":
             raise OptionError("scale_exit='depth': expected depth='online' or depth='fixed', not depth='off'")
 

@@ -6,6 +6,7 @@ import weakref
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, TypeVar
 
+import sympy
 from torch import fx
 
 from ._torch_private import compile_id
@@ -17,7 +18,7 @@ from .cost.scale_sizes import ScaleSizes
 from .errors import OptionError
 from .lowering.region import Region
 from .lowering.rest import RegionModule
-from .lowering.sizes import SizeReader, graph_specs, spec_of, traced_sizes
+from .lowering.sizes import SizeReader, graph_specs, group_offset, spec_of, traced_sizes
 from .options import Options
 from .passes.context import PassContext
 from .passes.step import PassRecord, Step
@@ -28,6 +29,7 @@ from .runtime.generation import current_generation
 from .runtime.pricing import price_plan
 from .runtime.silence import warn_outside_generation
 from .runtime.step_graphs import step_graphs
+from .runtime.whole_step import WholeStep
 from .schedules import Schedule
 
 
@@ -60,6 +62,8 @@ class StepProgram:
         self._graphs = step_graphs([(site.layer, step.module(site)) for site in step.sites], self._rest)
         self._rows, self._length = (spec_of(facts.hidden).shape or ())[:2]
         self._slots = {shape_of(write.cache)[write.axis] for write in facts.writes}
+        wants_whole = options.unit == "step"
+        self._whole = WholeStep(step, options, lowering, self._step_hints) if wants_whole else None
         self._budget = None if options.budget is None else StepBudget(self._graphs, self._rows, self._length)
 
     def __call__(self, *arguments: Any) -> Any:
@@ -79,8 +83,13 @@ class StepProgram:
         if controller is not None and not controller.ledger.prunable:
             controller.ledger.prunable = True
             controller.ledger.fallbacks.extend(self._fallbacks)
+        sizes = dict(self._read_sizes(arguments)) if self._budget or self._whole else {}
         if controller is not None and self._budget is not None:
-            controller.ration(self._budget, dict(self._read_sizes(arguments)))
+            controller.ration(self._budget, sizes)
+        if controller is not None and self._whole is not None:
+            results = self._whole.run(controller, arguments, sizes)
+            if results is not None:
+                return results
         return self.step.graph(*arguments)
 
     def price(
@@ -128,7 +137,21 @@ class StepProgram:
     @property
     def regions(self) -> list[Region]:
         """Every graph that this program can run."""
-        return [*self._context.regions, *self._rest]
+        joined = [] if self._whole is None else self._whole.regions
+        return [*self._context.regions, *self._rest, *joined]
+
+    def _step_hints(self, sizes: Mapping[sympy.Symbol, int], more: Mapping[str, int]) -> dict[str, int]:
+        """Sizes at the last scale of the generation that runs, told from those of the scale that runs."""
+        running = current_generation()
+        if running is None:
+            return {}
+        schedule, scale = running.schedule, running.scale
+        follows = ScaleSizes(schedule, [(scale, sizes)], {self._length}, {self._rows, *self._slots})
+        largest, ratio = schedule.tokens[-1], schedule.tokens[-1] / schedule.tokens[scale]
+        hints = {str(symbol): value for symbol, value in follows.at(len(schedule) - 1).items()}
+        hints |= {name: round(count * ratio) for name, count in more.items()}
+        offset = schedule.ends[-1] - largest
+        return hints | {str(group_offset(at)): offset for at in range(len(self.step.sites))}
 
     def _controller(self) -> Controller | None:
         running = current_generation()

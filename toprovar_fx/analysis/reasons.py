@@ -28,6 +28,11 @@ class Reason(enum.Enum):
     SHARED_STATE = "a cache is used by more than one block"
     GRADIENTS = "pruning is for inference; call the model under torch.no_grad() or torch.inference_mode()"
     VERIFICATION = "the permutation check did not reproduce the dense result"
+    UNDECIDED_STEP = (
+        "a decision needs values of the scale that runs, so its blocks run one by one; give `keep` ratios "
+        "with entropies, or choose unit='block'"
+    )
+    NOT_CAPTURED = "the scale step runs without a CUDA graph; choose cuda_graphs=False to say so"
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from torch import fx
 from .._torch_private import CompiledGraph, SymbolicInputs, compile_with_inductor
 from ..analysis.caches import written_caches
 from ..cost.expressions import Cost, GraphCosts, Sizes
-from .sizes import SizeReader, graph_specs
+from .sizes import SizeReader, at_sizes, graph_specs
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +27,7 @@ class Region:
         hints: sizes that code generation is tuned for, by symbol name; sizes without a hint use the first
             call's.
         name: what it is, in a word or two, for `explain`.
+        static: compile for every size apart, as numbers.
 
     Attributes:
         specs: sizes and kinds of the inputs.
@@ -41,13 +42,14 @@ class Region:
         lowering: str,
         hints: Mapping[str, int] | None = None,
         name: str = "graph",
+        static: bool = False,
     ) -> None:
         self.graph, self.name = graph, name
         self.specs = graph_specs(graph.graph)
         self.written = _written(graph.graph)
         self._read_sizes = SizeReader(self.specs)
         self.compile_seconds: list[float] = []
-        self._lowering = lowering
+        self._lowering, self._static = lowering, static
         self._hints = dict(hints or {})
         self._compiled: list[CompiledGraph] = []
         self._chosen: dict[Sizes, Callable[..., Any]] = {}
@@ -70,7 +72,13 @@ class Region:
         """Values of the size symbols at these arguments."""
         return self._read_sizes(arguments)
 
+    def sizes_from(self, values: Mapping[sympy.Symbol, int]) -> Sizes:
+        """What `sizes` gives for a call of these sizes."""
+        return self._read_sizes.taken_from(values)
+
     def _choose(self, arguments: tuple[Any, ...], sizes: Mapping[sympy.Symbol, int]) -> Callable[..., Any]:
+        if self._static:
+            return self._compile(sizes).call
         for compiled in self._compiled:
             if compiled.holds(arguments, sizes):
                 return compiled.call
@@ -88,9 +96,9 @@ class Region:
     def _compile(self, hints: Mapping[sympy.Symbol, int]) -> CompiledGraph:
         started = time.perf_counter()
         missing = {symbol for spec in self.specs for symbol in spec.symbols} - hints.keys()
-        compiled = compile_with_inductor(
-            self.graph, SymbolicInputs(self.specs, {**hints, **dict.fromkeys(missing, 64)})
-        )
+        known = {**hints, **dict.fromkeys(missing, 64)}
+        specs = [at_sizes(spec, known) for spec in self.specs] if self._static else self.specs
+        compiled = compile_with_inductor(self.graph, SymbolicInputs(specs, known))
         self._compiled.append(compiled)
         self.compile_seconds.append(time.perf_counter() - started)
         log.info("compiled %s for %s in %.1f s", self.name, dict(hints), self.compile_seconds[-1])

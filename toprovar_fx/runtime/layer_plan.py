@@ -14,6 +14,9 @@ from ..criteria.scores import prunability
 from ..criteria.selection import bernoulli_tokens, keep_count, round_to_bucket, select_tokens
 from ..options import Options
 
+# A size of one would need another trace of the block.
+FEWEST_TOKENS = 2
+
 
 @dataclass(frozen=True)
 class LayerPlan:
@@ -63,10 +66,7 @@ def plan_layer(options: Options, ask: LayerQuestion) -> LayerPlan:
     weight = scale_weight(ask.place.scale, ask.place.scales)
     p_keep = keep_probability(normalised, ask.detail, weight, options.alpha_min, options.alpha_max)
     if ask.ratio is not None:
-        count = (
-            length if ask.ratio >= 1 else round_to_bucket(ask.ratio, length, (max(ask.ratio, 1 / length),))
-        )
-        count = 0 if ask.ratio == 0 else count
+        count = explicit_count(ask.ratio, length)
     else:
         count = keep_count(
             p_keep, options.buckets, options.min_keep, options.layer_skip_below, options.batch_rule
@@ -75,8 +75,7 @@ def plan_layer(options: Options, ask: LayerQuestion) -> LayerPlan:
         count = 0 if count == 0 else length
     if count in (0, length):
         return LayerPlan(count)
-    # Two tokens at least: a size of one would need another trace of the block.
-    count = max(count, 2)
+    count = max(count, FEWEST_TOKENS)
     if by_itself:
         return LayerPlan(count)
     if options.sampling == "bernoulli":
@@ -86,7 +85,8 @@ def plan_layer(options: Options, ask: LayerQuestion) -> LayerPlan:
     return LayerPlan(count, expand_cfg_rows(keep, ask.hidden.shape[0]))
 
 
-def scatter_rows(known: Tensor | None, keep: Tensor, rows: Tensor, length: int) -> Tensor:
-    """Entropies [R, L] after a pruned layer: new for the kept tokens, the old value for the others."""
-    base = rows.mean(-1, keepdim=True).expand(-1, length).clone() if known is None else known.clone()
-    return base.scatter_(1, keep, rows.to(torch.float32))
+def explicit_count(ratio: float, length: int) -> int:
+    """K of an explicit keep ratio, before `FEWEST_TOKENS` applies: 0 for 0, L from 1 on."""
+    if ratio == 0:
+        return 0
+    return length if ratio >= 1 else round_to_bucket(ratio, length, (max(ratio, 1 / length),))

@@ -54,6 +54,7 @@ class Ledger:
         prunable: whether any graph of the model could be pruned.
         gates: by (gate, layer), how often it was asked and how often its answer was yes.
         other: calls of the parts outside the blocks, as (scale, region, sizes).
+        notes: by scale, why it ran otherwise than `unit` and `cuda_graphs` ask; nothing is dense for it.
     """
 
     runs: list[Run] = field(default_factory=list)
@@ -67,11 +68,18 @@ class Ledger:
     prunable: bool = False
     gates: dict[tuple[str, int], tuple[int, int]] = field(default_factory=dict)
     other: list[tuple[int, Region, Sizes]] = field(default_factory=list)
+    notes: dict[int, list[Fallback]] = field(default_factory=dict)
 
     def answer(self, gate: str, layer: int, yes: bool) -> None:
         """Write down what a gate decided."""
         asked, fired = self.gates.get((gate, layer), (0, 0))
         self.gates[gate, layer] = asked + 1, fired + yes
+
+    def note(self, scale: int, why: Fallback) -> None:
+        """Write down that a scale ran otherwise than was asked for."""
+        known = self.notes.setdefault(scale, [])
+        if why not in known:
+            known.append(why)
 
     def reasons(self) -> str:
         """The distinct reasons for staying dense, in words."""
