@@ -75,7 +75,7 @@ def both(name: str, options: dict[str, object], **given: object) -> tuple[Outcom
     return traced(name)({**settings, "unit": "step"}, **given), traced(name)(settings, **given)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ["infinity", "prenorm-separate-absolute"])
 @pytest.mark.parametrize("options", DECIDED.values(), ids=DECIDED)
 def test_a_whole_step_is_its_blocks(name, options):
     found, expected = both(name, options)
@@ -100,12 +100,10 @@ def test_a_lossless_whole_step_is_the_untouched_model(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("restore", ["residual", "cache"])
-def test_a_pruned_generation_is_the_oracles(name, restore):
-    options = {**OPEN, "keep": MANY, **BEFORE, "restore": restore, "unit": "step"}
-    found = traced(name)(options, images=2)
-    assert found.arms(4) == ["tapped", "pruned", "pruned", "skipped"]
-    trace = replay(traced(name).subject, found.keeps, images=2, restore=restore)
+def test_a_pruned_generation_is_the_oracles(name):
+    found = traced(name)({**OPEN, "keep": MANY, **BEFORE, "unit": "step"}, images=2)
+    assert found.arms(4)[1:] == ["pruned", "pruned", "skipped"]
+    trace = replay(traced(name).subject, found.keeps, images=2)
     assert worst(found.logits, trace.logits) < 2e-5
 
 
@@ -118,7 +116,8 @@ def test_a_step_that_is_not_decided_runs_by_blocks_and_says_why(options, what):
     assert all(what in why.detail for why in notes)
     report = report_of(found.run)
     assert "UNDECIDED_STEP" in report.table() and not report.fallbacks
-    assert sum(report.to_json()["notes"].values(), []) == list(found.controller.ledger.notes)
+    noted = report.to_json()["notes"].values()
+    assert sorted({scale for scales in noted for scale in scales}) == list(found.controller.ledger.notes)
 
 
 def test_a_wrong_rewrite_runs_dense_and_is_reported(monkeypatch):
@@ -143,47 +142,50 @@ def test_layers_alike_share_one_graph(monkeypatch):
     assert len(names) <= 4, names
 
 
+HOST_READS = ("_local_scalar_dense", "nonzero", "is_nonzero", "unique", "masked_select", "equal")
+
+
 class NoHostReads(TorchDispatchMode):
     """Fails where the host waits for values of the device."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        name = func.name()
-        assert not any(word in name for word in ("_local_scalar_dense", "nonzero", "is_nonzero", "unique")), (
-            name
-        )
+        name = func.name().removeprefix("aten::").partition(".")[0]
+        assert name not in HOST_READS, f"the host reads a tensor: {name}"
         return func(*args, **(kwargs or {}))
 
 
-@pytest.fixture
-def no_host_reads(monkeypatch):
-    """Also the ways to the host that no operator shows on a CPU."""
+def forbidden(*args, **kwargs):
+    raise AssertionError("the host reads a tensor")
 
-    def forbidden(*args, **kwargs):
-        raise AssertionError("the host reads a tensor")
 
-    def arm():
+def generate_without_reads(monkeypatch, options) -> Outcome:
+    """A generation of a step that was traced and checked, whose programs and gates may read nothing back."""
+    expected = traced("infinity")(options)
+    call = StepProgram.__call__
+
+    def watched(self, *arguments):
+        with NoHostReads():
+            return call(self, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StepProgram, "__call__", watched)
+        # On a CPU some ways to the host show no operator.
         for way in ("item", "tolist", "cpu", "numpy", "__bool__", "__float__", "__int__", "__index__"):
-            monkeypatch.setattr(torch.Tensor, way, forbidden)
-        return NoHostReads()
-
-    return arm
+            patch.setattr(torch.Tensor, way, forbidden)
+        found = traced("infinity")(options)
+    assert identical(found.logits, expected.logits)
+    return found
 
 
 @pytest.mark.parametrize("name", ["lossless", "previous scale", "one layer ranks all", "random", "keys kept"])
-def test_a_decided_generation_reads_nothing_back(name, no_host_reads):
-    options = {**OPEN, **DECIDED[name], "unit": "step"}
-    # Traces, and checks every pruned graph once.
-    expected = traced("infinity")(options)
-    with no_host_reads():
-        found = traced("infinity")(options)
-    assert len(found.logits) == len(expected.logits) == len(SQUARE)
+def test_a_decided_generation_reads_nothing_back(name, monkeypatch):
+    found = generate_without_reads(monkeypatch, {**OPEN, **DECIDED[name], "unit": "step"})
+    assert len(found.logits) == len(SQUARE)
 
 
-def test_a_gate_on_data_is_seen_by_the_audit(no_host_reads):
-    options = {**OPEN, **DECIDED["criterion"], "unit": "step"}
-    traced("infinity")(options)
-    with pytest.raises(AssertionError, match=r"host|_local_scalar_dense"), no_host_reads():
-        traced("infinity")(options)
+def test_the_audit_sees_a_gate_on_data(monkeypatch):
+    with pytest.raises(AssertionError, match="the host reads a tensor"):
+        generate_without_reads(monkeypatch, {**OPEN, **DECIDED["criterion"], "unit": "step"})
 
 
 def test_options_that_would_do_nothing_are_refused():
@@ -197,28 +199,23 @@ def test_options_that_would_do_nothing_are_refused():
 def subject() -> Iterator[TinyInfinity]:
     torch.compiler.reset()
     with MANY_GRAPHS:
-        yield TinyInfinity(depth=3)
+        yield TinyInfinity(depth=2)
     torch.compiler.reset()
 
 
-# Two dense layers' worth of variants: dense, tapped, pruned in two groups of K.
-FEW = {
-    "keep": {3: {1: 0.5, 2: 0.25}, 4: {1: 0.5, 2: 0.25}, 5: {1: 0.5, 2: 0.25}},
-    **BEFORE,
-    "ranking_depth": 0.0,
-}
+# Variants: dense and tapped; pruned and tapped; pruned.
+FEW = {"keep": {-2: {1: 0.5}, -1: {1: 0.25}}, **BEFORE, "ranking_depth": 0.0}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sizes", ["symbolic", "static"])
+@pytest.mark.parametrize("sizes", ["symbolic", pytest.param("static", marks=pytest.mark.nightly)])
 def test_inductor_computes_the_same_from_few_compilations(subject, sizes):
     options = {**OPEN, **FEW, "unit": "step", "step_sizes": sizes}
-    schedule = SQUARE if sizes == "symbolic" else SQUARE.first(4)
     forward = torch.compile(subject.model, backend="toprovar", options=options)
-    found = generate(subject, forward, schedule=schedule)
+    found = generate(subject, forward)
     plain = torch.compile(subject.model, backend="toprovar", options={**options, "lowering": "eager"})
-    expected = generate(subject, plain, schedule=schedule)
-    assert found.keeps.keys() == expected.keeps.keys() and found.keeps
+    expected = generate(subject, plain)
+    assert found.keeps.keys() == expected.keeps.keys() == {(4, 1), (5, 1)}
     assert worst(found.logits, expected.logits) < 1e-4
     assert not found.controller.ledger.notes
     (step,) = (p for p in programs(Options.parse(options)) if isinstance(p, StepProgram))
@@ -227,5 +224,5 @@ def test_inductor_computes_the_same_from_few_compilations(subject, sizes):
     if sizes == "symbolic":
         assert set(compiled.values()) == {1}
     with torch.compiler.set_stance("fail_on_recompile"):
-        again = generate(subject, forward, schedule=schedule)
+        again = generate(subject, forward)
     assert identical(again.logits, found.logits)

@@ -9,6 +9,7 @@ What is used and why:
   sizes, as sympy expressions, and for which sizes that holds.
 - `TorchDispatchMode`, operator schemas and storage identities: which operators ran, what they read and write.
 - `torch._dynamo.exc`: what Dynamo raises when it cannot trace a function, told from what the function raises.
+- `_foreach_copy_` and `_version`: many copies in few launches, and whether a tensor was written since.
 - `registry`: whether torch was asked for the backend by its name.
 - `maybe_mark_dynamic`: sizes that differ between two calls are symbols from the first trace on.
 """
@@ -349,6 +350,17 @@ def varies(tensor: torch.Tensor, dimension: int) -> torch.Tensor:
     """The same tensor, its size along `dimension` marked as one that differs between calls."""
     maybe_mark_dynamic(tensor, dimension)
     return tensor
+
+
+def copy_all(targets: Sequence[torch.Tensor], sources: Sequence[torch.Tensor]) -> None:
+    """Copy many tensors of equal shapes in few launches."""
+    if targets:
+        torch._foreach_copy_(list(targets), list(sources))
+
+
+def version_of(tensor: torch.Tensor) -> int | None:
+    """A number that grows whenever a tensor is written to; None for tensors of inference mode."""
+    return None if tensor.is_inference() else tensor._version
 
 
 def named_as_backend(name: str) -> bool:

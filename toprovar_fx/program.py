@@ -25,6 +25,8 @@ from .passes.step import PassRecord, Step
 from .recording import note_called, note_compiled
 from .runtime.budget import StepBudget
 from .runtime.controller import Controller
+from .runtime.cuda_graphs import GraphedCall
+from .runtime.cuda_recorder import graph_memory
 from .runtime.generation import current_generation
 from .runtime.pricing import price_plan
 from .runtime.silence import warn_outside_generation
@@ -183,6 +185,9 @@ class DenseProgram:
         self.records, self.options, self.one_token = records, options, one_token
         self.compile_id = compile_id()
         self._call, self._region, self._fallbacks = call, region, fallbacks
+        devices = {spec.device for spec in region.specs if spec.device is not None}
+        memory = graph_memory(options, devices.pop()) if len(devices) == 1 else None
+        self._graphed = None if memory is None else GraphedCall(region, memory)
 
     def __call__(self, *arguments: Any) -> Any:
         """Run the graph and leave its reasons with the generation."""
@@ -194,7 +199,14 @@ class DenseProgram:
             controller.ledger.other.append((running.scale, self._region, self._region.sizes(arguments)))
             if not self.one_token:
                 controller.ledger.fallbacks.extend(self._fallbacks)
-        return self._call(*arguments)
+        if self._graphed is None:
+            return self._call(*arguments)
+
+        def note(why: Fallback) -> None:
+            if running is not None:
+                running.controller(self.options, 0).ledger.note(running.scale, why)
+
+        return self._graphed(self._call, arguments, note)
 
     @property
     def regions(self) -> list[Region]:

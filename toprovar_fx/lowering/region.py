@@ -78,7 +78,7 @@ class Region:
 
     def _choose(self, arguments: tuple[Any, ...], sizes: Mapping[sympy.Symbol, int]) -> Callable[..., Any]:
         if self._static:
-            return self._compile(sizes).call
+            return self._compile_at(sizes)
         for compiled in self._compiled:
             if compiled.holds(arguments, sizes):
                 return compiled.call
@@ -96,13 +96,25 @@ class Region:
     def _compile(self, hints: Mapping[sympy.Symbol, int]) -> CompiledGraph:
         started = time.perf_counter()
         missing = {symbol for spec in self.specs for symbol in spec.symbols} - hints.keys()
-        known = {**hints, **dict.fromkeys(missing, 64)}
-        specs = [at_sizes(spec, known) for spec in self.specs] if self._static else self.specs
-        compiled = compile_with_inductor(self.graph, SymbolicInputs(specs, known))
+        compiled = compile_with_inductor(
+            self.graph, SymbolicInputs(self.specs, {**hints, **dict.fromkeys(missing, 64)})
+        )
         self._compiled.append(compiled)
         self.compile_seconds.append(time.perf_counter() - started)
         log.info("compiled %s for %s in %.1f s", self.name, dict(hints), self.compile_seconds[-1])
         return compiled
+
+    def _compile_at(self, sizes: Mapping[sympy.Symbol, int]) -> Callable[..., Any]:
+        """Compile with every size a number, integer inputs included."""
+        started = time.perf_counter()
+        specs = [at_sizes(spec, dict(sizes)) for spec in self.specs]
+        numbers = {at: int(spec.value) for at, spec in enumerate(specs) if spec.value is not None}
+        tensors = [at for at in range(len(specs)) if at not in numbers]
+        inputs = SymbolicInputs([specs[at] for at in tensors], {})
+        call = compile_with_inductor(with_constants(self.graph, numbers), inputs).call
+        self.compile_seconds.append(time.perf_counter() - started)
+        log.info("compiled %s at %s in %.1f s", self.name, dict(sizes), self.compile_seconds[-1])
+        return lambda *arguments: call(*(arguments[at] for at in tensors))
 
     def flops(self, sizes: Sizes) -> int:
         """Floating-point operations of one call at these sizes."""
@@ -111,6 +123,22 @@ class Region:
     def cost(self, sizes: Sizes) -> Cost:
         """FLOPs and bytes of one call at these sizes."""
         return self.costs.at(sizes)
+
+
+def with_constants(graph: fx.GraphModule, numbers: Mapping[int, int]) -> fx.GraphModule:
+    """A copy of a graph in which the placeholders at these positions are numbers."""
+    copied = fx.Graph()
+    mapped: dict[fx.Node, Any] = {}
+    holders = [node for node in graph.graph.nodes if node.op == "placeholder"]
+    constants = {holders[at]: number for at, number in numbers.items()}
+    for node in graph.graph.nodes:
+        if node.op == "output":
+            copied.output(fx.map_arg(node.args[0], lambda operand: mapped[operand]))
+        elif node in constants:
+            mapped[node] = constants[node]
+        else:
+            mapped[node] = copied.node_copy(node, lambda operand: mapped[operand])
+    return fx.GraphModule(graph, copied)
 
 
 def _as_tuple(result: Any) -> tuple[Any, ...]:

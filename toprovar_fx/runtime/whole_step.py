@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import sympy
@@ -17,6 +18,8 @@ from ..lowering.rest import RegionModule
 from ..lowering.sizes import spec_of
 from ..options import Options
 from .controller import Controller
+from .cuda_graphs import GraphedCall
+from .cuda_recorder import graph_memory
 from .step_account import Leavings, Places, account
 from .step_check import pruned_graphs_hold
 from .step_decision import LayerDecision, SiteArms, Undecided, decide, read_site
@@ -60,6 +63,7 @@ class WholeStep:
         self._calls = {str(node.target): node for node in nodes if node.op == "call_module"}
         self._rest = [child for child in step.graph.children() if isinstance(child, RegionModule)]
         self._joined: dict[tuple[JoinedLayer, ...], tuple[JoinedStep, Region]] = {}
+        self._graphed: dict[Region, GraphedCall] = {}
         self._sites: list[SiteArms] = []
         self._refusal: Undecided | None = None
         self._hidden = spec_of(self._calls[step.sites[0].name].args[0])  # type: ignore[arg-type]
@@ -67,6 +71,7 @@ class WholeStep:
             self._sites = [read_site(site.layer, step.module(site)) for site in step.sites]
         except Undecided as verdict:
             self._refusal = verdict
+        self._memory = graph_memory(options, self._hidden.device)
         self._starts = [self._start(arms) for arms in self._sites]
         self._known: dict[tuple[tuple[sympy.Symbol, int], ...], _Numbers] = {}
 
@@ -110,13 +115,21 @@ class WholeStep:
         distinct = list(dict.fromkeys(groups))
         joined, region = self._join(decisions, groups, distinct, sizes)
         extras = [self._value(extra, controller, decisions, distinct) for extra in joined.extras]
-        results = region(*arguments, *extras)
+        results = self._call(region, (*arguments, *extras), controller)
         for rest in self._rest:
             controller.ledger.other.append((controller.scale, rest.region, rest.region.sizes_from(sizes)))
         left = _leavings(joined, results[joined.results :])
         places = [group.place for group in groups]
         account(controller, decisions, places, left, sizes, hidden.shape[1])
-        return results[: joined.results]
+        return tuple(results[: joined.results])
+
+    def _call(self, region: Region, arguments: tuple[Any, ...], controller: Controller) -> Sequence[Any]:
+        if self._memory is None:
+            return region(*arguments)  # type: ignore[no-any-return]
+        graphed = self._graphed.get(region)
+        if graphed is None:
+            graphed = self._graphed[region] = GraphedCall(region, self._memory)
+        return graphed(region, arguments, partial(controller.ledger.note, controller.scale))
 
     def _numbers(self, sizes: Mapping[sympy.Symbol, int]) -> _Numbers:
         """What the symbols of the trace stand for at these sizes."""
