@@ -5,8 +5,8 @@
     python -m benchmarks.infinity --model 2b --batch 1,2,4,8 --variants lossless,25-5
     python -m benchmarks.infinity --tiny --lowering eager       # a look on any machine
 
-Measured are the scale steps (`transformer`) and the whole loop with sampling (`total`); text encoder and image
-decoder are not part of either. Explicit budgets: from side 32 on, every fourth layer keeps the first share of
+Measured are the scale steps (`transformer`) and the whole loop with sampling (`total`); text encoder and
+image decoder are not part of either. Explicit budgets: from side 32 on, every fourth layer keeps the first share of
 its tokens and the others the second. Every row is written to `--out` as soon as it is there; no row starts
 after `--seconds`. The last line printed is all of it as JSON.
 """
@@ -128,9 +128,7 @@ def line(row: Measured) -> str:
 
 def table(rows: Sequence[Measured], problem: Problem) -> str:
     """Milliseconds of the transformer by scale."""
-    sides = [
-        f"{side[0]}" if side[0] == side[1] else f"{side[0]}x{side[1]}" for side in problem.schedule.sides
-    ]
+    sides = [f"{height}x{width}" for height, width in problem.schedule.sides]
     lines = [f"{'ms by side':26}{'batch':>6}" + "".join(f"{side:>8}" for side in sides)]
     for row in rows:
         lines.append(f"{row.variant:26}{row.images:>6}" + "".join(f"{ms:>8.2f}" for ms in row.step_ms))

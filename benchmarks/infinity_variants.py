@@ -24,10 +24,11 @@ TINY_SCHEDULE = Schedule(tuple((side, side) for side in (1, 2, 3, 4, 6, 8)))
 MODELS: Mapping[str, tuple[InfinityConfig, Schedule]] = {
     "2b": (CONFIGS["infinity-2b"], Schedule.infinity()),
     "8b": (CONFIGS["infinity-8b"], Schedule.infinity()),
+    "scenes": (CONFIGS["scenes"], Schedule.named("scenes")),
     "tiny": (TINY, TINY_SCHEDULE),
 }
 # Scales from this side on are pruned by the explicit budgets.
-FIRST_PRUNED_SIDE = {"2b": 32, "8b": 32, "tiny": 4}
+FIRST_PRUNED_SIDE = {"2b": 32, "8b": 32, "scenes": 16, "tiny": 4}
 
 
 def budget(name: str, layers: int, schedule: Schedule, many: float, few: float) -> dict[str, object]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -70,7 +70,7 @@ class CpuRecorder:
 
 
 @pytest.fixture
-def recorder(monkeypatch: pytest.MonkeyPatch) -> CpuRecorder:
+def recorder(monkeypatch: pytest.MonkeyPatch) -> Iterator[CpuRecorder]:
     """Programs on a CPU record with it."""
     made = CpuRecorder()
 
@@ -80,7 +80,8 @@ def recorder(monkeypatch: pytest.MonkeyPatch) -> CpuRecorder:
     for user in ("toprovar_fx.runtime.whole_step", "toprovar_fx.program"):
         monkeypatch.setattr(f"{user}.graph_memory", memory)
     torch.compiler.reset()
-    return made
+    yield made
+    torch.compiler.reset()
 
 
 def compiled(subject: TinyInfinity, options: dict[str, object], **more: object) -> Any:

@@ -353,9 +353,14 @@ def varies(tensor: torch.Tensor, dimension: int) -> torch.Tensor:
 
 
 def copy_all(targets: Sequence[torch.Tensor], sources: Sequence[torch.Tensor]) -> None:
-    """Copy many tensors of equal shapes in few launches."""
-    if targets:
-        torch._foreach_copy_(list(targets), list(sources))
+    """Copy many tensors of equal shapes and dtypes, in few launches."""
+    by_dtype: dict[torch.dtype, tuple[list[torch.Tensor], list[torch.Tensor]]] = {}
+    for target, source in zip(targets, sources, strict=True):
+        group = by_dtype.setdefault(target.dtype, ([], []))
+        group[0].append(target)
+        group[1].append(source)
+    for group in by_dtype.values():
+        torch._foreach_copy_(*group)
 
 
 def version_of(tensor: torch.Tensor) -> int | None:

@@ -45,6 +45,40 @@ class KVCache:
         return 2 * config.depth * rows * config.width * (max_tokens + 1) * dtype.itemsize
 
 
+class CacheShelf:
+    """Holds the cache of the last generation for the next one of the same sizes, on CUDA.
+
+    A cache that stays in place is what recorded CUDA graphs write to. Generations at the same time get caches
+    of their own. A cache from the shelf is not cleared: slots that the generation did not write hold old values.
+    """
+
+    def __init__(self) -> None:
+        """Start empty."""
+        self._free: list[KVCache] = []
+
+    def take(
+        self, config: InfinityConfig, rows: int, max_tokens: int, device: torch.device, dtype: torch.dtype
+    ) -> KVCache:
+        """Return the cache that was given back if it has these sizes, else a new one."""
+        try:
+            found = self._free.pop()
+        except IndexError:
+            return KVCache(config, rows, max_tokens, device, dtype)
+        keys = found.keys[0]
+        shape = (rows, config.heads, max_tokens + 1, config.head_dim)
+        fits = keys.shape == shape and len(found.keys) == config.depth
+        if fits and keys.dtype == dtype and keys.device == device and not keys.is_inference():
+            return found
+        # Its memory has to be free before the other is allocated.
+        del found, keys
+        return KVCache(config, rows, max_tokens, device, dtype)
+
+    def give(self, cache: KVCache) -> None:
+        """Take a cache back; one is kept."""
+        if cache.keys[0].is_cuda and not self._free:
+            self._free.append(cache)
+
+
 def _zeros(shape: tuple[int, ...], device: torch.device | str | None, dtype: torch.dtype) -> Tensor:
     placed = torch.device(device) if device is not None else torch.get_default_device()
     if placed.type != "cpu":
