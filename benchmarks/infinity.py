@@ -6,9 +6,9 @@
     python -m benchmarks.infinity --tiny --lowering eager       # a look on any machine
 
 Measured are the scale steps (`transformer`) and the whole loop with sampling (`total`); text encoder and
-image decoder are not part of either. Explicit budgets: from side 32 on, every fourth layer keeps the first share of
-its tokens and the others the second. Every row is written to `--out` as soon as it is there; no row starts
-after `--seconds`. The last line printed is all of it as JSON.
+image decoder are not part of either. Explicit budgets: from side 32 on, every fourth layer keeps the first
+share of its tokens and the others the second. Every row is written to `--out` as soon as it is there; no row
+starts after `--seconds`. The last line printed is all of it as JSON.
 """
 
 from __future__ import annotations

@@ -74,10 +74,11 @@ class JoinedStep:
     Attributes:
         graph: inputs are the traced step's, then one per entry of `extras`; the output is one tuple: what the
             traced step returns, then entropy maps [R, L] of `maps`, updates [R, L, C] of `updates`, and the
-            keep sets [R, K] that it selected, those of the layers `keeps`, in this order.
+            keep sets [R, K] that it selected, in this order.
         extras: the inputs that were added.
         results: number of values that the traced step returns.
-        maps, updates, keeps: layers, in the order of the outputs.
+        maps, updates: layers, in the order of the outputs.
+        keeps: (layer, which of the keep sets) of the layers whose tokens the graph selects.
     """
 
     graph: fx.GraphModule
@@ -85,7 +86,7 @@ class JoinedStep:
     results: int
     maps: tuple[int, ...]
     updates: tuple[int, ...]
-    keeps: tuple[int, ...]
+    keeps: tuple[tuple[int, int], ...]
 
 
 def join_step(
@@ -139,8 +140,8 @@ class _Joiner:
                 self.mapped[node] = self._inline(node)
             elif node.op != "placeholder":
                 self.mapped[node] = self.graph.node_copy(node, self._map)
-        parts = (self.measured, self.updates, self.keeps)
-        self.graph.output((*results, *(value for part in parts for value in part.values())))
+        selected = list(self.selected.values())
+        self.graph.output((*results, *self.measured.values(), *self.updates.values(), *selected))
         self.graph.lint()
         children = {
             name: child for name, child in self.step.named_children() if isinstance(child, fx.GraphModule)
@@ -150,8 +151,9 @@ class _Joiner:
             self.graph,
             class_name="JoinedStep",
         )
-        layers = (tuple(part) for part in parts)
-        return JoinedStep(module, tuple(self.extra), len(results), *layers)
+        keeps = tuple((layer, selected.index(node)) for layer, node in self.keeps.items())
+        layers = tuple(self.measured), tuple(self.updates)
+        return JoinedStep(module, tuple(self.extra), len(results), *layers, keeps)
 
     def _map(self, operand: fx.Node) -> Any:
         return self.mapped[operand]

@@ -218,8 +218,10 @@ def _joined_layer(one: LayerDecision, group: int) -> JoinedLayer:
 
 
 def _leavings(joined: JoinedStep, values: Sequence[Tensor]) -> Leavings:
-    found = []
-    for layers in (joined.maps, joined.updates, joined.keeps):
-        found.append(dict(zip(layers, values[: len(layers)], strict=True)))
-        values = values[len(layers) :]
-    return Leavings(*found)
+    maps, updates = len(joined.maps), len(joined.updates)
+    keeps = values[maps + updates :]
+    return Leavings(
+        dict(zip(joined.maps, values[:maps], strict=True)),
+        dict(zip(joined.updates, values[maps : maps + updates], strict=True)),
+        {layer: keeps[at] for layer, at in joined.keeps},
+    )
