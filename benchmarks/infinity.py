@@ -3,6 +3,7 @@
     python -m benchmarks.infinity --model 2b --out infinity-2b.jsonl
     python -m benchmarks.infinity --model 8b --variants lossless,50-10,25-5 --seconds 600
     python -m benchmarks.infinity --model 2b --batch 1,2,4,8 --variants lossless,25-5
+    python -m benchmarks.infinity --model 2b --upstream PATH --fastvar PATH/Infinity
     python -m benchmarks.infinity --tiny --lowering eager       # a look on any machine
 
 Measured are the scale steps (`transformer`) and the whole loop with sampling (`total`); text encoder and
@@ -19,11 +20,13 @@ import time
 import traceback
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from benchmarks.infinity_measure import Measured, gemm_rate, measure
+from benchmarks.infinity_upstream import UpstreamTransformer
 from benchmarks.infinity_variants import MODELS, Problem, transformers
 
 DEFAULT = "eager,inductor,inductor-reduce-overhead,lossless,50-10,25-5,criterion"
@@ -36,6 +39,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     torch._dynamo.config.recompile_limit = 64
     problem = Problem(arguments.model, arguments.device, getattr(torch, arguments.dtype))
     made = transformers(problem, arguments.lowering)
+    for name in ("upstream", "fastvar"):
+        clone = getattr(arguments, name)
+        if clone is not None:
+            # The last rows: our model gives way to theirs.
+            made[name] = partial(theirs, problem, clone)
+            arguments.variants.append(name)
     unknown = [name for name in arguments.variants if name not in made]
     if unknown:
         raise SystemExit(f"--variants {','.join(unknown)}: expected some of {', '.join(made)}")
@@ -78,6 +87,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     return int(any(not why.startswith("not run") for why in failed.values()))
 
 
+def theirs(problem: Problem, clone: Path) -> UpstreamTransformer:
+    """The model of a clone, in place of ours."""
+    problem.release()
+    return UpstreamTransformer(clone, problem.name, problem.device)
+
+
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
@@ -93,6 +108,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--lowering", choices=["inductor", "eager"], default="inductor")
     parser.add_argument("--dtype", choices=["bfloat16", "float16", "float32"])
     parser.add_argument("--device", choices=["cuda", "cpu"])
+    parser.add_argument("--upstream", type=Path, help="clone of FoundationVision/Infinity to measure too")
+    parser.add_argument("--fastvar", type=Path, help="folder Infinity of a clone of FastVAR to measure too")
     parser.add_argument("--out", type=Path, help="file to append a JSON line per row to")
     parser.add_argument("--plot", type=Path, help="picture of the time by scale")
     arguments = parser.parse_args(argv)

@@ -14,6 +14,7 @@ from toprovar_fx import generation
 from toprovar_fx.evaluation.timing import synchronize
 from toprovar_fx.runtime.report import GenerationReport, report_of
 
+from .infinity_upstream import UpstreamTransformer
 from .infinity_variants import Problem
 
 
@@ -84,6 +85,9 @@ class Run:
 def generate(problem: Problem, transformer: Any, images: int, seed: int = 0) -> Run:
     """All scales, without text encoder and image decoder."""
     clock: Clock = DeviceClock() if problem.device == "cuda" else HostClock()
+    if isinstance(transformer, UpstreamTransformer):
+        total, host = transformer.run(clock, images, seed)
+        return Run(clock.milliseconds(), total, host, None)
     with torch.no_grad():
         loop = problem.begin(Marked(transformer, clock), images, seed)
         synchronize(problem.device)
@@ -135,7 +139,8 @@ def measure(
 ) -> Measured:
     """Compile from nothing in this process, warm up, and measure."""
     torch.compiler.reset()
-    problem.cache(images)
+    if hasattr(problem, "model"):
+        problem.cache(images)
     on_cuda = problem.device == "cuda"
     if on_cuda:
         torch.cuda.empty_cache()

@@ -100,6 +100,12 @@ class Problem:
             self._caches[images] = KVCache(self.config, 2 * images, tokens, self.device, self.dtype)
         return self._caches[images]
 
+    def release(self) -> None:
+        """Free the model and its caches."""
+        del self.model
+        self._caches.clear()
+        self._texts.clear()
+
     def begin(self, transformer: Any, images: int, seed: int) -> ScaleLoop:
         """Everything before scale 0: text and noise."""
         config, device = self.config, self.device
@@ -126,20 +132,21 @@ class Problem:
 
 def transformers(problem: Problem, lowering: str) -> dict[str, Callable[[], Any]]:
     """How each variant makes its transformer."""
-    model = problem.model
 
     def reduced() -> Any:
         for tensors in problem._caches.values():
             for tensor in (*tensors.keys, *tensors.values):
                 torch._dynamo.mark_static_address(tensor)
-        return torch.compile(model, mode="reduce-overhead")
+        return torch.compile(problem.model, mode="reduce-overhead")
 
     made: dict[str, Callable[[], Any]] = {
-        "eager": lambda: model,
-        "inductor": lambda: torch.compile(model),
+        "eager": lambda: problem.model,
+        "inductor": lambda: torch.compile(problem.model),
         "inductor-reduce-overhead": reduced,
     }
     for name, options in toprovar_options(problem.name, problem.config.depth, problem.schedule).items():
         settings = {**options, "lowering": lowering}
-        made[name] = lambda settings=settings: torch.compile(model, backend="toprovar", options=settings)
+        made[name] = lambda settings=settings: torch.compile(
+            problem.model, backend="toprovar", options=settings
+        )
     return made

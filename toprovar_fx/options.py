@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import Field, dataclass, field, fields
+from functools import cached_property
 from typing import Any, Literal
 
 from . import option_checks as check
@@ -355,12 +356,17 @@ class Options:
             scales: Number of scales S of the schedule.
             layers: Number of layers of the model.
         """
-        by_scale = dict(self.keep or ())
+        by_scale = self._keep_by_scale
         ratio = by_scale.get(scale, by_scale.get(scale - scales))
-        if not isinstance(ratio, tuple):
+        if not isinstance(ratio, dict):
             return ratio
-        by_layer = dict(ratio)
-        return by_layer.get(layer, by_layer.get(layer - layers))
+        return ratio.get(layer, ratio.get(layer - layers))
+
+    @cached_property
+    def _keep_by_scale(self) -> dict[int, float | dict[int, float]]:
+        """`keep` for looking up: it is asked for every layer of every scale, several times."""
+        pairs = self.keep or ()
+        return {scale: dict(ratio) if isinstance(ratio, tuple) else ratio for scale, ratio in pairs}
 
 
 def resolve_index(name: str, index: int, count: int) -> int:
