@@ -294,7 +294,12 @@ def test_expanded_inputs_and_those_of_other_devices_are_refused():
 # On CUDA.
 
 
-DTYPES = {torch.float32: 2e-4, torch.bfloat16: 1e-1}
+FEW = {**DECIDED, "keep": {-2: {1: 0.5}, -1: {1: 0.25}}, "ranking_depth": 0.0}
+CASES = {
+    "dense": ("eager", torch.float32, LOSSLESS, 1e-5),
+    "pruned in bf16": ("eager", torch.bfloat16, DECIDED, 1e-2),
+    "pruned by Inductor": ("inductor", torch.float32, FEW, 1e-3),
+}
 
 
 def deviation(found: Outcome, expected: Outcome) -> float:
@@ -312,26 +317,23 @@ def fresh() -> Any:
 
 @pytest.mark.gpu
 @pytest.mark.slow
-@pytest.mark.parametrize("lowering", ["eager", "inductor"])
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("options", [LOSSLESS, DECIDED], ids=["lossless", "pruned"])
-def test_cuda_graphs_compute_what_the_calls_compute(fresh, options, dtype, lowering):
+@pytest.mark.parametrize(("lowering", "dtype", "options", "limit"), CASES.values(), ids=CASES)
+def test_cuda_graphs_compute_what_the_calls_compute(fresh, lowering, dtype, options, limit):
     subject = Kept(device="cuda", dtype=dtype)
     forward = compiled(subject, options, lowering=lowering, cuda_graphs=True)
-    without = compiled(subject, options, lowering=lowering, cuda_graphs=False)
+    without = compiled(subject, options, lowering="eager", cuda_graphs=False)
     first = generate(subject, forward)
     copies = [logits.clone() for logits in first.logits]
     for images, seed in ((1, 1), (1, 2), (2, 1), (1, 3)):
         found = generate(subject, forward, images, seed=seed)
         expected = generate(subject, without, images, seed=seed)
-        assert deviation(found, expected) < DTYPES[dtype], (images, seed)
+        assert deviation(found, expected) < limit, (images, seed)
         assert found.counts(5) == expected.counts(5)
         assert not found.controller.ledger.notes
     assert identical(first.logits, copies), "a replay overwrote what was returned before"
     with pytest.raises(KeyboardInterrupt):
         generate(subject, forward, seed=5, fail_at=4)
-    again = generate(subject, forward)
-    assert identical(again.logits, copies)
+    assert deviation(generate(subject, forward), first) < limit
 
 
 @pytest.mark.gpu
@@ -340,11 +342,11 @@ def test_cuda_graphs_launch_one_graph_per_scale(fresh):
     forward = compiled(subject, LOSSLESS, lowering="inductor", cuda_graphs=True)
     generate(subject, forward)
     generate(subject, forward)
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+    kinds = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+    with torch.profiler.profile(activities=kinds) as profile:
         generate(subject, forward)
-    names = [event.key for event in profile.key_averages()]
-    launches = sum(event.count for event in profile.key_averages() if event.key == "cudaGraphLaunch")
-    assert launches == len(SQUARE), names
+    names = [event.name for event in profile.events() if "Launch" in event.name]
+    assert sum("GraphLaunch" in name for name in names) == len(SQUARE), names
 
 
 @pytest.mark.gpu
