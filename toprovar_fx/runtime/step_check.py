@@ -43,7 +43,8 @@ def pruned_graphs_hold(
         found = gate.check.known(gate.pruned)
         if found is not None:
             controller.ledger.deviations[controller.scale, gate.layer] = found
-    return all(_holds(gate, hidden) for gate in gates)
+    # Layers of equal structure share a graph.
+    return all(_holds(gate, hidden) for gate in {id(gate.pruned): gate for gate in gates}.values())
 
 
 def _holds(gate: TokenGate, hidden: Tensor) -> bool:
