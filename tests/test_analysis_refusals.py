@@ -224,6 +224,9 @@ def test_every_reason_has_a_test():
         Reason.ONE_TOKEN,
         Reason.VERIFICATION,
         Reason.GATE_ON_HOST,  # tests/test_graph_gates.py
+        # Why a scale ran otherwise than was asked for: tests/test_whole_step.py, tests/test_cuda_graphs.py.
+        Reason.UNDECIDED_STEP,
+        Reason.NOT_CAPTURED,
     }
     assert set(Reason) == here
 

@@ -10,6 +10,7 @@ What is used and why:
 - `torch.ops.higher_order.cond`: `torch.cond` as a node of a graph that a pass builds.
 - `TorchDispatchMode`, operator schemas and storage identities: which operators ran, what they read and write.
 - `torch._dynamo.exc`: what Dynamo raises when it cannot trace a function, told from what the function raises.
+- `_foreach_copy_` and `_version`: many copies in few launches, and whether a tensor was written since.
 - `registry`: whether torch was asked for the backend by its name.
 - `torch._dynamo.config.patch`: how many graphs of one function there may be.
 - `maybe_mark_dynamic`: sizes that differ between two calls are symbols from the first trace on.
@@ -40,7 +41,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from .lowering.sizes import IMAGES, OFFSET, InputSpec
+from .lowering.sizes import InputSpec, is_small
 
 log = logging.getLogger(__name__)
 
@@ -97,7 +98,7 @@ class SymbolicInputs:
                     hints[symbol],
                     LocalSource(f"toprovar_{symbol}"),
                     dynamic_dim=DimDynamic.DYNAMIC,
-                    do_not_specialize_zero_one=symbol in (OFFSET, IMAGES),
+                    do_not_specialize_zero_one=is_small(symbol),
                 )
         own = expression.xreplace(self._known)
         hint = int(
@@ -361,6 +362,22 @@ def varies(tensor: torch.Tensor, dimension: int) -> torch.Tensor:
     """The same tensor, its size along `dimension` marked as one that differs between calls."""
     maybe_mark_dynamic(tensor, dimension)
     return tensor
+
+
+def copy_all(targets: Sequence[torch.Tensor], sources: Sequence[torch.Tensor]) -> None:
+    """Copy many tensors of equal shapes and dtypes, in few launches."""
+    by_dtype: dict[torch.dtype, tuple[list[torch.Tensor], list[torch.Tensor]]] = {}
+    for target, source in zip(targets, sources, strict=True):
+        group = by_dtype.setdefault(target.dtype, ([], []))
+        group[0].append(target)
+        group[1].append(source)
+    for group in by_dtype.values():
+        torch._foreach_copy_(*group)
+
+
+def version_of(tensor: torch.Tensor) -> int | None:
+    """A number that grows whenever a tensor is written to; None for tensors of inference mode."""
+    return None if tensor.is_inference() else tensor._version
 
 
 def named_as_backend(name: str) -> bool:

@@ -55,6 +55,18 @@ def flag() -> Check:
     return Check("True, False", apply)
 
 
+def flag_or(word: str) -> Check:
+    """Accept True, False or one word."""
+    expected = f"True, False, {word!r}"
+
+    def apply(name: str, value: object) -> bool | str:
+        if isinstance(value, bool) or value == word:
+            return value  # type: ignore[return-value]
+        raise reject(name, value, f"True, False or {word!r}", word)
+
+    return Check(expected, apply)
+
+
 def choice(*valid: str) -> Check:
     """Accept one of the given words."""
     listed = ", ".join(repr(word) for word in valid)

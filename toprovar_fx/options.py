@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import Field, dataclass, field, fields
+from functools import cached_property
 from typing import Any, Literal
 
 from . import option_checks as check
@@ -210,6 +211,21 @@ class Options:
     lowering: Literal["inductor", "eager", "auto"] = _option(
         "auto", check.choice("inductor", "eager", "auto"), "Compiler of the rewritten graphs."
     )
+    unit: Literal["block", "step"] = _option(
+        "block",
+        check.choice("block", "step"),
+        "What one call runs: a block, or the whole scale step where its decisions are known before it.",
+    )
+    step_sizes: Literal["symbolic", "static"] = _option(
+        "symbolic",
+        check.choice("symbolic", "static"),
+        "With `unit='step'`: few compilations for all scales, or one per scale and keep counts.",
+    )
+    cuda_graphs: bool | Literal["auto"] = _option(
+        "auto",
+        check.flag_or("auto"),
+        "With `unit='step'` on CUDA: replay a scale step as one CUDA graph; True: raise where it cannot be.",
+    )
     verify: Literal["once", "always", "never"] = _option(
         "once",
         check.choice("once", "always", "never"),
@@ -307,6 +323,10 @@ class Options:
                 f"score={self.score!r}: expected score='entropy' with entropy_source='same_layer', "
                 "whose graph selects the tokens itself; nearest valid: entropy_source='dense_layer'"
             )
+        if self.unit == "block" and self.cuda_graphs is True:
+            raise OptionError("cuda_graphs=True: expected unit='step', not unit='block'")
+        if self.unit == "block" and self.step_sizes == "static":
+            raise OptionError("step_sizes='static': expected unit='step', not unit='block'")
         if self.scale_exit == "depth" and self.depth == "off":
             raise OptionError("scale_exit='depth': expected depth='online' or depth='fixed', not depth='off'")
 
@@ -385,12 +405,17 @@ class Options:
             scales: Number of scales S of the schedule.
             layers: Number of layers of the model.
         """
-        by_scale = dict(self.keep or ())
+        by_scale = self._keep_by_scale
         ratio = by_scale.get(scale, by_scale.get(scale - scales))
-        if not isinstance(ratio, tuple):
+        if not isinstance(ratio, dict):
             return ratio
-        by_layer = dict(ratio)
-        return by_layer.get(layer, by_layer.get(layer - layers))
+        return ratio.get(layer, ratio.get(layer - layers))
+
+    @cached_property
+    def _keep_by_scale(self) -> dict[int, float | dict[int, float]]:
+        """`keep` for looking up: it is asked for every layer of every scale, several times."""
+        pairs = self.keep or ()
+        return {scale: dict(ratio) if isinstance(ratio, tuple) else ratio for scale, ratio in pairs}
 
 
 def resolve_index(name: str, index: int, count: int) -> int:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .errors import OptionError
-from .models.cache import KVCache
+from .models.cache import CacheShelf
 from .models.configs import InfinityConfig
 from .models.infinity import Infinity
 from .models.text import TextFeatures
@@ -76,6 +76,7 @@ class InfinityPipeline:
                 f"{transformer.config.latent_bits} bits per latent pixel"
             )
         lay_out(vae.decoder)
+        self._caches = CacheShelf()
 
     @classmethod
     def from_pretrained(
@@ -200,6 +201,7 @@ class InfinityPipeline:
                 module.to(device=device, dtype=dtype).eval()
         if device is not None and isinstance(self.text_encoder, T5TextEncoder):
             self.text_encoder.to(device)  # its dtype is its own: official features come from float16
+        self._caches = CacheShelf()
         lay_out(self.vae.decoder)
         return self
 
@@ -240,11 +242,14 @@ class InfinityPipeline:
         text = prompts if isinstance(prompts, TextFeatures) else self.encode_prompts(prompts)
         loop = self.begin(text, seeds, cfg, tau, top_p)
         watch.lap("text")
-        with generation(self.schedule, images) as run:
-            for scale in track_scales(range(len(self.schedule)), progress):
-                # A compiled transformer may end the scales early: the code sum goes to the decoder as it is.
-                if run.begin_scale(scale):
-                    loop.run_scale(scale)
+        try:
+            with generation(self.schedule, images) as run:
+                for scale in track_scales(range(len(self.schedule)), progress):
+                    # A compiled transformer may end the scales early: the code sum is decoded as it is.
+                    if run.begin_scale(scale):
+                        loop.run_scale(scale)
+        finally:
+            self._caches.give(loop.cache)
         watch.lap("scales")
         decoded = self.decode(loop.summed)
         watch.lap("decode")
@@ -288,7 +293,7 @@ class InfinityPipeline:
             quantizer=quantizer,
             schedule=self.schedule,
             context=context,
-            cache=KVCache(self.config, len(context.cond), tokens, self.device, dtype),
+            cache=self._caches.take(self.config, len(context.cond), tokens, self.device, dtype),
             uniform=schedule_noise(seeds, self.schedule, self.config.bits),
             summed=torch.zeros(latent, device=self.device),
             cfg=cfg,

@@ -6,6 +6,7 @@ import weakref
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, TypeVar
 
+import sympy
 from torch import fx, nn
 
 from ._torch_private import compile_id
@@ -18,18 +19,21 @@ from .cost.scale_sizes import ScaleSizes
 from .errors import OptionError, ProfileError
 from .lowering.region import Region
 from .lowering.rest import RegionModule
-from .lowering.sizes import SizeReader, graph_specs, spec_of, traced_sizes
+from .lowering.sizes import SizeReader, graph_specs, group_offset, spec_of, traced_sizes
 from .options import Options
 from .passes.context import PassContext
 from .passes.step import PassRecord, Step
 from .recording import note_called, note_compiled
 from .runtime.budget import StepBudget
 from .runtime.controller import Controller
+from .runtime.cuda_graphs import GraphedCall
+from .runtime.cuda_recorder import graph_memory
 from .runtime.generation import current_generation
 from .runtime.graph_gate import GraphGate
 from .runtime.pricing import price_plan
 from .runtime.silence import warn_outside_generation
 from .runtime.step_graphs import step_graphs
+from .runtime.whole_step import WholeStep
 from .schedules import Schedule
 
 
@@ -66,6 +70,8 @@ class StepProgram:
         self._parameters_at: list[int] | None = None
         self._identity: str | None = None
         self._branches = any(isinstance(step.module(site), GraphGate) for site in step.sites)
+        wants_whole = options.unit == "step"
+        self._whole = WholeStep(step, options, lowering, self._step_hints) if wants_whole else None
         self._budget = None if options.budget is None else StepBudget(self._graphs, self._rows, self._length)
 
     def __call__(self, *arguments: Any) -> Any:
@@ -87,8 +93,13 @@ class StepProgram:
             self._recognise(controller, arguments)
             controller.ledger.prunable = True
             controller.ledger.fallbacks.extend(self._fallbacks)
+        sizes = dict(self._read_sizes(arguments)) if self._budget or self._whole else {}
         if controller is not None and self._budget is not None:
-            controller.ration(self._budget, dict(self._read_sizes(arguments)))
+            controller.ration(self._budget, sizes)
+        if controller is not None and self._whole is not None:
+            results = self._whole.run(controller, arguments, sizes)
+            if results is not None:
+                return results
         return self.step.graph(*arguments)
 
     def identity(self) -> str:
@@ -172,7 +183,21 @@ class StepProgram:
     @property
     def regions(self) -> list[Region]:
         """Every graph that this program can run."""
-        return [*self._context.regions, *self._rest]
+        joined = [] if self._whole is None else self._whole.regions
+        return [*self._context.regions, *self._rest, *joined]
+
+    def _step_hints(self, sizes: Mapping[sympy.Symbol, int], more: Mapping[str, int]) -> dict[str, int]:
+        """Sizes at the last scale of the generation that runs, told from those of the scale that runs."""
+        running = current_generation()
+        if running is None:
+            return {}
+        schedule, scale = running.schedule, running.scale
+        follows = ScaleSizes(schedule, [(scale, sizes)], {self._length}, {self._rows, *self._slots})
+        largest, ratio = schedule.tokens[-1], schedule.tokens[-1] / schedule.tokens[scale]
+        hints = {str(symbol): value for symbol, value in follows.at(len(schedule) - 1).items()}
+        hints |= {name: round(count * ratio) for name, count in more.items()}
+        offset = schedule.ends[-1] - largest
+        return hints | {str(group_offset(at)): offset for at in range(len(self.step.sites))}
 
     def _controller(self) -> Controller | None:
         running = current_generation()
@@ -204,6 +229,9 @@ class DenseProgram:
         self.records, self.options, self.one_token = records, options, one_token
         self.compile_id = compile_id()
         self._call, self._region, self._fallbacks = call, region, fallbacks
+        devices = {spec.device for spec in region.specs if spec.device is not None}
+        memory = graph_memory(options, devices.pop()) if len(devices) == 1 else None
+        self._graphed = None if memory is None else GraphedCall(region, memory)
 
     def __call__(self, *arguments: Any) -> Any:
         """Run the graph and leave its reasons with the generation."""
@@ -215,7 +243,14 @@ class DenseProgram:
             controller.ledger.other.append((running.scale, self._region, self._region.sizes(arguments)))
             if not self.one_token:
                 controller.ledger.fallbacks.extend(self._fallbacks)
-        return self._call(*arguments)
+        if self._graphed is None:
+            return self._call(*arguments)
+
+        def note(why: Fallback) -> None:
+            if running is not None:
+                running.controller(self.options, 0).ledger.note(running.scale, why)
+
+        return self._graphed(self._call, arguments, note)
 
     @property
     def regions(self) -> list[Region]:

@@ -45,6 +45,11 @@ class Reason(enum.Enum):
     GRADIENTS = "pruning is for inference; call the model under torch.no_grad() or torch.inference_mode()"
     GATE_ON_HOST = "the host decides, with the same result; docs/design.md says what a graph can decide"
     VERIFICATION = "the permutation check did not reproduce the dense result"
+    UNDECIDED_STEP = (
+        "a decision needs values of the scale that runs, so its blocks run one by one; give `keep` ratios "
+        "with entropies, or choose unit='block'"
+    )
+    NOT_CAPTURED = "the scale step runs without a CUDA graph; choose cuda_graphs=False to say so"
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -44,3 +45,19 @@ def restore_delta(delta: Tensor, size: Size, target: Size) -> Tensor:
     grid = delta.reshape(rows, *size, channels).permute(0, 3, 1, 2)
     resized = F.interpolate(grid, size=target, mode="area")
     return resized.permute(0, 2, 3, 1).reshape(rows, target[0] * target[1], channels)
+
+
+def scatter_rows(known: Tensor | None, keep: Tensor, rows: Tensor, length: int) -> Tensor:
+    """Return the entropies of all tokens after a layer that computed some of them.
+
+    Args:
+        known: the map before, ``[R, L]``; without one the others get the mean of the computed ones.
+        keep: the tokens that were computed, ``[R, K]`` int64.
+        rows: their entropies in nats, ``[R, K]``.
+        length: L.
+
+    Returns:
+        float32, ``[R, L]``.
+    """
+    base = rows.mean(-1, keepdim=True).expand(-1, length) if known is None else known
+    return base.scatter(1, keep, rows.to(torch.float32))

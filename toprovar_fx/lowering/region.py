@@ -13,7 +13,7 @@ from torch import fx
 from .._torch_private import CompiledGraph, SymbolicInputs, compile_with_inductor
 from ..analysis.caches import written_caches
 from ..cost.expressions import Cost, GraphCosts, Sizes
-from .sizes import SizeReader, graph_specs
+from .sizes import SizeReader, at_sizes, graph_specs
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +27,7 @@ class Region:
         hints: sizes that code generation is tuned for, by symbol name; sizes without a hint use the first
             call's.
         name: what it is, in a word or two, for `explain`.
+        static: compile for every size apart, as numbers.
 
     Attributes:
         specs: sizes and kinds of the inputs.
@@ -41,13 +42,14 @@ class Region:
         lowering: str,
         hints: Mapping[str, int] | None = None,
         name: str = "graph",
+        static: bool = False,
     ) -> None:
         self.graph, self.name = graph, name
         self.specs = graph_specs(graph.graph)
         self.written = _written(graph.graph)
         self._read_sizes = SizeReader(self.specs)
         self.compile_seconds: list[float] = []
-        self._lowering = lowering
+        self._lowering, self._static = lowering, static
         self._hints = dict(hints or {})
         self._compiled: list[CompiledGraph] = []
         self._chosen: dict[Sizes, Callable[..., Any]] = {}
@@ -70,7 +72,13 @@ class Region:
         """Values of the size symbols at these arguments."""
         return self._read_sizes(arguments)
 
+    def sizes_from(self, values: Mapping[sympy.Symbol, int]) -> Sizes:
+        """What `sizes` gives for a call of these sizes."""
+        return self._read_sizes.taken_from(values)
+
     def _choose(self, arguments: tuple[Any, ...], sizes: Mapping[sympy.Symbol, int]) -> Callable[..., Any]:
+        if self._static:
+            return self._compile_at(sizes)
         for compiled in self._compiled:
             if compiled.holds(arguments, sizes):
                 return compiled.call
@@ -107,6 +115,18 @@ class Region:
         log.info("compiled %s for %s in %.1f s", self.name, dict(hints), self.compile_seconds[-1])
         return compiled
 
+    def _compile_at(self, sizes: Mapping[sympy.Symbol, int]) -> Callable[..., Any]:
+        """Compile with every size a number, integer inputs included."""
+        started = time.perf_counter()
+        specs = [at_sizes(spec, dict(sizes)) for spec in self.specs]
+        numbers = {at: int(spec.value) for at, spec in enumerate(specs) if spec.value is not None}
+        tensors = [at for at in range(len(specs)) if at not in numbers]
+        inputs = SymbolicInputs([specs[at] for at in tensors], {})
+        call = compile_with_inductor(with_constants(self.graph, numbers), inputs).call
+        self.compile_seconds.append(time.perf_counter() - started)
+        log.info("compiled %s at %s in %.1f s", self.name, dict(sizes), self.compile_seconds[-1])
+        return lambda *arguments: call(*(arguments[at] for at in tensors))
+
     def flops(self, sizes: Sizes) -> int:
         """Floating-point operations of one call at these sizes."""
         return self.cost(sizes).flops
@@ -114,6 +134,22 @@ class Region:
     def cost(self, sizes: Sizes) -> Cost:
         """FLOPs and bytes of one call at these sizes."""
         return self.costs.at(sizes)
+
+
+def with_constants(graph: fx.GraphModule, numbers: Mapping[int, int]) -> fx.GraphModule:
+    """A copy of a graph in which the placeholders at these positions are numbers."""
+    copied = fx.Graph()
+    mapped: dict[fx.Node, Any] = {}
+    holders = [node for node in graph.graph.nodes if node.op == "placeholder"]
+    constants = {holders[at]: number for at, number in numbers.items()}
+    for node in graph.graph.nodes:
+        if node.op == "output":
+            copied.output(fx.map_arg(node.args[0], lambda operand: mapped[operand]))
+        elif node in constants:
+            mapped[node] = constants[node]
+        else:
+            mapped[node] = copied.node_copy(node, lambda operand: mapped[operand])
+    return fx.GraphModule(graph, copied)
 
 
 def _as_tuple(result: Any) -> tuple[Any, ...]:

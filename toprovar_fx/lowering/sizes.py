@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,21 @@ from ..analysis.shapes import as_size, as_traced, value_of
 KEPT = sympy.Symbol("K", integer=True, positive=True)
 IMAGES = sympy.Symbol("images", integer=True, positive=True)
 OFFSET = sympy.Symbol("offset", integer=True, nonnegative=True)
+
+
+def group_count(group: int) -> sympy.Symbol:
+    """K of a group of layers in a joined step."""
+    return sympy.Symbol(f"K{group}", integer=True, positive=True)
+
+
+def group_offset(group: int) -> sympy.Symbol:
+    """First cache row of a group of layers in a joined step; nonnegative, as `OFFSET`."""
+    return sympy.Symbol(f"offset{group}", integer=True, nonnegative=True)
+
+
+def is_small(symbol: sympy.Symbol) -> bool:
+    """Whether 0 and 1 are values like any other of a symbol, which otherwise are sizes of their own."""
+    return symbol == IMAGES or symbol.name.startswith(OFFSET.name)
 
 
 @dataclass(frozen=True)
@@ -92,6 +107,14 @@ class SizeReader:
                 if isinstance(size, sympy.Symbol):
                     places.setdefault(size, (position, dimension))
         self._places = [(symbol, position, dimension) for symbol, (position, dimension) in places.items()]
+
+    def taken_from(self, values: Mapping[sympy.Symbol, int]) -> tuple[tuple[sympy.Symbol, int], ...]:
+        """What reading arguments of these sizes gives.
+
+        Raises:
+            KeyError: a size is not among `values`.
+        """
+        return tuple((symbol, values[symbol]) for symbol, _, _ in self._places)
 
     def __call__(self, arguments: Sequence[Any]) -> tuple[tuple[sympy.Symbol, int], ...]:
         """The values, always in the same order."""

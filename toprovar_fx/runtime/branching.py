@@ -13,7 +13,7 @@ from ..criteria.saliency import scale_weight
 from ..criteria.selection import round_to_bucket
 from ..options import Options
 from ..schedules import Schedule
-from .layer_plan import FEWEST
+from .layer_plan import FEWEST_TOKENS
 from .ledger import Ledger, Run
 from .on_device import DepthOnDevice, ScopeOnDevice
 
@@ -80,8 +80,8 @@ class Branching:
         options = self.options
         kept = round_to_bucket(0, length, options.buckets, 0)
         wanted = max(math.ceil(options.min_keep * length - 1e-6), 0)
-        allowed = max(kept, FEWEST) < length and wanted <= kept
-        return Counts(max(kept, FEWEST), kept) if allowed else Counts(FEWEST, -1)
+        allowed = max(kept, FEWEST_TOKENS) < length and wanted <= kept
+        return Counts(max(kept, FEWEST_TOKENS), kept) if allowed else Counts(FEWEST_TOKENS, -1)
 
     def filled(self, layer: int, start: int, device: torch.device) -> Tensor:
         """Rows in the cache of a layer, int64 []; `start` as the model counts them."""

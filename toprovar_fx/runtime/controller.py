@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..analysis.reasons import Fallback, Reason
 from ..cost.budget import Counts
+from ..criteria.restore import scatter_rows
 from ..criteria.score_registry import ScoreContext
 from ..errors import GraphError
 from ..options import Options
@@ -23,7 +24,7 @@ from .budget import BudgetQuestion, StepBudget
 from .depth import DepthTracker
 from .generation import Generation
 from .graph_updates import GraphUpdates
-from .layer_plan import LayerPlan, LayerQuestion, plan_layer, scatter_rows
+from .layer_plan import LayerPlan, LayerQuestion, plan_layer
 from .ledger import Ledger
 from .maps import ScaleMaps
 from .on_device import DepthOnDevice, ScopeOnDevice
@@ -185,7 +186,7 @@ class Controller:
         if not self._is_open(layer):
             return False
         if self.options.explicit:
-            ratio = self._explicit(layer)
+            ratio = self.ratio(layer)
             wanted = ratio is not None and ratio < 1
         else:
             shrinks = self.options.prune_tokens or self.options.layer_skip_below > 0
@@ -197,7 +198,8 @@ class Controller:
         first, last = self.options.protected_layers_first, self.options.protected_layers_last
         return first <= layer < self.layers - last
 
-    def _explicit(self, layer: int) -> float | None:
+    def ratio(self, layer: int) -> float | None:
+        """The explicit keep ratio of `layer` at this scale, given or solved for, or None."""
         if self.options.budget is not None:
             count = self._counts.get(self.scale, {}).get((self.scale, layer))
             return None if count is None else count / self._generation.schedule.tokens[self.scale]
@@ -227,18 +229,30 @@ class Controller:
                 hidden=hidden,
                 detail=self._scope.detail(layer),
                 entropy=self.ranking(layer),
-                ratio=self._explicit(layer),
+                ratio=self.ratio(layer),
             )
             self._plans[layer] = plan_layer(self.options, question)
         return self._plans[layer]
 
     def ranking(self, layer: int) -> Tensor | None:
         """The entropy map [R, L] of the current scale that ranks the tokens of `layer`."""
-        source = self.options.entropy_source
-        wanted = layer if source == "previous_scale" or self._latest is None else self._latest
+        return self.map_of(self.ranked_by(layer, self._latest))
+
+    def ranked_by(self, layer: int, latest: int | None) -> int:
+        """The layer whose map ranks the tokens of `layer`; `latest` was the last measured at this scale."""
         if self.options.ranking_depth is not None:
-            wanted = ranking_layer(self.options, self.layers)
-        return self._entropy.at(wanted, self.scale) if wanted in self._entropy else None
+            return ranking_layer(self.options, self.layers)
+        if self.options.entropy_source == "previous_scale" or latest is None:
+            return layer
+        return latest
+
+    def knows_map(self, layer: int) -> bool:
+        """Whether `layer` left an entropy map at this scale or an earlier one."""
+        return layer in self._entropy
+
+    def map_of(self, layer: int) -> Tensor | None:
+        """The latest entropy map of `layer` at the tokens of this scale, [R, L], or None."""
+        return self._entropy.at(layer, self.scale) if self.knows_map(layer) else None
 
     def taps(self, layer: int) -> bool:
         """Entropy tap: whether somebody needs the entropies of `layer` at this scale."""
@@ -274,19 +288,28 @@ class Controller:
 
     def finish(self, layer: int, before: Tensor, after: Tensor, rows_cached: int, *, whole: bool) -> None:
         """Account for a layer that ran: its cache rows, and its update if `whole` and needed later."""
-        missing = before.shape[1] - rows_cached
-        if missing:
-            self._dropped[layer] = self._dropped.get(layer, 0) + missing
-        if whole and self._needs_update(layer):
-            self._updates.put(layer, self.scale, after - before)
+        update = after - before if whole and self.needs_update(layer) else None
+        self.account(layer, before.shape[1] - rows_cached, update)
         self._scope.observe_tokens(layer, self.scale, after)
 
     def finish_if(self, whole: Tensor, layer: int, before: Tensor, after: Tensor) -> None:
         """Account for a layer that decided itself: its update counts if `whole`, bool [], holds."""
-        if self._needs_update(layer):
+        if self.needs_update(layer):
             self._updates.put_if(whole, layer, self.scale, after - before)
 
-    def _needs_update(self, layer: int) -> bool:
+    def account(self, layer: int, missing: int, update: Tensor | None) -> None:
+        """Account for the cache rows that a layer left out, and for its update [R, L, C] if needed later."""
+        if missing:
+            self._dropped[layer] = self._dropped.get(layer, 0) + missing
+        if update is not None:
+            self._updates.put(layer, self.scale, update)
+
+    @property
+    def reads_tokens(self) -> bool:
+        """Whether the layer scope is measured on the tokens that the layers make at this scale."""
+        return self._scope.wants_tokens(self.scale)
+
+    def needs_update(self, layer: int) -> bool:
         """Whether the next scale may give the update of `layer` to tokens that it does not compute."""
         options = self.options
         shrinks = options.explicit or options.prune_tokens or options.layer_skip_below > 0

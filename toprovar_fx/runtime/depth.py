@@ -43,6 +43,8 @@ class DepthTracker:
         wanted = options.scale_exit
         self._exit = resolve_index("scale_exit", wanted, scales) if isinstance(wanted, int) else None
         self._online = options.depth == "online" and options.prune_scales
+        # Where keep ratios are given, D could only end the scales; reading rho would make the host wait.
+        self._decides = not options.explicit or options.scale_exit == "depth"
         self._watched: frozenset[int] = frozenset()
         self._rho: list[Tensor] = []
         self._rho_by_scale: dict[int, list[float]] = {}
@@ -64,7 +66,7 @@ class DepthTracker:
 
     def observe(self, layer: int, scale: int, entropy: Tensor) -> None:
         """Take the entropies [R, L] of a layer."""
-        if layer in self._watched and scale >= self.first:
+        if self._decides and layer in self._watched and scale >= self.first:
             joined = join_cfg_rows(entropy, self._images, self.options.cfg_rows)
             self._rho.append(low_entropy_ratio(joined))
 

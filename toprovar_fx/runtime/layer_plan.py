@@ -16,7 +16,7 @@ from ..options import Options
 from .graph_support import GraphGates, graph_gates
 
 # A size of one would need another trace of the block.
-FEWEST = 2
+FEWEST_TOKENS = 2
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,8 @@ def plan_layer(options: Options, ask: LayerQuestion) -> LayerPlan:
     length = ask.hidden.shape[1]
     if options.gate == "graph" and ask.ratio is not None and graph_gates(options) is GraphGates.TOKENS:
         unknown = options.scoring.reads_entropy and ask.entropy is None
-        return LayerPlan(length if unknown else _explicit_count(ask.ratio, length))
+        count = length if unknown else explicit_count(ask.ratio, length)
+        return LayerPlan(count if count in (0, length) else max(count, FEWEST_TOKENS))
     statistic = options.scoring.statistic(ask.hidden, ask.entropy, ask.place, options.verify != "never")
     by_itself = options.entropy_source == "same_layer" and options.score == "entropy"
     if statistic is None and by_itself:
@@ -67,7 +68,7 @@ def plan_layer(options: Options, ask: LayerQuestion) -> LayerPlan:
     joined = join_cfg_rows(statistic, ask.place.images, options.cfg_rows)
     saliency = prunability(joined, options.scoring.keeps_low(options.keep_low))
     if ask.ratio is not None:
-        count = _explicit_count(ask.ratio, length)
+        count = explicit_count(ask.ratio, length)
     else:
         count = keep_count(
             _retention(options, ask, saliency),
@@ -80,7 +81,7 @@ def plan_layer(options: Options, ask: LayerQuestion) -> LayerPlan:
         count = 0 if count == 0 else length
     if count in (0, length):
         return LayerPlan(count)
-    count = max(count, FEWEST)
+    count = max(count, FEWEST_TOKENS)
     if by_itself:
         return LayerPlan(count)
     if options.sampling == "bernoulli":
@@ -98,14 +99,8 @@ def _retention(options: Options, ask: LayerQuestion, saliency: Tensor) -> Tensor
     return keep_probability(normalised, ask.detail, weight, options.alpha_min, options.alpha_max)
 
 
-def _explicit_count(ratio: float, length: int) -> int:
-    if ratio == 0 or ratio >= 1:
-        return 0 if ratio == 0 else length
-    count = round_to_bucket(ratio, length, (max(ratio, 1 / length),))
-    return count if count in (0, length) else max(count, FEWEST)
-
-
-def scatter_rows(known: Tensor | None, keep: Tensor, rows: Tensor, length: int) -> Tensor:
-    """Entropies [R, L] after a pruned layer: new for the kept tokens, the old value for the others."""
-    base = rows.mean(-1, keepdim=True).expand(-1, length).clone() if known is None else known.clone()
-    return base.scatter_(1, keep, rows.to(torch.float32))
+def explicit_count(ratio: float, length: int) -> int:
+    """K of an explicit keep ratio, before `FEWEST_TOKENS` applies: 0 for 0, L from 1 on."""
+    if ratio == 0:
+        return 0
+    return length if ratio >= 1 else round_to_bucket(ratio, length, (max(ratio, 1 / length),))

@@ -56,6 +56,7 @@ class Ledger:
         gates: by (gate, layer), how often it was asked and how often its answer was yes.
         model: what tells the identity of the model's weights; None before its step ran.
         other: calls of the parts outside the blocks, as (scale, region, sizes).
+        notes: by scale, why it ran otherwise than `unit` and `cuda_graphs` ask; nothing is dense for it.
     """
 
     runs: list[Run] = field(default_factory=list)
@@ -71,11 +72,18 @@ class Ledger:
     gates: dict[tuple[str, int], tuple[int, int]] = field(default_factory=dict)
     model: Callable[[], str] | None = None
     other: list[tuple[int, Region, Sizes]] = field(default_factory=list)
+    notes: dict[int, list[Fallback]] = field(default_factory=dict)
 
     def answer(self, gate: str, layer: int, yes: bool) -> None:
         """Write down what a gate decided."""
         asked, fired = self.gates.get((gate, layer), (0, 0))
         self.gates[gate, layer] = asked + 1, fired + yes
+
+    def note(self, scale: int, why: Fallback) -> None:
+        """Write down that a scale ran otherwise than was asked for."""
+        known = self.notes.setdefault(scale, [])
+        if why not in known:
+            known.append(why)
 
     def reasons(self) -> str:
         """The distinct reasons for staying dense, in words."""

@@ -121,6 +121,14 @@ class GenerationReport:
         """What stayed dense, and why."""
         return list(dict.fromkeys(self.controller.ledger.fallbacks))
 
+    def _noted(self) -> dict[Fallback, list[int]]:
+        """Why scales ran otherwise than `unit` and `cuda_graphs` ask, and which."""
+        found: dict[Fallback, list[int]] = {}
+        for scale, notes in self.controller.ledger.notes.items():
+            for why in notes:
+                found.setdefault(why, []).append(scale)
+        return found
+
     @property
     def fire_rates(self) -> dict[str, float]:
         """Share of layer runs by arm: dense, tapped, pruned, skipped."""
@@ -145,6 +153,7 @@ class GenerationReport:
             "fire_rates": self.fire_rates,
             "kept_tokens": [list(row) for row in self.kept],
             "fallbacks": [str(fallback) for fallback in self.fallbacks],
+            "notes": {str(why): scales for why, scales in self._noted().items()},
         }
 
     def table(self) -> str:
@@ -168,6 +177,7 @@ class GenerationReport:
         if self.controller.options.budget is not None:
             lines.append(f"budget: {self.controller.options.budget:g}x asked, {1 / share:.3g}x reached")
         lines += [f"dense because: {fallback}" for fallback in self.fallbacks]
+        lines += [f"scales {scales}: {why}" for why, scales in self._noted().items()]
         return "\n".join(lines)
 
 

@@ -49,9 +49,13 @@ class ScopeTracker:
         if self.wants_entropy(scale):
             self._maps[layer] = entropy.unflatten(1, self._schedule.sides[scale])
 
+    def wants_tokens(self, scale: int) -> bool:
+        """Whether R needs the tokens that the layers make at this scale."""
+        return self._online and scale == self._scale and self.options.scope_of == "tokens"
+
     def observe_tokens(self, layer: int, scale: int, tokens: Tensor) -> None:
         """Take the tokens [R, L, C] that a layer made."""
-        if self._online and scale == self._scale and self.options.scope_of == "tokens":
+        if self.wants_tokens(scale):
             self._ratios[layer] = sigma_ratio(tokens, self.options.scope_centre)
 
     def end_scale(self) -> None:

@@ -51,6 +51,14 @@ class PermutationCheck:
             self._known[key] = _measure(dense, pruned, inputs, restored, offset)
         return self._known[key]
 
+    def known(self, pruned: Arm) -> float | None:
+        """The deviation that was found for a graph, or None."""
+        return self._known.get(id(pruned))
+
+    def due(self, pruned: Arm) -> bool:
+        """Whether `deviation` would measure the graph now."""
+        return self._mode == "always" or (self._mode == "once" and id(pruned) not in self._known)
+
     @staticmethod
     def tolerance(hidden: Tensor, pruned: Arm) -> float:
         """Accepted relative deviation, by the precisions that `pruned` computes in, autocast included."""
@@ -71,13 +79,13 @@ def _measure(
     rows, length = hidden.shape[:2]
     order = torch.Generator().manual_seed(length)
     keep = torch.stack([torch.randperm(length, generator=order) for _ in range(rows)]).to(hidden.device)
-    expected = _run(dense, inputs, offset)
-    found = _run(pruned, inputs, offset, keep, *(() if restored is None else (restored,)))
+    expected = run_on_copies(dense, inputs, offset)
+    found = run_on_copies(pruned, inputs, offset, keep, *(() if restored is None else (restored,)))
     scale = expected.abs().amax().clamp_min(torch.finfo(expected.dtype).tiny)
     return float((found - expected).abs().amax() / scale)
 
 
-def _run(arm: Arm, inputs: tuple[Any, ...], offset: int | None, *extra: Tensor) -> Tensor:
+def run_on_copies(arm: Arm, inputs: tuple[Any, ...], offset: int | None, *extra: Tensor) -> Tensor:
     """Run the graph as traced on copies of whatever it writes."""
     written = arm.region.written
     own = [

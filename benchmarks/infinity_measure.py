@@ -1,0 +1,212 @@
+"""Measures one variant of `benchmarks.infinity`: time by scale, host time, launches, memory, compilation."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+
+from toprovar_fx import generation
+from toprovar_fx.evaluation.timing import synchronize
+from toprovar_fx.runtime.report import GenerationReport, report_of
+
+from .infinity_upstream import UpstreamTransformer
+from .infinity_variants import Problem
+
+
+class Clock(Protocol):
+    """Marks points in time on a device; differences are read after the work is done."""
+
+    def mark(self) -> None: ...
+
+    def milliseconds(self) -> list[float]: ...
+
+
+class HostClock:
+    def __init__(self) -> None:
+        self.points: list[float] = []
+
+    def mark(self) -> None:
+        self.points.append(time.perf_counter())
+
+    def milliseconds(self) -> list[float]:
+        return [1e3 * (b - a) for a, b in zip(self.points, self.points[1:], strict=False)]
+
+
+class DeviceClock:
+    def __init__(self) -> None:
+        self.points: list[torch.cuda.Event] = []
+
+    def mark(self) -> None:
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        self.points.append(event)
+
+    def milliseconds(self) -> list[float]:
+        torch.cuda.synchronize()
+        return [a.elapsed_time(b) for a, b in zip(self.points, self.points[1:], strict=False)]
+
+
+class Marked:
+    """A transformer that marks the clock before and after every scale step."""
+
+    def __init__(self, transformer: Any, clock: Clock) -> None:
+        self._transformer, self._clock = transformer, clock
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transformer, name)
+
+    def __call__(self, *args: Any) -> Any:
+        self._clock.mark()
+        result = self._transformer(*args)
+        self._clock.mark()
+        return result
+
+
+@dataclass
+class Run:
+    """One generation.
+
+    Attributes:
+        step_ms: of the transformer, by scale; total_ms: of everything from the first scale to the last.
+        host_ms: until the last scale was enqueued.
+    """
+
+    step_ms: list[float]
+    total_ms: float
+    host_ms: float
+    report: GenerationReport | None
+
+
+def generate(problem: Problem, transformer: Any, images: int, seed: int = 0) -> Run:
+    """All scales, without text encoder and image decoder."""
+    clock: Clock = DeviceClock() if problem.device == "cuda" else HostClock()
+    if isinstance(transformer, UpstreamTransformer):
+        total, host = transformer.run(clock, images, seed)
+        return Run(clock.milliseconds(), total, host, None)
+    with torch.no_grad():
+        loop = problem.begin(Marked(transformer, clock), images, seed)
+        synchronize(problem.device)
+        started = time.perf_counter()
+        with generation(problem.schedule, images) as run:
+            for scale in range(len(problem.schedule)):
+                if run.begin_scale(scale):
+                    loop.run_scale(scale)
+        host = time.perf_counter() - started
+        synchronize(problem.device)
+        total = time.perf_counter() - started
+    return Run(clock.milliseconds()[::2], 1e3 * total, 1e3 * host, report_of(run))
+
+
+@dataclass
+class Measured:
+    """One variant at one batch size; times are medians."""
+
+    model: str
+    variant: str
+    images: int
+    first_s: float
+    compile_s: float
+    warm_compile_s: float | None
+    step_ms: list[float]
+    transformer_ms: float
+    total_ms: float
+    host_ms: float
+    spread: float
+    peak_gib: float | None
+    kernels: int | None
+    launches: int | None
+    flops: int | None
+    floor_ms: float | None
+    roofline_share: float | None
+    images_per_s: float
+    notes: list[str] = field(default_factory=list)
+    kept: str = ""
+
+
+def measure(
+    problem: Problem,
+    variant: str,
+    make: Callable[[], Any],
+    images: int,
+    rounds: int,
+    flops_per_s: float | None,
+    warm: bool,
+) -> Measured:
+    """Compile from nothing in this process, warm up, and measure."""
+    torch.compiler.reset()
+    if hasattr(problem, "model"):
+        problem.cache(images)
+    on_cuda = problem.device == "cuda"
+    if on_cuda:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    transformer = make()
+    started = time.perf_counter()
+    generate(problem, transformer, images)
+    first = time.perf_counter() - started
+    generate(problem, transformer, images)
+    runs = [generate(problem, transformer, images, seed) for seed in range(rounds)]
+    total = statistics.median(run.total_ms for run in runs)
+    transformer_ms = [sum(run.step_ms) for run in runs]
+    median = statistics.median(transformer_ms)
+    report = runs[-1].report
+    flops = None if report is None else report.flops
+    floor = None if flops is None or flops_per_s is None else 1e3 * flops / flops_per_s
+    kernels, launches = _launched(problem, transformer, images) if on_cuda else (None, None)
+    peak = torch.cuda.max_memory_allocated() / 2**30 if on_cuda else None
+    notes = [] if report is None else [*map(str, report.fallbacks), *report.to_json()["notes"]]
+    warm_s = None
+    if warm:
+        torch.compiler.reset()
+        again = time.perf_counter()
+        generate(problem, make(), images)
+        warm_s = time.perf_counter() - again - total / 1e3
+    return Measured(
+        model=problem.name,
+        variant=variant,
+        images=images,
+        first_s=first,
+        compile_s=max(0.0, first - total / 1e3),
+        warm_compile_s=warm_s,
+        step_ms=[statistics.median(ms) for ms in zip(*(run.step_ms for run in runs), strict=True)],
+        transformer_ms=median,
+        total_ms=total,
+        host_ms=statistics.median(run.host_ms for run in runs),
+        spread=(max(transformer_ms) - min(transformer_ms)) / median,
+        peak_gib=peak,
+        kernels=kernels,
+        launches=launches,
+        flops=flops,
+        floor_ms=floor,
+        roofline_share=None if floor is None else floor / median,
+        images_per_s=1e3 * images / total,
+        notes=notes,
+        kept="" if report is None else f"{report.flops / max(report.flops_dense, 1):.0%} of dense FLOPs",
+    )
+
+
+def _launched(problem: Problem, transformer: Any, images: int) -> tuple[int, int]:
+    """Kernels that a generation runs, and calls by which the host launches them."""
+    kinds = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+    with torch.profiler.profile(activities=kinds) as profile:
+        generate(problem, transformer, images)
+    events = profile.events()
+    kernels = sum(event.device_type == torch.autograd.DeviceType.CUDA for event in events)
+    launches = sum("Launch" in event.name and event.name.startswith("cu") for event in events)
+    return kernels, launches
+
+
+def gemm_rate(dtype: torch.dtype, size: int = 8192) -> float:
+    """FLOP/s of a large square matrix product, the roof that shares are given of."""
+    a, b = (torch.randn(size, size, device="cuda", dtype=dtype) for _ in range(2))
+    clock = DeviceClock()
+    for _ in range(12):
+        clock.mark()
+        a @ b
+    clock.mark()
+    return 2 * size**3 / (1e-3 * statistics.median(clock.milliseconds()[2:]))

@@ -1,0 +1,228 @@
+"""The unit of a whole step: one graph per scale that computes what its blocks compute one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from toprovar_fx.analysis.reasons import Reason
+from toprovar_fx.errors import OptionError
+from toprovar_fx.options import Options
+from toprovar_fx.passes import rows as rows_module
+from toprovar_fx.program import StepProgram, programs
+from toprovar_fx.runtime.report import report_of
+
+from .models.fixtures import NAMES, eager, traced
+from .models.subjects import (
+    MANY_GRAPHS,
+    OPEN,
+    SQUARE,
+    WIDE,
+    Outcome,
+    TinyInfinity,
+    generate,
+    identical,
+    worst,
+)
+from .oracles import replay
+
+# Four pruned scales in a row, other counts in every layer; layer 3 is skipped once.
+MANY = {2: 0.5, 3: {1: 0.25, 2: 0.75, 3: 0.5}, 4: {1: 0.5, 2: 0.1, 3: 0.0}, 5: {1: 0.3, 2: 0.6, 3: 0.2}}
+BEFORE = {"entropy_source": "previous_scale"}
+DECIDED = {
+    "lossless": {"preset": "lossless"},
+    "previous scale": {"keep": MANY, **BEFORE},
+    "one layer ranks all": {"keep": MANY, **BEFORE, "ranking_depth": 0.5},
+    "last dense layer": {"keep": MANY},
+    "previous layer": {"keep": MANY, "entropy_source": "previous_layer"},
+    "random": {"keep": MANY, "score": "random"},
+    "bernoulli": {"keep": MANY, **BEFORE, "sampling": "bernoulli"},
+    "keys kept": {"keep": MANY, **BEFORE, "pruned_kv": "keep", "restore": "residual"},
+    "exit": {"keep": MANY, **BEFORE, "scale_exit": -1},
+    "criterion": {**BEFORE, "min_scale": 2},
+    "budget": {"budget": 1.2, **BEFORE, "ranking_depth": 0.5, "min_scale": 2},
+}
+UNDECIDED = {
+    "frequency": ({"keep": MANY, "score": "frequency"}, "score='frequency'"),
+    "eq. 6": ({"min_scale": 2}, "K by eq. 6"),
+    "own entropies": ({"keep": MANY, "entropy_source": "same_layer"}, "OwnEntropyGate"),
+    "scope of tokens": ({"scope_of": "tokens", **BEFORE, "min_scale": 2}, "layer scope"),
+}
+
+
+def assert_same(found: Outcome, expected: Outcome) -> None:
+    """Equal bit for bit: logits, caches, keep sets, and everything that the ledger holds."""
+    assert identical(found.logits, expected.logits)
+    assert identical(found.state.keys, expected.state.keys)
+    assert identical(found.state.values, expected.state.values)
+    ours, theirs = found.controller.ledger, expected.controller.ledger
+    assert ours.gates == theirs.gates
+    assert ours.deviations.keys() == theirs.deviations.keys()
+    assert (ours.depth, ours.rho, ours.detail) == (theirs.depth, theirs.rho, theirs.detail)
+    plain = [[replace(run, region=None, dense=None) for run in ledger.runs] for ledger in (ours, theirs)]
+    assert plain[0] == plain[1]
+    for mine, its in ((ours.keep_sets, theirs.keep_sets), (ours.entropy, theirs.entropy)):
+        assert mine.keys() == its.keys()
+        assert all(torch.equal(value, its[place]) for place, value in mine.items())
+
+
+def both(name: str, options: dict[str, object], **given: object) -> tuple[Outcome, Outcome]:
+    settings = {**OPEN, **options}
+    return traced(name)({**settings, "unit": "step"}, **given), traced(name)(settings, **given)
+
+
+@pytest.mark.parametrize("name", ["infinity", "prenorm-separate-absolute"])
+@pytest.mark.parametrize("options", DECIDED.values(), ids=DECIDED)
+def test_a_whole_step_is_its_blocks(name, options):
+    found, expected = both(name, options)
+    assert not found.controller.ledger.notes
+    assert_same(found, expected)
+
+
+@pytest.mark.parametrize(
+    "given", [{"images": 3}, {"schedule": WIDE}, {"seed": 4}], ids=lambda given: str(given)
+)
+def test_other_batches_and_resolutions(given):
+    for options in (DECIDED["lossless"], {"keep": {-2: 0.5, -1: {1: 0.2, 2: 0.0, 3: 0.4}}, **BEFORE}):
+        found, expected = both("infinity", options, **given)
+        assert not found.controller.ledger.notes
+        assert_same(found, expected)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_lossless_whole_step_is_the_untouched_model(name):
+    found = traced(name)({"preset": "lossless", "unit": "step"})
+    assert identical(found.logits, eager(name).logits)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_pruned_generation_is_the_oracles(name):
+    found = traced(name)({**OPEN, "keep": MANY, **BEFORE, "unit": "step"}, images=2)
+    assert found.arms(4)[1:] == ["pruned", "pruned", "skipped"]
+    trace = replay(traced(name).subject, found.keeps, images=2)
+    assert worst(found.logits, trace.logits) < 2e-5
+
+
+@pytest.mark.parametrize(("options", "what"), UNDECIDED.values(), ids=UNDECIDED)
+def test_a_step_that_is_not_decided_runs_by_blocks_and_says_why(options, what):
+    found, expected = both("infinity", options)
+    assert_same(found, expected)
+    notes = [why for whys in found.controller.ledger.notes.values() for why in whys]
+    assert notes and {why.reason for why in notes} == {Reason.UNDECIDED_STEP}
+    assert all(what in why.detail for why in notes)
+    report = report_of(found.run)
+    assert "UNDECIDED_STEP" in report.table() and not report.fallbacks
+    noted = report.to_json()["notes"].values()
+    assert sorted({scale for scales in noted for scale in scales}) == list(found.controller.ledger.notes)
+
+
+def test_a_wrong_rewrite_runs_dense_and_is_reported(monkeypatch):
+    def ungathered(self, operand, dimension, axes, rank):
+        return self.mapped[operand]
+
+    monkeypatch.setattr(rows_module._Rewriter, "_gather_table", ungathered)
+    model = replace(traced("infinity"), programs={})
+    found = model({**OPEN, "keep": {-2: 0.5, -1: 0.5}, **BEFORE, "unit": "step"})
+    assert identical(found.logits, eager("infinity").logits)
+    assert {why.reason for why in found.controller.ledger.fallbacks} == {Reason.VERIFICATION}
+
+
+def test_layers_alike_share_one_graph(monkeypatch):
+    """Scales that group their layers alike run one graph: pruned scales here, whatever their K."""
+    model = replace(traced("infinity"), programs={})
+    keep = {scale: {1: 0.5, 2: 0.25, 3: 0.25} for scale in (2, 3, 4, 5)}
+    model({**OPEN, "keep": keep, **BEFORE, "unit": "step", "ranking_depth": 0.0})
+    (step,) = (p for p in model.programs.values() if isinstance(p, StepProgram))
+    names = [region.name for region in step.regions if region.name.startswith("whole step")]
+    # Scale 1; the scale that leaves maps and updates; pruned and tapped; pruned, the last.
+    assert len(names) <= 4, names
+
+
+HOST_READS = ("_local_scalar_dense", "nonzero", "is_nonzero", "unique", "masked_select", "equal")
+
+
+class NoHostReads(TorchDispatchMode):
+    """Fails where the host waits for values of the device."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.name().removeprefix("aten::").partition(".")[0]
+        assert name not in HOST_READS, f"the host reads a tensor: {name}"
+        return func(*args, **(kwargs or {}))
+
+
+def forbidden(*args, **kwargs):
+    raise AssertionError("the host reads a tensor")
+
+
+def generate_without_reads(monkeypatch, options) -> Outcome:
+    """A generation of a step that was traced and checked, whose programs and gates may read nothing back."""
+    expected = traced("infinity")(options)
+    call = StepProgram.__call__
+
+    def watched(self, *arguments):
+        with NoHostReads():
+            return call(self, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StepProgram, "__call__", watched)
+        # On a CPU some ways to the host show no operator.
+        for way in ("item", "tolist", "cpu", "numpy", "__bool__", "__float__", "__int__", "__index__"):
+            patch.setattr(torch.Tensor, way, forbidden)
+        found = traced("infinity")(options)
+    assert identical(found.logits, expected.logits)
+    return found
+
+
+@pytest.mark.parametrize("name", ["lossless", "previous scale", "one layer ranks all", "random", "keys kept"])
+def test_a_decided_generation_reads_nothing_back(name, monkeypatch):
+    found = generate_without_reads(monkeypatch, {**OPEN, **DECIDED[name], "unit": "step"})
+    assert len(found.logits) == len(SQUARE)
+
+
+def test_the_audit_sees_a_gate_on_data(monkeypatch):
+    with pytest.raises(AssertionError, match="the host reads a tensor"):
+        generate_without_reads(monkeypatch, {**OPEN, **DECIDED["criterion"], "unit": "step"})
+
+
+def test_options_that_would_do_nothing_are_refused():
+    with pytest.raises(OptionError, match="cuda_graphs=True: expected unit='step'"):
+        Options(cuda_graphs=True)
+    with pytest.raises(OptionError, match="step_sizes='static': expected unit='step'"):
+        Options(step_sizes="static")
+
+
+@pytest.fixture(scope="module")
+def subject() -> Iterator[TinyInfinity]:
+    torch.compiler.reset()
+    with MANY_GRAPHS:
+        yield TinyInfinity(depth=2)
+    torch.compiler.reset()
+
+
+# Variants: dense and tapped; pruned and tapped; pruned.
+FEW = {"keep": {-2: {1: 0.5}, -1: {1: 0.25}}, **BEFORE, "ranking_depth": 0.0}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sizes", ["symbolic", pytest.param("static", marks=pytest.mark.nightly)])
+def test_inductor_computes_the_same_from_few_compilations(subject, sizes):
+    options = {**OPEN, **FEW, "unit": "step", "step_sizes": sizes}
+    forward = torch.compile(subject.model, backend="toprovar", options=options)
+    found = generate(subject, forward)
+    plain = torch.compile(subject.model, backend="toprovar", options={**options, "lowering": "eager"})
+    expected = generate(subject, plain)
+    assert found.keeps.keys() == expected.keeps.keys() == {(4, 1), (5, 1)}
+    assert worst(found.logits, expected.logits) < 1e-4
+    assert not found.controller.ledger.notes
+    (step,) = (p for p in programs(Options.parse(options)) if isinstance(p, StepProgram))
+    compiled = {region.name: len(region.compile_seconds) for region in step.regions if region.compile_seconds}
+    assert all(name.startswith("whole step") for name in compiled), "a block was compiled by itself"
+    if sizes == "symbolic":
+        assert set(compiled.values()) == {1}
+    with torch.compiler.set_stance("fail_on_recompile"):
+        again = generate(subject, forward)
+    assert identical(again.logits, found.logits)

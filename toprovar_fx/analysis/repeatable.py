@@ -1,0 +1,79 @@
+"""Whether running a graph twice on the same inputs leaves what running it once does."""
+
+from __future__ import annotations
+
+import operator
+
+from torch import fx
+
+from .caches import written_caches
+from .operators import operator_name
+
+_IN_PLACE = frozenset(
+    {
+        operator.iadd,
+        operator.isub,
+        operator.imul,
+        operator.itruediv,
+        operator.ifloordiv,
+        operator.imod,
+        operator.ipow,
+        operator.imatmul,
+        operator.iand,
+        operator.ior,
+        operator.ixor,
+        operator.delitem,
+    }
+)
+# Results in memory of their own, whatever the operands; what is not listed may share its first operand's.
+_FRESH = frozenset(
+    {
+        *("add", "sub", "mul", "truediv", "linear", "matmul", "bmm", "baddbmm", "layer_norm", "rms_norm"),
+        *("gelu", "silu", "relu", "sigmoid", "tanh", "exp", "softmax", "normalize", "clone", "cat", "stack"),
+        *("scaled_dot_product_attention", "attention_with_entropy", "select_tokens", "gather", "scatter"),
+    }
+)
+
+
+def obstacle_to_repeating(graph: fx.Graph) -> str:
+    """What a graph does that may not be done twice, or "".
+
+    Allowed are writes `input[index] = value` to an input that nothing has read before: as values come from
+    other inputs, or from what was just written, a second run writes the same. So are writes in place to
+    values that the graph computed.
+    """
+    written = written_caches(graph)
+    untouched = set(written)
+    for node in graph.nodes:
+        if node.op in ("placeholder", "output"):
+            continue
+        if operator_name(node) == "setitem" and node.args[0] in written:
+            untouched.discard(node.args[0])
+        elif _writes(node) and _may_be_input(node):
+            return f"{operator_name(node)} at {node.name} writes in place"
+        early = next((operand for operand in node.all_input_nodes if operand in untouched), None)
+        if early is not None:
+            return f"{early.name} is read before it is written"
+    return ""
+
+
+def _writes(node: fx.Node) -> bool:
+    schema = getattr(node.target, "_schema", None)
+    if schema is not None:
+        return bool(schema.is_mutable)
+    if node.target in _IN_PLACE or "out" in node.kwargs or node.kwargs.get("inplace"):
+        return True
+    name = operator_name(node)
+    return name == "setitem" or (name.endswith("_") and not name.endswith("__"))
+
+
+def _may_be_input(node: fx.Node) -> bool:
+    """Whether what an operator writes to may be memory of an input."""
+    at = node.args[0] if node.args else None
+    while isinstance(at, fx.Node) and at.op != "placeholder":
+        if at.op in ("call_function", "call_method") and operator_name(at) in _FRESH:
+            return False
+        at = at.args[0] if at.args else None
+        while isinstance(at, (tuple, list)) and at:
+            at = at[0]
+    return True

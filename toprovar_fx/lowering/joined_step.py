@@ -1,0 +1,264 @@
+"""Joins the blocks of a scale step, each in its chosen variant, into one graph: one call per scale.
+
+What differs between layers by number alone (cache offset, kept tokens K) is an input per *group* of layers
+that share it, so that one compilation serves all scales whose layers group alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import fx, nn
+
+from ..criteria.restore import scatter_rows
+from ..ops import select_tokens  # noqa: F401 - registers the operator called here
+from .rest import RegionModule
+from .sizes import IMAGES, InputSpec, group_count, group_offset, spec_of, tensor_spec
+
+
+@dataclass(frozen=True)
+class JoinedLayer:
+    """How one layer runs in a joined step.
+
+    Attributes:
+        graph: the variant of its block, inputs as `BlockArm` says; None for a skipped layer.
+        select: positions among the block's inputs that the graph takes.
+        offset: group of the layer's first cache row, or None without a cache.
+        count: group of the layer's K, or None where it keeps all or nothing.
+        ranked_by: layer whose entropy map selects the K tokens inside the graph; None where the keep set is
+            an input, or nothing is kept.
+        base: layer whose map fills in for tokens that were not computed, where entropies are measured.
+        entropy: whether the variant also returns entropies.
+        restored: whether tokens that are not computed get an update that is an input.
+        update: whether the layer's own update is an output.
+    """
+
+    graph: fx.GraphModule | None
+    select: tuple[int, ...] = ()
+    offset: int | None = None
+    count: int | None = None
+    ranked_by: int | None = None
+    base: int | None = None
+    entropy: bool = False
+    restored: bool = False
+    update: bool = False
+
+    @property
+    def keep_given(self) -> bool:
+        """Whether the keep set is an input."""
+        return self.count is not None and self.ranked_by is None
+
+
+class Extra(NamedTuple):
+    """An input of a joined step beyond those of the traced one: its kind, and a group or layer."""
+
+    kind: str
+    at: int
+
+
+@dataclass(frozen=True)
+class Selection:
+    """How tokens are selected from entropies: the rule for guidance rows, and the sign."""
+
+    rule: str
+    keep_low: bool
+
+
+@dataclass(frozen=True)
+class JoinedStep:
+    """A joined graph.
+
+    Attributes:
+        graph: inputs are the traced step's, then one per entry of `extras`; the output is one tuple: what the
+            traced step returns, then entropy maps [R, L] of `maps`, updates [R, L, C] of `updates`, and the
+            keep sets [R, K] that it selected, in this order.
+        extras: the inputs that were added.
+        results: number of values that the traced step returns.
+        maps, updates: layers, in the order of the outputs.
+        keeps: (layer, which of the keep sets) of the layers whose tokens the graph selects.
+    """
+
+    graph: fx.GraphModule
+    extras: tuple[Extra, ...]
+    results: int
+    maps: tuple[int, ...]
+    updates: tuple[int, ...]
+    keeps: tuple[tuple[int, int], ...]
+
+
+def join_step(
+    step: fx.GraphModule, sites: Mapping[str, int], layers: Sequence[JoinedLayer], selection: Selection
+) -> JoinedStep:
+    """Build the joined graph.
+
+    Args:
+        step: the graph that calls the blocks.
+        sites: layer by the name of the submodule that runs it.
+        layers: how every layer runs.
+        selection: how tokens are selected from maps.
+    """
+    return _Joiner(step, sites, layers, selection).run()
+
+
+class _Joiner:
+    def __init__(
+        self,
+        step: fx.GraphModule,
+        sites: Mapping[str, int],
+        layers: Sequence[JoinedLayer],
+        selection: Selection,
+    ) -> None:
+        self.step, self.sites, self.layers, self.selection = step, sites, layers, selection
+        self.graph = fx.Graph()
+        self.mapped: dict[fx.Node, Any] = {}
+        self.extra: dict[Extra, fx.Node] = {}
+        self.maps: dict[int, fx.Node] = {}
+        self.measured: dict[int, fx.Node] = {}
+        self.updates: dict[int, fx.Node] = {}
+        self.keeps: dict[int, fx.Node] = {}
+        self.selected: dict[tuple[fx.Node, int], fx.Node] = {}
+
+    def run(self) -> JoinedStep:
+        for node in self.step.graph.nodes:
+            if node.op == "placeholder":
+                holder = self.mapped[node] = self.graph.placeholder(str(node.target))
+                holder.meta = {"toprovar_spec": spec_of(node)}
+        for extra in self._needed():
+            self.extra[extra] = self.graph.placeholder(f"{extra.kind}_{extra.at}")
+            self.extra[extra].meta = {"toprovar_spec": self._spec(extra)}
+            if extra.kind == "map":
+                self.maps[extra.at] = self.extra[extra]
+        results: tuple[Any, ...] = ()
+        for node in self.step.graph.nodes:
+            if node.op == "output":
+                found = fx.map_arg(node.args[0], self._map)
+                results = found if isinstance(found, tuple) else (found,)
+            elif node.op == "call_module":
+                self.mapped[node] = self._inline(node)
+            elif node.op != "placeholder":
+                self.mapped[node] = self.graph.node_copy(node, self._map)
+        selected = list(self.selected.values())
+        self.graph.output((*results, *self.measured.values(), *self.updates.values(), *selected))
+        self.graph.lint()
+        children = {
+            name: child for name, child in self.step.named_children() if isinstance(child, fx.GraphModule)
+        }
+        module = fx.GraphModule(
+            {name: child for name, child in children.items() if name not in self.sites},
+            self.graph,
+            class_name="JoinedStep",
+        )
+        keeps = tuple((layer, selected.index(node)) for layer, node in self.keeps.items())
+        layers = tuple(self.measured), tuple(self.updates)
+        return JoinedStep(module, tuple(self.extra), len(results), *layers, keeps)
+
+    def _map(self, operand: fx.Node) -> Any:
+        return self.mapped[operand]
+
+    def _needed(self) -> list[Extra]:
+        """The added inputs; a map that an earlier layer of this scale measures is none."""
+        found: dict[Extra, None] = {}
+        fresh: set[int] = set()
+        for at, layer in enumerate(self.layers):
+            if layer.offset is not None:
+                found[Extra("offset", layer.offset)] = None
+            if layer.ranked_by is not None:
+                assert layer.count is not None
+                found[Extra("count", layer.count)] = None
+                found[Extra("images", 0)] = None
+            if layer.keep_given:
+                found[Extra("keep", at)] = None
+            for ranking in (layer.ranked_by, layer.base):
+                if ranking is not None and ranking not in fresh:
+                    found[Extra("map", ranking)] = None
+            if layer.restored:
+                found[Extra("restored", at)] = None
+            if layer.entropy:
+                fresh.add(at)
+        return list(found)
+
+    def _spec(self, extra: Extra) -> InputSpec:
+        hidden = self._hidden()
+        assert hidden.shape is not None and hidden.dtype is not None and hidden.device is not None
+        if extra.kind == "offset":
+            return InputSpec(value=group_offset(extra.at))
+        if extra.kind == "count":
+            return InputSpec(value=group_count(extra.at))
+        if extra.kind == "images":
+            return InputSpec(value=IMAGES)
+        if extra.kind == "keep":
+            count = self.layers[extra.at].count
+            assert count is not None
+            return tensor_spec((hidden.shape[0], group_count(count)), torch.int64, hidden.device)
+        if extra.kind == "map":
+            return tensor_spec(hidden.shape[:2], torch.float32, hidden.device)
+        return tensor_spec(hidden.shape, hidden.dtype, hidden.device)
+
+    def _hidden(self) -> InputSpec:
+        """The hidden state that enters the first block."""
+        first = next(node for node in self.step.graph.nodes if node.target in self.sites)
+        return spec_of(first.args[0])  # type: ignore[arg-type]
+
+    def _inline(self, call: fx.Node) -> Any:
+        inputs = [fx.map_arg(argument, self._map) for argument in call.args]
+        if call.target in self.sites:
+            return self._layer(self.sites[str(call.target)], inputs, call)
+        module: nn.Module = self.step.get_submodule(str(call.target))
+        graph = module.region.graph if isinstance(module, RegionModule) else module
+        assert isinstance(graph, fx.GraphModule)
+        return self._copy(graph, inputs)
+
+    def _layer(self, at: int, inputs: list[Any], call: fx.Node) -> Any:
+        layer, hidden = self.layers[at], inputs[0]
+        restored = self.extra[Extra("restored", at)] if layer.restored else None
+        if layer.graph is None:
+            if restored is None:
+                # Not the node itself: what follows may write to it in place.
+                return self.graph.call_method("clone", (hidden,))
+            return self.graph.call_function(torch.add, (hidden, restored))
+        arguments = [inputs[position] for position in layer.select]
+        if layer.offset is not None:
+            arguments.append(self.extra[Extra("offset", layer.offset)])
+        keep = None
+        if layer.count is not None:
+            keep = self._keep(at, layer)
+            arguments.append(keep)
+            arguments += [] if restored is None else [restored]
+        result = self._copy(layer.graph, arguments)
+        if layer.entropy:
+            result, entropy = result
+            if keep is not None:
+                known = None if layer.base is None else self.maps[layer.base]
+                length = self.graph.call_method("size", (hidden, 1))
+                entropy = self.graph.call_function(scatter_rows, (known, keep, entropy, length))
+            self.maps[at] = self.measured[at] = entropy
+        if layer.update:
+            self.updates[at] = self.graph.call_function(torch.sub, (result, hidden))
+        return result
+
+    def _keep(self, at: int, layer: JoinedLayer) -> fx.Node:
+        if layer.ranked_by is None:
+            return self.extra[Extra("keep", at)]
+        assert layer.count is not None
+        key = self.maps[layer.ranked_by], layer.count
+        if key not in self.selected:
+            count, images = self.extra[Extra("count", layer.count)], self.extra[Extra("images", 0)]
+            rule = (self.selection.rule, self.selection.keep_low)
+            operator = torch.ops.toprovar.select_tokens.default
+            self.selected[key] = self.graph.call_function(operator, (key[0], count, images, *rule))
+        self.keeps[at] = self.selected[key]
+        return self.selected[key]
+
+    def _copy(self, graph: fx.GraphModule, arguments: Sequence[Any]) -> Any:
+        """The nodes of another graph; what it returns."""
+        holders = [node for node in graph.graph.nodes if node.op == "placeholder"]
+        own: dict[fx.Node, Any] = dict(zip(holders, arguments, strict=True))
+        for node in graph.graph.nodes:
+            if node.op == "output":
+                return fx.map_arg(node.args[0], lambda operand: own[operand])
+            if node.op != "placeholder":
+                own[node] = self.graph.node_copy(node, lambda operand: own[operand])
+        raise AssertionError("a graph without an output")

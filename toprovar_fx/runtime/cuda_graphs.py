@@ -1,0 +1,212 @@
+"""Replays a compiled scale step from a recorded CUDA graph: one launch instead of one per kernel.
+
+A recording reads and writes fixed addresses. Weights and caches are *held*: their addresses are part of what
+a recording is found by. Everything else is *copied* into buffers that all recordings of a program share, and
+what a recording returns is copied out, so that nobody sees memory that a later replay overwrites. Recordings
+share one memory pool: only one of them runs at a time, and nothing in it outlives its replay.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from .._torch_private import copy_all, version_of
+from ..analysis.reasons import Fallback, Reason
+from ..analysis.repeatable import obstacle_to_repeating
+from ..cost.expressions import Sizes
+from ..errors import GraphError
+from ..lowering.region import Region
+
+# A model whose caches or weights keep moving would record for ever.
+_MOST_RECORDINGS = 4
+
+Call = Callable[..., Sequence[Any]]
+
+
+@dataclass(frozen=True)
+class Recording:
+    """A recorded call: `replay` runs it on the memory that it was recorded with."""
+
+    replay: Callable[[], None]
+    outputs: tuple[Any, ...]
+
+
+class Recorder(Protocol):
+    """How a device records calls."""
+
+    def accepts(self, tensor: Tensor) -> bool:
+        """Whether a recording may read the tensor."""
+
+    def warm(self, call: Call, arguments: Sequence[Any]) -> Sequence[Any]:
+        """Run a call in such a way that a recording of it may follow."""
+
+    def record(self, call: Call, arguments: Sequence[Any]) -> Recording:
+        """Record a call.
+
+        Raises:
+            RuntimeError: it does something that cannot be recorded, such as waiting for the device.
+        """
+
+    def in_order(self) -> AbstractContextManager[None]:
+        """Run after whatever ran in here before, on any stream."""
+
+
+class Buffers:
+    """Memory at fixed addresses, shared by the recordings of one program, by input name and layout."""
+
+    def __init__(self) -> None:
+        self._known: dict[object, Tensor] = {}
+        self._sources: dict[object, tuple[weakref.ref[Tensor], int]] = {}
+
+    def key(self, name: str, source: Tensor) -> object:
+        """What a buffer is found by."""
+        return name, tuple(source.shape), source.stride(), source.dtype
+
+    def at(self, key: object, like: Tensor) -> Tensor:
+        """The buffer of this key, made on first use."""
+        if key not in self._known:
+            with torch.inference_mode(False):
+                self._known[key] = torch.empty_strided(
+                    like.shape, like.stride(), dtype=like.dtype, device=like.device
+                )
+        return self._known[key]
+
+    def fill(self, pairs: Sequence[tuple[object, Tensor]]) -> None:
+        """Copy the sources that are not what their buffers hold already."""
+        stale = []
+        for key, source in pairs:
+            version = version_of(source)
+            known = self._sources.get(key)
+            if version is None or known is None or known[0]() is not source or known[1] != version:
+                stale.append((self._known[key], source))
+                if version is not None:
+                    self._sources[key] = weakref.ref(source), version
+                else:
+                    self._sources.pop(key, None)
+        copy_all([buffer for buffer, _ in stale], [source for _, source in stale])
+
+
+@dataclass
+class GraphMemory:
+    """What the recordings of one program share.
+
+    Attributes:
+        recorder: of the device.
+        required: raise where a call cannot be recorded.
+        buffers: copies of the inputs.
+        lock: held while a recording is made or replayed.
+    """
+
+    recorder: Recorder
+    required: bool
+    buffers: Buffers = field(default_factory=Buffers)
+    lock: threading.RLock = field(default_factory=threading.RLock)
+
+
+class GraphedCall:
+    """One region, called through recordings.
+
+    Args:
+        region: its graph says which inputs are written, and reads the sizes.
+        memory: shared with the other regions of the program.
+    """
+
+    def __init__(self, region: Region, memory: GraphMemory) -> None:
+        self._region, self._memory = region, memory
+        self._names = [str(node.target) for node in region.graph.graph.nodes if node.op == "placeholder"]
+        self._recordings: dict[Sizes, dict[tuple[int, ...], Recording]] = {}
+        self._refused: dict[Sizes, Fallback] = {}
+        # A call runs several times before its recording serves it for the first time.
+        self._unrepeatable = obstacle_to_repeating(region.graph.graph)
+
+    def __call__(
+        self, call: Call, arguments: Sequence[Any], note: Callable[[Fallback], None]
+    ) -> tuple[Any, ...]:
+        """Call `call(*arguments)`; `note` is told where that ran without a recording.
+
+        Raises:
+            GraphError: it could not be recorded, and a recording is required.
+        """
+        sizes = self._region.sizes(tuple(arguments))
+        with self._memory.lock:
+            if sizes not in self._refused:
+                with self._memory.recorder.in_order():
+                    found = self._replayed(call, arguments, sizes)
+                if found is not None:
+                    return found
+        why = self._refused[sizes]
+        if self._memory.required:
+            raise GraphError(str(why))
+        note(why)
+        return tuple(call(*arguments))
+
+    def _held(self, at: int, value: Tensor) -> bool:
+        return at in self._region.written or isinstance(value, nn.Parameter)
+
+    def _replayed(self, call: Call, arguments: Sequence[Any], sizes: Sizes) -> tuple[Any, ...] | None:
+        tensors = [(at, value) for at, value in enumerate(arguments) if isinstance(value, Tensor)]
+        held = tuple(value.data_ptr() for at, value in tensors if self._held(at, value))
+        buffers = self._memory.buffers
+        copied = [
+            (at, buffers.key(self._names[at], value), value)
+            for at, value in tensors
+            if not self._held(at, value)
+        ]
+        recordings = self._recordings.setdefault(sizes, {})
+        recording = recordings.get(held)
+        if recording is None:
+            why = self._obstacle([value for _, value in tensors], [value for _, _, value in copied])
+            if len(recordings) >= _MOST_RECORDINGS:
+                why = f"weights or caches moved after each of {_MOST_RECORDINGS} recordings"
+            if why:
+                self._refuse(sizes, why)
+                return None
+        fixed = list(arguments)
+        for at, key, value in copied:
+            fixed[at] = buffers.at(key, value)
+        buffers.fill([(key, value) for _, key, value in copied])
+        if recording is None:
+            recording = self._record(call, fixed, sizes)
+            if recording is None:
+                return None
+            recordings[held] = recording
+        recording.replay()
+        return tuple(value.clone() if isinstance(value, Tensor) else value for value in recording.outputs)
+
+    def _obstacle(self, tensors: Sequence[Tensor], copied: Sequence[Tensor]) -> str:
+        """Why these inputs cannot be recorded with, or ""."""
+        if self._unrepeatable:
+            return self._unrepeatable
+        for value in tensors:
+            if not self._memory.recorder.accepts(value):
+                return f"an input is on {value.device}"
+        for value in copied:
+            if any(step == 0 and size > 1 for size, step in zip(value.shape, value.stride(), strict=True)):
+                return "an input is an expanded view"
+        return ""
+
+    def _record(self, call: Call, fixed: Sequence[Any], sizes: Sizes) -> Recording | None:
+        recorder = self._memory.recorder
+        recorder.warm(call, fixed)
+        try:
+            recording = recorder.record(call, fixed)
+        except RuntimeError as error:
+            self._refuse(sizes, str(error).partition("\n")[0])
+            return None
+        own = {value.untyped_storage().data_ptr() for value in fixed if isinstance(value, Tensor)}
+        for value in recording.outputs:
+            if isinstance(value, Tensor) and value.untyped_storage().data_ptr() in own:
+                self._refuse(sizes, "it returns one of its inputs")
+                return None
+        return recording
+
+    def _refuse(self, sizes: Sizes, detail: str) -> None:
+        self._refused[sizes] = Fallback(Reason.NOT_CAPTURED, detail=detail)

@@ -1,0 +1,75 @@
+"""Records calls as CUDA graphs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import GraphError
+from ..options import Options
+from .cuda_graphs import Call, GraphMemory, Recording
+
+
+class CudaRecorder:
+    """Recorder of one CUDA device, with one memory pool for all its recordings.
+
+    Args:
+        device: the device of all tensors.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = torch.device("cuda", device.index if device.index is not None else 0)
+        self._pool = torch.cuda.graph_pool_handle()
+        self._stream = torch.cuda.Stream(self._device)
+        self._last: torch.cuda.Event | None = None
+
+    def accepts(self, tensor: Tensor) -> bool:
+        """Whether the tensor is on the device."""
+        return tensor.device == self._device
+
+    def warm(self, call: Call, arguments: Sequence[Any]) -> Sequence[Any]:
+        """Run a call on the recording's stream: libraries set themselves up, and kernels are compiled."""
+        current = torch.cuda.current_stream(self._device)
+        self._stream.wait_stream(current)
+        with torch.cuda.stream(self._stream):
+            results = call(*arguments)
+        current.wait_stream(self._stream)
+        return results
+
+    def record(self, call: Call, arguments: Sequence[Any]) -> Recording:
+        """Record a call that was warmed."""
+        graph = torch.cuda.CUDAGraph()
+        with (
+            torch.cuda.device(self._device),
+            torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"),
+        ):
+            outputs = tuple(call(*arguments))
+        return Recording(graph.replay, outputs)
+
+    @contextmanager
+    def in_order(self) -> Iterator[None]:
+        """Wait on the device for the last replay, which may have been enqueued to another stream."""
+        stream = torch.cuda.current_stream(self._device)
+        if self._last is not None:
+            stream.wait_event(self._last)
+        yield
+        self._last = stream.record_event()
+
+
+def graph_memory(options: Options, device: torch.device | None) -> GraphMemory | None:
+    """What the recordings of a program share; None where the options or the device want none.
+
+    Raises:
+        GraphError: recordings are required, and the device has none.
+    """
+    if options.unit != "step" or options.cuda_graphs is False or device is None:
+        return None
+    if device.type != "cuda":
+        if options.cuda_graphs is True:
+            raise GraphError(f"cuda_graphs=True: expected a CUDA device, not {device}")
+        return None
+    return GraphMemory(CudaRecorder(device), required=options.cuda_graphs is True)

@@ -1,0 +1,86 @@
+"""The permutation check of the pruned graphs in a joined step, on the inputs that its layers get."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from ..lowering.rest import RegionModule
+from .controller import Controller
+from .gates import TokenGate
+from .step_decision import LayerDecision
+from .verify import run_on_copies
+
+if TYPE_CHECKING:
+    from ..passes.step import Step
+
+
+def pruned_graphs_hold(
+    step: Step,
+    controller: Controller,
+    decisions: Sequence[LayerDecision],
+    arguments: tuple[Any, ...],
+    hidden: Tensor,
+) -> bool:
+    """Check the pruned graphs of a scale where that is due, and write down what was found.
+
+    Args:
+        step: the step of gates.
+        controller: of the generation.
+        decisions: one per layer.
+        arguments: of the step.
+        hidden: a tensor of the shape, dtype and device of the hidden state.
+
+    Returns:
+        Whether all of them reproduce the dense result.
+    """
+    gates = [one.site.gather for one in decisions if one.arm == "pruned" and one.site.gather is not None]
+    if any(gate.check.due(gate.pruned) for gate in gates):
+        _measure(step, controller, decisions, arguments)
+    for gate in gates:
+        found = gate.check.known(gate.pruned)
+        if found is not None:
+            controller.ledger.deviations[controller.scale, gate.layer] = found
+    # Layers of equal structure share a graph.
+    return all(_holds(gate, hidden) for gate in {id(gate.pruned): gate for gate in gates}.values())
+
+
+def _holds(gate: TokenGate, hidden: Tensor) -> bool:
+    found = gate.check.known(gate.pruned)
+    return found is None or found <= gate.check.tolerance(hidden, gate.pruned)
+
+
+def _measure(
+    step: Step, controller: Controller, decisions: Sequence[LayerDecision], arguments: tuple[Any, ...]
+) -> None:
+    """Run the step whole and as traced on copies of the caches, with a check in every pruned layer."""
+    modules: dict[str, nn.Module] = {
+        site.name: _Checked(one, controller)
+        for site, one in zip(step.sites, decisions, strict=True)
+        if one.site.plain is None
+    }
+    for name, child in step.graph.named_children():
+        if isinstance(child, RegionModule):
+            modules[name] = child.region.graph
+    step.with_modules(modules).graph(*arguments)
+
+
+class _Checked(nn.Module):
+    """A layer that checks its pruned graph and runs whole."""
+
+    def __init__(self, decision: LayerDecision, controller: Controller) -> None:
+        super().__init__()
+        self.decision, self.controller = decision, controller
+
+    def forward(self, *inputs: Any) -> Any:
+        """Run all tokens; `inputs` are the block's."""
+        site = self.decision.site
+        assert site.dense is not None
+        begin = site.dense.begin(inputs)
+        offset = None if begin is None else self.controller.offset(site.layer, begin)
+        if self.decision.arm == "pruned" and site.gather is not None:
+            update = self.controller.restored(site.layer)
+            site.gather.check.deviation(site.dense, site.gather.pruned, inputs, update, offset)
+        return run_on_copies(site.dense, inputs, offset)

@@ -1,0 +1,227 @@
+"""Runs a decided scale step as one graph: decide, one call, account."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import sympy
+import torch
+from torch import Tensor
+
+from ..analysis.shapes import size_of
+from ..lowering.joined_step import Extra, JoinedLayer, JoinedStep, Selection, join_step
+from ..lowering.region import Region
+from ..lowering.rest import RegionModule
+from ..lowering.sizes import spec_of
+from ..options import Options
+from .controller import Controller
+from .cuda_graphs import GraphedCall
+from .cuda_recorder import graph_memory
+from .step_account import Leavings, Places, account
+from .step_check import pruned_graphs_hold
+from .step_decision import LayerDecision, SiteArms, Undecided, decide, read_site
+
+if TYPE_CHECKING:
+    from ..passes.step import Step
+
+# (sizes of the trace, further sizes by symbol name) -> what code generation is tuned for, by symbol name.
+Hints = Callable[[Mapping[sympy.Symbol, int], Mapping[str, int]], dict[str, int]]
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Layers of one K (None where all tokens run) and one place in the cache."""
+
+    count: int | None
+    place: Places
+
+
+@dataclass(frozen=True)
+class _Numbers:
+    """A scale's hidden state [R, L, C], and the first cache row of every layer in the trace."""
+
+    shape: tuple[int, ...]
+    starts: list[int | None]
+
+
+class WholeStep:
+    """The joined graphs of one rewritten step, made as decisions ask for them.
+
+    Args:
+        step: the step after the passes.
+        options: settings.
+        lowering: "eager" or "inductor".
+        hints: largest sizes that a generation asks of a joined graph.
+    """
+
+    def __init__(self, step: Step, options: Options, lowering: str, hints: Hints) -> None:
+        self._step, self._options, self._lowering, self._hints = step, options, lowering, hints
+        nodes = step.graph.graph.nodes
+        self._calls = {str(node.target): node for node in nodes if node.op == "call_module"}
+        self._rest = [child for child in step.graph.children() if isinstance(child, RegionModule)]
+        self._joined: dict[tuple[JoinedLayer, ...], tuple[JoinedStep, Region]] = {}
+        self._graphed: dict[Region, GraphedCall] = {}
+        self._sites: list[SiteArms] = []
+        self._refusal: Undecided | None = None
+        self._hidden = spec_of(self._calls[step.sites[0].name].args[0])  # type: ignore[arg-type]
+        try:
+            self._sites = [read_site(site.layer, step.module(site)) for site in step.sites]
+        except Undecided as verdict:
+            self._refusal = verdict
+        self._memory = graph_memory(options, self._hidden.device)
+        self._starts = [self._start(arms) for arms in self._sites]
+        self._known: dict[tuple[tuple[sympy.Symbol, int], ...], _Numbers] = {}
+
+    @property
+    def regions(self) -> list[Region]:
+        """Every joined graph made so far."""
+        return [region for _, region in self._joined.values()]
+
+    def _start(self, arms: SiteArms) -> sympy.Expr | None:
+        """First cache row that the traced model writes in a layer, in the symbols of the trace."""
+        at = None if arms.dense is None else arms.dense.start
+        if at is None or isinstance(at, tuple):
+            return None if at is None else sympy.Integer(at[0])
+        return size_of(self._calls[self._step.sites[arms.layer].name].args[at])
+
+    def run(
+        self, controller: Controller, arguments: tuple[Any, ...], sizes: dict[sympy.Symbol, int]
+    ) -> tuple[Any, ...] | None:
+        """Run the scale as one graph.
+
+        Args:
+            controller: of the generation.
+            arguments: of the step.
+            sizes: values of the trace's size symbols.
+
+        Returns:
+            The step's results; None, with a note in the ledger, where its blocks have to run one by one.
+        """
+        try:
+            if self._refusal is not None:
+                raise self._refusal
+            hidden = self._stand_in(sizes)
+            decisions = decide(self._sites, controller, hidden)
+        except Undecided as verdict:
+            controller.ledger.note(controller.scale, verdict.fallback)
+            return None
+        if not pruned_graphs_hold(self._step, controller, decisions, arguments, hidden):
+            return None
+        starts = self._numbers(sizes).starts
+        groups = [self._group(controller, one, starts[one.site.layer]) for one in decisions]
+        distinct = list(dict.fromkeys(groups))
+        joined, region = self._join(decisions, groups, distinct, sizes)
+        extras = [self._value(extra, controller, decisions, distinct) for extra in joined.extras]
+        results = self._call(region, (*arguments, *extras), controller)
+        for rest in self._rest:
+            controller.ledger.other.append((controller.scale, rest.region, rest.region.sizes_from(sizes)))
+        left = _leavings(joined, results[joined.results :])
+        places = [group.place for group in groups]
+        account(controller, decisions, places, left, sizes, hidden.shape[1])
+        return tuple(results[: joined.results])
+
+    def _call(self, region: Region, arguments: tuple[Any, ...], controller: Controller) -> Sequence[Any]:
+        if self._memory is None:
+            return region(*arguments)  # type: ignore[no-any-return]
+        graphed = self._graphed.get(region)
+        if graphed is None:
+            graphed = self._graphed[region] = GraphedCall(region, self._memory)
+        return graphed(region, arguments, partial(controller.ledger.note, controller.scale))
+
+    def _numbers(self, sizes: Mapping[sympy.Symbol, int]) -> _Numbers:
+        """What the symbols of the trace stand for at these sizes."""
+        key = tuple(sizes.items())
+        if key not in self._known:
+            values = {symbol: sympy.Integer(value) for symbol, value in sizes.items()}
+            starts = [None if start is None else int(start.xreplace(values)) for start in self._starts]
+            assert self._hidden.shape is not None
+            shape = tuple(int(size.xreplace(values)) for size in self._hidden.shape)
+            self._known[key] = _Numbers(shape, starts)
+        return self._known[key]
+
+    def _stand_in(self, sizes: Mapping[sympy.Symbol, int]) -> Tensor:
+        """A tensor as what enters the first block, without its values."""
+        one = torch.empty((), dtype=self._hidden.dtype, device=self._hidden.device)
+        return one.expand(self._numbers(sizes).shape)
+
+    @staticmethod
+    def _group(controller: Controller, one: LayerDecision, start: int | None) -> _Group:
+        count = one.count if one.arm == "pruned" else None
+        offset = None if start is None else controller.offset(one.site.layer, start)
+        return _Group(count, Places(start, offset))
+
+    def _join(
+        self,
+        decisions: Sequence[LayerDecision],
+        groups: Sequence[_Group],
+        distinct: Sequence[_Group],
+        sizes: Mapping[sympy.Symbol, int],
+    ) -> tuple[JoinedStep, Region]:
+        layers = tuple(
+            _joined_layer(one, distinct.index(group)) for one, group in zip(decisions, groups, strict=True)
+        )
+        if layers not in self._joined:
+            sites = {site.name: site.layer for site in self._step.sites}
+            keep_low = self._options.scoring.keeps_low(self._options.keep_low)
+            selection = Selection(self._options.cfg_rows, keep_low)
+            joined = join_step(self._step.graph, sites, layers, selection)
+            more = {f"K{at}": group.count for at, group in enumerate(distinct) if group.count is not None}
+            variants = sorted({one.arm for one in decisions})
+            self._joined[layers] = (
+                joined,
+                Region(
+                    joined.graph,
+                    self._lowering,
+                    self._hints(sizes, more),
+                    f"whole step: {', '.join(variants)}",
+                    static=self._options.step_sizes == "static",
+                ),
+            )
+        return self._joined[layers]
+
+    @staticmethod
+    def _value(
+        extra: Extra, controller: Controller, decisions: Sequence[LayerDecision], groups: Sequence[_Group]
+    ) -> Any:
+        """The argument of one added input."""
+        values: dict[str, Callable[[], Any]] = {
+            "offset": lambda: groups[extra.at].place.offset,
+            "count": lambda: groups[extra.at].count,
+            "images": lambda: controller.images,
+            "keep": lambda: decisions[extra.at].keep,
+            "map": lambda: controller.map_of(extra.at),
+            "restored": lambda: controller.restored(extra.at),
+        }
+        return values[extra.kind]()
+
+
+def _joined_layer(one: LayerDecision, group: int) -> JoinedLayer:
+    if one.site.plain is not None:
+        inputs = sum(node.op == "placeholder" for node in one.site.plain.graph.nodes)
+        return JoinedLayer(one.site.plain, tuple(range(inputs)))
+    if one.ran is None:
+        return JoinedLayer(None, restored=one.restored)
+    return JoinedLayer(
+        one.ran.region.graph,
+        one.ran.select,
+        offset=None if one.ran.start is None else group,
+        count=group if one.arm == "pruned" else None,
+        ranked_by=one.ranked_by,
+        base=one.base,
+        entropy=one.measures,
+        restored=one.restored,
+        update=one.update,
+    )
+
+
+def _leavings(joined: JoinedStep, values: Sequence[Tensor]) -> Leavings:
+    maps, updates = len(joined.maps), len(joined.updates)
+    keeps = values[maps + updates :]
+    return Leavings(
+        dict(zip(joined.maps, values[:maps], strict=True)),
+        dict(zip(joined.updates, values[maps : maps + updates], strict=True)),
+        {layer: keeps[at] for layer, at in joined.keeps},
+    )
