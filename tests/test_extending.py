@@ -92,7 +92,7 @@ def test_the_pass_of_the_page(small, capsys):
     own = {done.name: done.layers for done in step.passes}
     assert own["odd_layers"] == [1, 3]
     assert list(own)[-2:] == ["odd_layers", "graph_gate"]
-    assert step.passes[-1].rewrites == "Odd layers: not run at the last scale (`LastScaleGate`)."
+    assert step.passes[-2].rewrites == "Odd layers: not run at the last scale (`LastScaleGate`)."
     assert {gate.fired for gate in run.gates if gate.gate == "LastScaleGate"} == {1}
     changed = [done.name for _, done, _, after in report.changes() if "LastScaleGate" in str(after)]
     assert changed == ["odd_layers"]
