@@ -102,7 +102,7 @@ class Problem:
 
     def release(self) -> None:
         """Free the model and its caches."""
-        del self.model
+        vars(self).pop("model", None)
         self._caches.clear()
         self._texts.clear()
 
