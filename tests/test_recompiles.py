@@ -17,8 +17,16 @@ from .models.subjects import MANY_GRAPHS, OPEN, Outcome, TinyPreNorm, generate, 
 pytestmark = pytest.mark.slow
 
 HOST = {**OPEN, "keep": {3: 0.5, 4: 0.3, 5: 0.25}, "score": "frequency"}
-# Layer 1 of 2 branches; D is crossed while the image is drawn, and the layer is pruned, then skipped.
-GRAPH = {**OPEN, "gate": "graph", "buckets": (0.5,), "min_scale": 2, "tau": 0.3, "layer_skip_below": 0.45}
+# Layer 1 of 2 branches: after D, found at scale 2, it runs whole, then on K tokens, then not at all.
+GRAPH = {
+    **OPEN,
+    "gate": "graph",
+    "buckets": (0.3,),
+    "min_scale": 2,
+    "tau": 0.3,
+    "layer_scope": "off",
+    "layer_skip_below": 0.25,
+}
 Forward = Callable[..., Any]
 
 
@@ -85,7 +93,7 @@ def test_branches_in_compiled_graphs(subject, monkeypatch):
     assert [outcome.counts(scale) for scale in range(1, 6)] == [
         expected.counts(scale) for scale in range(1, 6)
     ]
-    assert {"pruned", "skipped"} <= {run.arm for run in outcome.controller.ledger.runs}
+    assert [outcome.arms(scale)[1] for scale in (3, 4, 5)] == ["dense", "pruned", "skipped"]
     assert outcome.controller.depth == expected.controller.depth == 2
     before = compilations(GRAPH)
     with torch.compiler.set_stance("fail_on_recompile"):
