@@ -16,10 +16,15 @@ from torch import fx
 from .attention import AttentionCall, attention_calls
 from .caches import written_caches
 from .contexts import is_context, refuse_split_regions
-from .operators import operator_name
+from .operators import argument, operator_name, writes_in_place
 from .reasons import Reason, Unsupported
 from .shapes import Size, is_tensor, same, shape_of, size_of, value_of
 from .signature import signature
+
+_SUMS = frozenset({"add", "iadd", "add_"})
+_JOINS = frozenset({"cat", "concat", "concatenate"})
+_CASTS = frozenset({"to", "type", "type_as", "float", "double", "half", "bfloat16"})
+_NORMS = frozenset({"layer_norm", "rms_norm"})
 
 
 @dataclass(frozen=True)
@@ -73,7 +78,7 @@ def read_step(graph: fx.Graph) -> StepFacts:
     _refuse_float_sizes(graph)
     order = {node: at for at, node in enumerate(graph.nodes)}
     cuts = _cuts(graph, hidden, dependent, length)
-    blocks = _blocks(graph, own, cuts, dependent, order)
+    blocks = _blocks(graph, own, cuts, dependent, order, length)
     refuse_split_regions(graph, [block.nodes for block in blocks])
     return StepFacts(length, hidden, blocks)
 
@@ -107,7 +112,8 @@ def _token_input(graph: fx.Graph, call: AttentionCall, length: Size) -> fx.Node:
     ]
     if len(found) != 1:
         raise Unsupported(Reason.NO_TOKEN_AXIS, call.node, f"candidates: {[node.name for node in found]}")
-    if sum(same(size, length) for size in shape_of(found[0])) != 1:
+    # One token is never pruned, so it does not matter which size it is.
+    if length != 1 and sum(same(size, length) for size in shape_of(found[0])) != 1:
         raise Unsupported(Reason.AMBIGUOUS_LENGTH, found[0], f"shape {list(shape_of(found[0]))}")
     return found[0]
 
@@ -150,9 +156,10 @@ def _cuts(graph: fx.Graph, hidden: fx.Node, dependent: set[fx.Node], length: Siz
 def _blocks(
     graph: fx.Graph,
     calls: Sequence[AttentionCall],
-    cuts: Sequence[fx.Node],
+    cuts: list[fx.Node],
     dependent: set[fx.Node],
     order: dict[fx.Node, int],
+    length: Size,
 ) -> tuple[Block, ...]:
     starts = []
     for call in calls:
@@ -163,13 +170,43 @@ def _blocks(
     blocks: list[Block] = []
     for layer, call in enumerate(calls):
         if layer + 1 < len(calls):
-            block = _block(graph, layer, call, starts[layer], starts[layer + 1], dependent, order)
+            leave = _end(starts[layer + 1], cuts, dependent, length)
+            if leave.op == "placeholder" or order[leave] <= order[call.node]:
+                leave = starts[layer + 1]
+            block = _block(graph, layer, call, starts[layer], leave, dependent, order)
         else:
             block = _last_block(graph, layer, call, starts[layer], cuts, dependent, order, blocks)
         if not all(same(a, b) for a, b in zip(shape_of(block.entry), shape_of(block.exit), strict=True)):
             raise Unsupported(Reason.NO_BLOCK, call.node, "the block changes the shape of the hidden state")
+        if _type_of(block.entry) != _type_of(block.exit):
+            raise Unsupported(Reason.NO_BLOCK, call.node, "the block changes the type of the hidden state")
         blocks.append(block)
     return tuple(blocks)
+
+
+def _end(cut: fx.Node, cuts: list[fx.Node], dependent: set[fx.Node], length: Size) -> fx.Node:
+    """The cut before what every token has to go through between two blocks, pruned or not.
+
+    That are sums that add position tables [L, C] to the stream, which the next layer's tokens all need, and
+    guidance between layers, which joins conditional and unconditional rows.
+    """
+    while cut.op != "placeholder":
+        stream = [operand for operand in cut.all_input_nodes if operand in cuts]
+        tables = [operand for operand in cut.all_input_nodes if _is_table(operand, dependent, length)]
+        if operator_name(cut) in _SUMS and len(stream) == 1 and len(tables) == 1:
+            cut = stream[0]
+        elif operator_name(cut) in _JOINS and argument(cut, 1, "dim", 0) in (0, -3):
+            cut = cuts[cuts.index(cut) - 1]
+        else:
+            break
+    return cut
+
+
+def _is_table(node: fx.Node, dependent: set[fx.Node], length: Size) -> bool:
+    if node in dependent or not is_tensor(node):
+        return False
+    shape = shape_of(node)
+    return len(shape) >= 2 and same(shape[-2], length)
 
 
 def _block(
@@ -188,9 +225,28 @@ def _block(
     ]
     members = {node for node in inside if node in dependent or is_context(node)}
     for node in reversed(inside):
-        if node not in members and node.users and all(user in members for user in node.users):
+        if node not in members and _may_move(node) and all(user in members for user in node.users):
             members.add(node)
+    for node in inside:
+        # A tuple of tensors cannot be an input: its elements are taken outside, where the tuple is.
+        if node not in dependent and any(_is_bundle(o) and o not in members for o in node.all_input_nodes):
+            members.discard(node)
     return Block(layer, entry, leave, tuple(node for node in inside if node in members), call)
+
+
+def _may_move(node: fx.Node) -> bool:
+    """Whether a node that the tokens do not reach may move into the one block that uses it.
+
+    Numbers computed from sizes stay outside: the first cache row to write must be an input of the block, and
+    whatever else is computed from L has to be computed from all L tokens.
+    """
+    number = isinstance(value_of(node), (int, float, torch.SymInt, torch.SymFloat, torch.SymBool))
+    dead_effect = not node.users and (writes_in_place(node) or operator_name(node) == "setitem")
+    return not number and not dead_effect
+
+
+def _is_bundle(node: fx.Node) -> bool:
+    return isinstance(value_of(node), (tuple, list))
 
 
 def _last_block(
@@ -212,14 +268,33 @@ def _last_block(
     # A single block, or a last one of its own kind: it ends with the last sum that adds to the stream.
     # Another sum, such as the shift of a head's modulation, does not end it.
     for leave in reversed(later):
-        if leave is not entry and _carries(leave, entry):
+        if leave is not entry and _ends_with_sum(leave, entry) and _carries(leave, entry):
             return _block(graph, layer, call, entry, leave, dependent, order)
     raise Unsupported(Reason.NO_BLOCK, call.node, "no residual sum follows the last attention")
 
 
+def _ends_with_sum(node: fx.Node, entry: fx.Node) -> bool:
+    """Whether a value is a sum in the type of `entry`, or a sum in another type cast back to it."""
+    if _type_of(node) != _type_of(entry):
+        return False
+    if operator_name(node) in _CASTS:
+        return _type_of(node.all_input_nodes[0]) != _type_of(entry)
+    return operator_name(node) in _SUMS
+
+
+def _type_of(node: fx.Node) -> torch.dtype | None:
+    value = value_of(node)
+    return value.dtype if isinstance(value, torch.Tensor) else None
+
+
 def _carries(node: fx.Node, entry: fx.Node) -> bool:
-    """Whether a value is `entry` plus updates: a chain of sums leads back to it."""
+    """Whether a value is `entry` plus updates.
+
+    A chain of sums leads back to it, in whatever precision and, in post-norm blocks, through norms.
+    """
     if node is entry:
         return True
-    is_sum = operator_name(node) in ("add", "iadd", "add_")
-    return is_sum and any(_carries(operand, entry) for operand in node.all_input_nodes)
+    name = operator_name(node)
+    if name in _CASTS | _NORMS and isinstance(node.args[0], fx.Node):
+        return _carries(node.args[0], entry)
+    return name in _SUMS and any(_carries(operand, entry) for operand in node.all_input_nodes)

@@ -54,6 +54,8 @@ RULES: dict[str, Rule] = {
     "cat": shaping.join(stacked=False),
     "stack": shaping.join(stacked=True),
     "expand": shaping.expand,
+    "view_as_complex": shaping.last_dimension(gone=True),
+    "view_as_real": shaping.last_dimension(gone=False),
     "packed_attention": computing.rows_of_first,
 }
 

@@ -130,3 +130,15 @@ def expand(node: fx.Node, tagged: Tagged, length: Size) -> Transfer:
     """Broadcasting to more dimensions in front."""
     axes = main_axes(node, tagged)
     return Transfer(axes.shifted(len(shape_of(node)) - len(input_shape(node))))
+
+
+def last_dimension(gone: bool) -> Rule:
+    """`view_as_complex` takes the last dimension, a pair, away; `view_as_real` adds it."""
+
+    def rule(node: fx.Node, tagged: Tagged, length: Size) -> Transfer:
+        axes, rank = main_axes(node, tagged), len(input_shape(node))
+        if gone and rank - 1 in (axes.token, axes.batch):
+            raise Unsupported(Reason.TOKEN_MIXING, node, "it pairs tokens or batch rows")
+        return Transfer(axes)
+
+    return rule
