@@ -8,6 +8,7 @@ from ..runtime.gates import LayerSkipGate, ScaleDepthGate
 from .context import PassContext
 from .scale_depth_gate import gates_depth
 from .step import PassRecord, PassResult, Step
+from .token_gather import short_cache
 
 
 def skips_layers(options: Options) -> bool:
@@ -35,7 +36,10 @@ def layer_skip(step: Step, options: Options, context: PassContext) -> PassResult
     modules = {}
     for site in step.sites if skips_layers(options) else ():
         gate = step.module(site)
-        if isinstance(gate, ScaleDepthGate):
+        refusal = short_cache(site, "skipped layers")
+        if isinstance(gate, ScaleDepthGate) and refusal is not None:
+            record.fallbacks.append(refusal)
+        elif isinstance(gate, ScaleDepthGate):
             modules[site.name] = gate.like(ScaleDepthGate, gate.early, gate.like(LayerSkipGate, gate.late))
             record.sites.append(site.layer)
     record.modified = bool(modules)

@@ -8,22 +8,25 @@ the full one is gathered with the same index, so that row i of one always meets 
 from __future__ import annotations
 
 import operator
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any
 
-import sympy
 import torch
 from torch import fx
 
 from ..analysis.block_facts import BlockFacts
 from ..analysis.caches import CacheRead, CacheWrite
-from ..analysis.operators import states_length
+from ..analysis.contractions import read_contraction
+from ..analysis.operators import operator_name, states_length
 from ..analysis.shapes import same, shape_of, size_of, value_of
 from ..analysis.transfers import Axes
 from ..lowering.sizes import IMAGES, KEPT, OFFSET, InputSpec, spec_of, tensor_spec
-from ..ops import attention_with_entropy, select_tokens  # noqa: F401 - registers the operators called here
+from ..ops import select_tokens  # noqa: F401 - registers the operator called here
+from .gathering import RowGather
 from .step import BlockGraph
+from .taps import attend_and_measure, measure_logits, measure_operands
 
 
 class GatherAt(Enum):
@@ -89,12 +92,11 @@ class _Rewriter:
         self.graph = fx.Graph()
         self.mapped: dict[fx.Node, fx.Node] = {}
         self.kept: set[fx.Node] = set()
-        self.gathered: dict[tuple[fx.Node, int], fx.Node] = {}
+        self.gather = RowGather(self.graph)
         self.writes = {write.node: write for write in facts.writes}
         self.reads = {read.node: read for read in facts.reads}
         self.select: list[int] = []
         self.offset: fx.Node | None = None
-        self.keep: fx.Node | None = None
         self.restored: fx.Node | None = None
         self.entropy: fx.Node | None = None
         self.wanted: tuple[fx.Node, fx.Node] | None = None
@@ -110,7 +112,8 @@ class _Rewriter:
         self.graph.eliminate_dead_code(is_impure_node=_is_impure)
         self._drop_unused_inputs()
         self.graph.lint()
-        return BlockArm(fx.GraphModule({}, self.graph, class_name="Block"), tuple(self.select), start)
+        root = self.source.owning_module or {}
+        return BlockArm(fx.GraphModule(root, self.graph, class_name="Block"), tuple(self.select), start)
 
     def _placeholders(self) -> int | tuple[int] | None:
         sources = [node for node in self.source.nodes if node.op == "placeholder"]
@@ -124,7 +127,7 @@ class _Rewriter:
             self.offset = self._input("offset", InputSpec(value=OFFSET))
         if self.plan.gather_at is not None:
             if self.plan.select is None:
-                self.keep = self._input(
+                self.gather.keep = self._input(
                     "keep", tensor_spec((hidden.shape[0], KEPT), torch.int64, hidden.device)
                 )
             else:
@@ -151,23 +154,24 @@ class _Rewriter:
             self._copy_write(self.writes[node])
         elif node in self.reads:
             self._copy_read(self.reads[node])
-        elif node not in self.facts.axes:
-            self.mapped[node] = self.graph.node_copy(node, self._map)
-        else:
+        elif node in self.facts.axes:
             self._copy_row_node(node)
+        else:
+            self.mapped[node] = self.graph.node_copy(node, self._map)
+            if node in self.facts.keyed:
+                self._resize(node, self.mapped[node])
 
     def _map(self, operand: fx.Node) -> fx.Node:
         return self.mapped[operand]
 
     def _copy_row_node(self, node: fx.Node) -> None:
-        operands = [operand for operand in node.all_input_nodes if operand in self.facts.axes]
+        facts, call = self.facts, self.facts.attention
+        # Keys and values pair with no row by position: kept or full, they stay as they are.
+        paired = facts.operands.get(node, tuple(node.all_input_nodes))
+        operands = [operand for operand in paired if operand in facts.axes]
         replaced: dict[fx.Node, fx.Node] = {}
-        is_attention = node is self.facts.attention.node
-        if is_attention:
-            # Keys and values pair with nothing by position: kept or full, they stay as they are.
-            operands = [self.facts.attention.query]
-            if self._gathers(GatherAt.QUERY, operands[0]):
-                replaced[operands[0]] = self._gather(operands[0], self.facts.axes[operands[0]])
+        if node is call.entry and self._gathers(GatherAt.QUERY, call.query):
+            replaced[call.query] = self._gather(call.query, facts.axes[call.query])
         elif self._gathers(GatherAt.BLOCK_INPUT, *operands):
             replaced[self.facts.hidden] = self._gather(self.facts.hidden, self.facts.axes[self.facts.hidden])
         if any(operand in self.kept for operand in operands) or replaced:
@@ -175,27 +179,84 @@ class _Rewriter:
             for operand in operands:
                 if operand not in self.kept and operand not in replaced:
                     replaced[operand] = self._gather(operand, self.facts.axes[operand])
-            rank = len(shape_of(node)) if isinstance(value_of(node), torch.Tensor) else 0
-            for operand, dimension in self.facts.transfers[node].tables:
-                replaced[operand] = self._gather_table(operand, dimension, self.facts.axes[node], rank)
-        resized = node in self.kept and states_length(node, self.facts.length)
-        if resized:
+            for operand, dimension in facts.transfers[node].tables:
+                replaced[operand] = self._gather_table(operand, dimension, *self._frame(node))
+        if call.key in self.kept:
+            self._gather_columns(node, replaced)
+
+        def value_of_operand(operand: fx.Node) -> fx.Node:
+            return replaced.get(operand, self.mapped[operand])
+
+        if node in facts.unread:
+            self._replace_unread(node, replaced, value_of_operand)
+        # What a number of rows is read from comes before the node that states it.
+        if node in self.kept and states_length(node, facts.length):
             self._count(kept=True)
-        copied = self.graph.node_copy(node, lambda operand: replaced.get(operand, self.mapped[operand]))
-        if resized:
-            copied.args = self._kept_sizes(node.args, copied.args)
-        if is_attention and self.plan.entropy:
-            query = self.facts.attention.query
-            copied = self._tap(replaced.get(query, self.mapped[query]))
+        copied = self.graph.node_copy(node, value_of_operand)
+        self._resize(node, copied)
         self.mapped[node] = copied
-        if is_attention and self.plan.gather_at is GatherAt.ATTENTION_OUTPUT:
-            self.mapped[node] = self._gather(node, self.facts.axes[node])
+        if self.plan.entropy:
+            self._tap(node, value_of_operand)
+        if node is call.node and self.plan.gather_at is GatherAt.ATTENTION_OUTPUT:
+            self.mapped[node] = self._gather(node, facts.axes[node])
             self.kept.add(node)
+
+    def _frame(self, node: fx.Node) -> tuple[Axes, int]:
+        """Axes that a node's tables are aligned with, and the rank that these count in."""
+        rank = len(shape_of(node)) if isinstance(value_of(node), torch.Tensor) else 0
+        return self.facts.transfers[node].frame or (self.facts.axes[node], rank)
+
+    def _gather_columns(self, node: fx.Node, replaced: dict[fx.Node, fx.Node]) -> None:
+        """Choose the columns of what pairs with the keys, where these are the kept tokens of the scale."""
+        for operand, dimension in self.facts.key_tables.get(node, ()):
+            rows, rank = self._frame(node)
+            columns = replace(rows, token=dimension + rank - len(shape_of(operand)))
+            if operand in replaced:
+                replaced[operand] = self.gather.rows(operand, replaced[operand], columns, rank, again=True)
+            else:
+                replaced[operand] = self._gather_table(operand, dimension, columns, rank)
+
+    def _replace_unread(
+        self, node: fx.Node, replaced: dict[fx.Node, fx.Node], value_of_operand: Callable[[fx.Node], fx.Node]
+    ) -> None:
+        """A summand of the product's new shape, where its values do not count (`baddbmm` with beta=0)."""
+        product = read_contraction(node)
+        assert product is not None and product.summand is not None
+        left, right = (value_of_operand(operand) for operand in product.operands)
+        sizes = [(left, 0), (left, 1), (right, 2)]
+        shape = tuple(self.graph.call_method("size", (operand, at)) for operand, at in sizes)
+        replaced[product.summand] = self.graph.call_method("new_empty", (left, shape))
 
     def _gathers(self, where: GatherAt, *operands: fx.Node) -> bool:
         if self.plan.gather_at is not where:
             return False
         return where is GatherAt.QUERY or self.facts.hidden in operands
+
+    def _resize(self, node: fx.Node, copied: fx.Node) -> None:
+        """Put the tokens and keys that are left in place of the traced ones among a node's size arguments."""
+        if node in self.facts.keyed:
+            self._resize_by_axis(node, copied)
+        elif node in self.kept and states_length(node, self.facts.length):
+            copied.args = self._kept_sizes(node.args, copied.args)
+
+    def _resize_by_axis(self, node: fx.Node, copied: fx.Node) -> None:
+        """As `_resize`, where tokens and keys may be equally many: the sizes' places tell which is which."""
+        if operator_name(node) not in ("view", "reshape", "expand"):
+            return
+        listed = isinstance(node.args[1], (tuple, list))
+        sizes = list(copied.args[1] if listed else copied.args[1:])  # type: ignore[arg-type]
+        if len(sizes) != len(shape_of(node)):
+            return
+        with self.graph.inserting_before(copied):
+            if node in self.facts.axes and node in self.kept:
+                sizes[self.facts.axes[node].token] = self._size(node, self.facts.axes)
+            sizes[self.facts.keyed[node].token] = self._size(node, self.facts.keyed)
+        copied.args = (copied.args[0], tuple(sizes)) if listed else (copied.args[0], *sizes)
+
+    def _size(self, node: fx.Node, axes: Mapping[fx.Node, Axes]) -> fx.Node:
+        """Rows that the operand of a view has in the graph that is being written."""
+        operand = next(operand for operand in node.all_input_nodes if operand in axes)
+        return self.graph.call_method("size", (self.mapped[operand], axes[operand].token))
 
     def _kept_sizes(self, before: Any, after: Any) -> Any:
         """Replace the token count among size arguments by the number of kept tokens."""
@@ -207,36 +268,15 @@ class _Rewriter:
     def _count(self, kept: bool) -> fx.Node:
         """Number of rows written or computed: K or L."""
         if kept not in self.counts:
-            tensor = self.keep if kept else self.mapped[self.facts.hidden]
+            tensor = self.gather.keep if kept else self.mapped[self.facts.hidden]
             self.counts[kept] = self.graph.call_method("size", (tensor, 1))
         return self.counts[kept]
 
     def _gather(self, operand: fx.Node, axes: Axes) -> fx.Node:
-        return self._take(operand, self.mapped[operand], axes, len(shape_of(operand)))
+        return self.gather.rows(operand, self.mapped[operand], axes, len(shape_of(operand)))
 
     def _gather_table(self, operand: fx.Node, dimension: int, axes: Axes, rank: int) -> fx.Node:
-        missing = rank - len(shape_of(operand))
-        value = self.mapped[operand]
-        if missing:
-            value = self.graph.call_function(operator.getitem, (value, (None,) * missing))
-        return self._take(operand, value, axes, rank)
-
-    def _take(self, operand: fx.Node, value: fx.Node, axes: Axes, rank: int) -> fx.Node:
-        """Rows `keep` of a value of this rank; a value without batch rows gets one copy per row of `keep`."""
-        key = (operand, rank)
-        if key not in self.gathered:
-            own = shape_of(operand)
-            shape = (sympy.Integer(1),) * (rank - len(own)) + own
-            if shape[axes.batch] == 1:
-                rows = self.graph.call_method("size", (self.keep, 0))
-                sizes = tuple(rows if at == axes.batch else -1 for at in range(rank))
-                value = self.graph.call_method("expand", (value, *sizes))
-            index = tuple(slice(None) if at in (axes.batch, axes.token) else None for at in range(rank))
-            wanted = self.graph.call_function(operator.getitem, (self.keep, index))
-            spread = tuple(-1 if at in (axes.batch, axes.token) else int(shape[at]) for at in range(rank))
-            wanted = self.graph.call_method("expand", (wanted, *spread))
-            self.gathered[key] = self.graph.call_function(torch.gather, (value, axes.token, wanted))
-        return self.gathered[key]
+        return self.gather.table(operand, self.mapped[operand], axes, rank)
 
     def _end(self, kept: bool) -> fx.Node:
         if kept not in self.ends:
@@ -254,20 +294,29 @@ class _Rewriter:
         index = _slices(len(shape_of(read.cache)), read.axis, slice(None, self._end(self._written_kept)))
         self.mapped[read.node] = self.graph.call_function(operator.getitem, (self.mapped[read.cache], index))
 
-    def _tap(self, query: fx.Node) -> fx.Node:
-        """Attention by the operator that also returns the entropies."""
-        call = self.facts.attention
+    def _tap(self, node: fx.Node, value_of_operand: Callable[[fx.Node], fx.Node]) -> None:
+        """Add the entropies where `node` is the place to take them, the attention or its softmax."""
+        call, facts = self.facts.attention, self.facts
         first = self.offset if self.plan.scale_keys and self.offset is not None else 0
-        both = self.graph.call_function(
-            torch.ops.toprovar.attention_with_entropy.default,
-            (query, self.mapped[call.key], self.mapped[call.value], call.scale, True, first),
-        )
-        self.entropy = self.graph.call_function(operator.getitem, (both, 1))
+        if call.logits is not None:
+            if node is not call.logits:
+                return
+            self.entropy = measure_logits(self.graph, facts, self.mapped[node], first)
+        elif node is not call.entry:
+            return
+        else:
+            query = value_of_operand(call.query)
+            both = attend_and_measure(self.graph, call, query, value_of_operand, first)
+            if both is not None:
+                self.mapped[node], self.entropy = both
+            else:
+                mask = None if call.mask is None else value_of_operand(call.mask)
+                axes = facts.axes[call.query]
+                self.entropy = measure_operands(self.graph, call, query, axes, self._map, mask, first)
         if self.wanted is not None and self.plan.select is not None:
-            self.keep = self.graph.call_function(
+            self.gather.keep = self.graph.call_function(
                 torch.ops.toprovar.select_tokens.default, (self.entropy, *self.wanted, *self.plan.select)
             )
-        return self.graph.call_function(operator.getitem, (both, 0))
 
     def _output(self) -> None:
         result = self.mapped[self.facts.exit]
@@ -277,10 +326,12 @@ class _Rewriter:
                 base = self.graph.call_function(operator.add, (hidden, self.restored))
             else:
                 base = hidden
-            index = self.graph.call_method("unsqueeze", (self.keep, -1))
+            index = self.graph.call_method("unsqueeze", (self.gather.keep, -1))
             index = self.graph.call_method("expand", (index, -1, -1, int(shape_of(self.facts.hidden)[-1])))
             result = self.graph.call_function(torch.scatter, (base, 1, index, result))
-        extra = [value for value in (self.entropy, self.keep if self.wanted else None) if value is not None]
+        extra = [
+            value for value in (self.entropy, self.gather.keep if self.wanted else None) if value is not None
+        ]
         self.graph.output((result, *extra) if extra else result)
 
     def _drop_unused_inputs(self) -> None:

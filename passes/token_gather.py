@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from torch import nn
 
+from ..analysis.reasons import Fallback, Reason, fallback_at
 from ..declaration import declare
 from ..options import Options
 from ..runtime.gates import OwnEntropyGate, ScaleDepthGate, TokenGate
@@ -37,12 +38,28 @@ def token_gather(step: Step, options: Options, context: PassContext) -> PassResu
     modules: dict[str, nn.Module] = {}
     for site in step.sites if gathers_tokens(options) else ():
         gate = step.module(site)
-        if isinstance(gate, ScaleDepthGate):
+        refusal = short_cache(site, "dropped tokens") if _drops_keys(options) else None
+        if isinstance(gate, ScaleDepthGate) and refusal is not None:
+            record.fallbacks.append(refusal)
+        elif isinstance(gate, ScaleDepthGate):
             late = _own_entropy if _ranks_itself(options) else _known_tokens
             modules[site.name] = gate.like(ScaleDepthGate, gate.early, late(gate, site, options, context))
             record.sites.append(site.layer)
     record.modified = bool(modules)
     return PassResult(step.with_modules(modules) if modules else step, record)
+
+
+def short_cache(site: Site, what: str) -> Fallback | None:
+    """Why this layer's cache may not be shortened: something pairs with the cached keys by position."""
+    facts = site.block.facts
+    node = None if facts is None else facts.position_of_keys
+    if node is None:
+        return None
+    return fallback_at(Reason.MASKED_ATTENTION, node, f"{what} leave no keys for its columns", site.layer)
+
+
+def _drops_keys(options: Options) -> bool:
+    return options.pruned_kv == "drop" and not _ranks_itself(options)
 
 
 def _ranks_itself(options: Options) -> bool:

@@ -12,7 +12,7 @@ from toprovar_fx.errors import GraphError
 from toprovar_fx.program import DenseProgram, programs
 from toprovar_fx.runtime.generation import generation
 
-from .models import odd
+from .models import odd, odd_attention
 from .models.subjects import MANY_GRAPHS, SQUARE, Outcome, generate, identical
 
 PRUNING = {
@@ -28,7 +28,7 @@ CASES = [
     (odd.TokenSoftmax, Reason.TOKEN_MIXING),
     (odd.GlobalNorm, Reason.TOKEN_MIXING),
     (odd.TokenSlice, Reason.TOKEN_MIXING),
-    (odd.TokenMixer, Reason.UNKNOWN_OPERATOR),
+    (odd.TokenMixer, Reason.TOKEN_MIXING),
     (odd.Convolution, Reason.UNKNOWN_OPERATOR),
     (odd.GridConvolution, Reason.UNKNOWN_OPERATOR),
     (odd.Roll, Reason.UNKNOWN_OPERATOR),
@@ -42,9 +42,32 @@ CASES = [
     (odd.InPlace, Reason.IN_PLACE_WRITE),
     (odd.InPlaceSum, Reason.IN_PLACE_WRITE),
     (odd.InPlaceView, Reason.IN_PLACE_WRITE),
-    (odd.Masked, Reason.MASKED_ATTENTION),
     (odd.Causal, Reason.MASKED_ATTENTION),
-    (odd.Handwritten, Reason.NO_ATTENTION),
+    (odd_attention.KeyMask, Reason.MASKED_ATTENTION),
+    (odd_attention.HandwrittenKeyMask, Reason.MASKED_ATTENTION),
+    (odd_attention.KeyTable, Reason.MASKED_ATTENTION),
+    (odd_attention.MaskOfTokens, Reason.MASKED_ATTENTION),
+    (odd_attention.FlashCausal, Reason.MASKED_ATTENTION),
+    (odd_attention.ManualSoftmax, Reason.HANDWRITTEN_ATTENTION),
+    (odd_attention.StableSoftmax, Reason.HANDWRITTEN_ATTENTION),
+    (odd_attention.LogSoftmax, Reason.HANDWRITTEN_ATTENTION),
+    (odd_attention.QuerySoftmax, Reason.HANDWRITTEN_ATTENTION),
+    (odd_attention.CentredScores, Reason.HANDWRITTEN_ATTENTION),
+    (odd_attention.SummedScores, Reason.HANDWRITTEN_ATTENTION),
+    (odd_attention.SummedQueries, Reason.HANDWRITTEN_ATTENTION),
+    (odd_attention.Differential, Reason.NO_BLOCK),
+    (odd_attention.OtherValues, Reason.TOKEN_MIXING),
+    (odd_attention.CachedKeysOutside, Reason.TOKEN_MIXING),
+    (odd_attention.CachedKeysInPlace, Reason.CACHE_WRITE),
+    (odd_attention.KeysInArithmetic, Reason.LENGTH_IN_ARITHMETIC),
+    (odd_attention.Window, Reason.ATTENTION_VARIANT),
+    (odd_attention.SoftCap, Reason.ATTENTION_VARIANT),
+    (odd_attention.Flex, Reason.ATTENTION_VARIANT),
+    (odd_attention.Varlen, Reason.PACKED_ROWS),
+    (odd_attention.TorchVarlen, Reason.PACKED_ROWS),
+    (odd_attention.AttentionDropout, Reason.RANDOM),
+    (odd_attention.Dropout, Reason.RANDOM),
+    (odd_attention.Noise, Reason.RANDOM),
     (odd.NoAttention, Reason.NO_ATTENTION),
     (odd.TextOnly, Reason.NO_ATTENTION),
     # Neither writes by slice assignment, so the keys do not seem to depend on the tokens.
@@ -75,8 +98,13 @@ def compiled(subject: odd.OddSubject, **options: object):
     return torch.compile(subject.model, backend="toprovar", options={**PRUNING, **options})
 
 
+SLOW = [(odd_attention.FlexBlocks, Reason.ATTENTION_VARIANT)]
+BY_NAME = [pytest.param(*case, id=case[0].__name__) for case in CASES]
+BY_NAME += [pytest.param(*case, id=case[0].__name__, marks=pytest.mark.nightly) for case in SLOW]
+
+
 @pytest.mark.filterwarnings("ignore:toprovar. this generation ran without a prunable graph:RuntimeWarning")
-@pytest.mark.parametrize(("kind", "reason"), CASES, ids=[kind.__name__ for kind, _ in CASES])
+@pytest.mark.parametrize(("kind", "reason"), BY_NAME)
 def test_refused_with_a_reason(kind, reason):
     subject = odd.OddSubject(kind)
     expected = generate(subject, subject.model)
@@ -104,6 +132,14 @@ def test_a_cache_that_others_read_is_not_shortened(kind, others):
     outcome = generate(subject, compiled(subject, keep={3: {0: 0.5}, 5: {0: 0.5}}))
     assert reasons(outcome) == {Reason.SHARED_STATE} | others
     assert identical(outcome.logits, expected.logits)
+
+
+def test_a_layer_that_is_not_understood_does_not_stop_the_others():
+    subject = odd.OddSubject(odd_attention.FlexInOneLayer)
+    outcome = generate(subject, compiled(subject))
+    assert reasons(outcome) == {Reason.ATTENTION_VARIANT}
+    assert {fallback.layer for fallback in outcome.controller.ledger.fallbacks} == {1}
+    assert outcome.arms(5) == ["pruned"]
 
 
 @pytest.mark.filterwarnings("ignore:toprovar. this generation ran without a prunable graph:RuntimeWarning")

@@ -318,6 +318,12 @@ def written_arguments(func: object, args: Sequence[object], kwargs: Mapping[str,
     return found
 
 
+def parameter_names(target: object) -> tuple[str, ...]:
+    """Names of an operator's parameters by its schema (the default overload's); none for a plain function."""
+    schema = getattr(getattr(target, "default", target), "_schema", None)
+    return () if schema is None else tuple(argument.name for argument in schema.arguments)
+
+
 def storage_of(tensor: torch.Tensor) -> int:
     """Identity of a tensor's memory, shared by its views, for as long as one of them lives."""
     return tensor.untyped_storage()._cdata

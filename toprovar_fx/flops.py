@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode, register_flop_formula, sdp
 from .ops import (  # noqa: F401 - registers the operators counted below
     attention_entropy,
     attention_with_entropy,
+    logits_entropy,
     packed_attention,
 )
 
@@ -22,6 +23,7 @@ def flop_counter() -> FlopCounterMode:
     mapping = {
         torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
         torch.ops.toprovar.attention_entropy: _entropy,
+        torch.ops.toprovar.masked_attention_entropy: _masked_entropy,
         torch.ops.toprovar.packed_attention: _packed,
     }
     return FlopCounterMode(display=False, custom_mapping=mapping)
@@ -38,6 +40,19 @@ def _entropy(
 ) -> int:
     batch, heads, queries, width = q
     return 2 * batch * heads * queries * (k[2] - first_key) * width
+
+
+def _masked_entropy(
+    q: Shape,
+    k: Shape,
+    mask: Shape,
+    scale: float,
+    mean_heads: bool = True,
+    first_key: int = 0,
+    *,
+    out_shape: Shape = None,
+) -> int:
+    return _entropy(q, k, scale, mean_heads, first_key)
 
 
 @register_flop_formula(torch.ops.toprovar.attention_with_entropy, get_raw=True)

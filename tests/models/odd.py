@@ -169,23 +169,9 @@ class InPlaceView(Plain):
         return x
 
 
-class Masked(Plain):
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, end: int) -> Tensor:
-        start = end - q.shape[2]
-        keys[:, :, start:end] = k
-        values[:, :, start:end] = v
-        mask = self.table[start:end, :1]
-        return F.scaled_dot_product_attention(q, keys[:, :, :end], values[:, :, :end], attn_mask=mask)
-
-
 class Causal(Plain):
     def attend(self, q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, end: int) -> Tensor:
         return F.scaled_dot_product_attention(q, k, v, is_causal=True)
-
-
-class Handwritten(Plain):
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, end: int) -> Tensor:
-        return (q @ k.transpose(-2, -1)).softmax(-1) @ v
 
 
 class NoAttention(Plain):

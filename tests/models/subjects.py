@@ -41,7 +41,7 @@ CONFIG = InfinityConfig(
 # Every layer but the first may be pruned.
 OPEN = {"preset": "criterion", "protected_layers_first": 1, "protected_layers_last": 0}
 # Variants of a model share a code object, and with it Dynamo's limit; after a hit they would run eagerly.
-MANY_GRAPHS = torch._dynamo.config.patch(fail_on_recompile_limit_hit=True, recompile_limit=64)
+MANY_GRAPHS = torch._dynamo.config.patch(fail_on_recompile_limit_hit=True, recompile_limit=256)
 
 
 @dataclass

@@ -2,40 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import replace
 
 from torch import fx
 
-from .attention import AttentionCall, attention_calls
+from .attention import AttentionCall, attention_calls, refused
 from .caches import CacheRead, CacheWrite, read_read, read_write, written_caches
+from .contractions import read_contraction
+from .facts import BlockFacts
 from .operators import flat_arguments, operator_name, states_length, writes_in_place
-from .reasons import Reason, Unsupported
+from .reasons import Fallback, Reason, Unsupported
 from .rules import transfer
-from .shapes import Size, same, shape_of, size_of
+from .scores import ScoreReader
+from .shapes import Size, shape_of, size_of
 from .transfers import Axes, Transfer
 
-
-@dataclass
-class BlockFacts:
-    """Facts about a block graph whose first placeholder is the hidden state [R, L, C].
-
-    Attributes:
-        length: the token count L.
-        axes: batch and token axis of every value with one row per token.
-        transfers: for every such node, what its operator does with the rows.
-        attention: the self-attention.
-        writes, reads: cache accesses.
-        hidden, exit: the entering and the leaving hidden state.
-    """
-
-    length: Size
-    hidden: fx.Node
-    exit: fx.Node
-    attention: AttentionCall
-    axes: dict[fx.Node, Axes] = field(default_factory=dict)
-    transfers: dict[fx.Node, Transfer] = field(default_factory=dict)
-    writes: list[CacheWrite] = field(default_factory=list)
-    reads: list[CacheRead] = field(default_factory=list)
+__all__ = ["BlockFacts", "read_block"]
 
 
 def read_block(graph: fx.Graph) -> BlockFacts:
@@ -48,19 +30,24 @@ def read_block(graph: fx.Graph) -> BlockFacts:
     output = next(node for node in reversed(graph.nodes) if node.op == "output")
     leave = output.all_input_nodes[0]
     length = shape_of(hidden)[1]
+    variant = refused(graph)
+    if variant is not None:
+        raise variant
     calls = attention_calls(graph)
     facts = BlockFacts(length, hidden, leave, calls[0], axes={hidden: Axes(0, 1)})
     caches = written_caches(graph)
     own: list[AttentionCall] = []
-    by_node = {call.node: call for call in calls}
-    read_of: dict[fx.Node, CacheRead] = {}
+    by_node = {call.entry: call for call in calls if call.logits is None}
+    scores = ScoreReader(facts)
     write_of: dict[fx.Node, CacheWrite] = {}
     for node in graph.nodes:
         if node.op in ("placeholder", "output", "get_attr"):
             continue
         tokens = [operand for operand in node.all_input_nodes if operand in facts.axes]
+        keyed = [operand for operand in node.all_input_nodes if operand in facts.keyed]
+        product = read_contraction(node) if tokens or keyed else None
         if node in by_node:
-            _attention(by_node[node], facts, read_of, own)
+            _attention(by_node[node], facts, own)
         elif operator_name(node) == "setitem" and node.args[0] in caches:
             if not isinstance(node.args[2], fx.Node) or node.args[2] not in facts.axes:
                 raise Unsupported(Reason.CACHE_WRITE, node, "the written rows are not the scale's tokens")
@@ -71,60 +58,112 @@ def read_block(graph: fx.Graph) -> BlockFacts:
             facts.writes.append(write)
         elif any(operand in write_of for operand in node.all_input_nodes):
             cache = next(operand for operand in node.all_input_nodes if operand in write_of)
-            read_of[node] = read_read(node, write_of[cache])
-            facts.reads.append(read_of[node])
+            _read(read_read(node, write_of[cache]), write_of[cache], facts)
+        elif product is not None:
+            attention = scores.product(node, product)
+            own.extend([] if attention is None else [attention])
+        elif scores.touches(node):
+            _refuse_length(node, facts, length, _rows_of(keyed[0], facts))
+            scores.operator(node)
         elif tokens:
             _row_operator(node, facts)
-        elif any(operand in read_of for operand in node.all_input_nodes):
-            raise Unsupported(Reason.TOKEN_MIXING, node, "a cached value is used outside attention")
+        elif keyed:
+            _key_operator(node, keyed[0], facts)
     if len(own) != 1:
         raise Unsupported(Reason.NO_ATTENTION, calls[0].node, f"{len(own)} self-attentions in one block")
     facts.attention = own[0]
+    if hidden in (own[0].key, own[0].value):
+        raise Unsupported(Reason.TOKEN_MIXING, own[0].node, "keys or values are the hidden state itself")
     if facts.axes.get(leave) != Axes(0, 1):
         raise Unsupported(Reason.RESHAPED_TOKENS, leave, "the block's result is not [rows, tokens, width]")
     return facts
 
 
-def _attention(
-    call: AttentionCall, facts: BlockFacts, read_of: dict[fx.Node, CacheRead], own: list[AttentionCall]
-) -> None:
+def _read(read: CacheRead, write: CacheWrite, facts: BlockFacts) -> None:
+    """All rows of a cache: one per key, batch rows where the written rows have them."""
+    facts.reads.append(read)
+    facts.keyed[read.node] = replace(facts.axes[write.rows], token=read.axis)
+
+
+def _attention(call: AttentionCall, facts: BlockFacts, own: list[AttentionCall]) -> None:
     """Self-attention over the cache or over the scale's tokens, or cross-attention to something untagged."""
     axes = facts.axes.get(call.query)
-    rank = len(shape_of(call.query))
+    if not any(operand in facts.axes or operand in facts.keyed for operand in call.entry.all_input_nodes):
+        return
     if axes is None:
         raise Unsupported(Reason.TOKEN_MIXING, call.node, "the queries carry no tokens")
-    if axes.token != rank - 2 or call.causal:
-        raise Unsupported(Reason.MASKED_ATTENTION, call.node, "causal" if call.causal else "query layout")
-    over_tokens = [operand in facts.axes or operand in read_of for operand in (call.key, call.value)]
-    if all(over_tokens):
-        for operand in (call.key, call.value):
-            if operand in facts.axes and facts.axes[operand].token != rank - 2:
-                raise Unsupported(Reason.TOKEN_MIXING, call.node, "key layout")
-        if call.mask is not None:
-            raise Unsupported(Reason.MASKED_ATTENTION, call.node, "a mask over the scale's own tokens")
-        own.append(call)
-    elif any(over_tokens):
-        raise Unsupported(Reason.TOKEN_MIXING, call.node, "keys and values have different sources")
+    if call.verdict is not None:
+        raise _again(call.verdict)
+    if (axes.batch, axes.token) != (0, call.query_axis):
+        raise Unsupported(Reason.TOKEN_MIXING, call.node, "query layout")
+    over_tokens = [facts.axes.get(operand) or facts.keyed.get(operand) for operand in (call.key, call.value)]
+    from_cache = {operand in facts.keyed for operand in (call.key, call.value)}
     tables: tuple[tuple[fx.Node, int], ...] = ()
+    if all(found is not None for found in over_tokens):
+        if any(found != axes for found in over_tokens):
+            raise Unsupported(Reason.TOKEN_MIXING, call.node, "key layout")
+        if len(from_cache) != 1:
+            raise Unsupported(Reason.TOKEN_MIXING, call.node, "keys and values have different sources")
+        own.append(call)
+    elif any(found is not None for found in over_tokens):
+        raise Unsupported(Reason.TOKEN_MIXING, call.node, "keys and values have different sources")
+    frame, rank = call.frame
     if call.mask is not None:
-        rows = shape_of(call.mask)
-        if len(rows) >= 2 and same(rows[-2], facts.length):
-            tables = ((call.mask, len(rows) - 2),)
-    facts.axes[call.node] = axes
-    facts.transfers[call.node] = Transfer(axes, tables)
+        sizes = shape_of(call.mask)
+        if call.mask in facts.axes or call.mask in facts.keyed:
+            raise Unsupported(Reason.MASKED_ATTENTION, call.node, "the mask is computed from tokens")
+        if len(sizes) >= 2 and sizes[-2] != 1:
+            tables = ((call.mask, len(sizes) - 2),)
+        if call in own and sizes[-1] != 1:
+            facts.add_key_tables(call.entry, ((call.mask, len(sizes) - 1),))
+    rows = (call.query,)
+    facts.note(call.entry, Transfer(axes, tables, (replace(frame, spread=axes.spread), rank)), rows)
+
+
+def _again(verdict: Fallback) -> Unsupported:
+    """A verdict of the search for attentions, raised where the block is read."""
+    refusal = Unsupported(verdict.reason)
+    refusal.fallback = verdict
+    return refusal
 
 
 def _row_operator(node: fx.Node, facts: BlockFacts) -> None:
     if writes_in_place(node) and _root(node) in (facts.hidden,):
         raise Unsupported(Reason.IN_PLACE_WRITE, node)
     result = transfer(node, facts.axes, facts.length)
-    if not states_length(node, facts.length):
-        for entry in flat_arguments(node):
-            size = None if isinstance(entry, int) else size_of(entry)
-            if size is not None and facts.length.free_symbols & size.free_symbols:
-                raise Unsupported(Reason.LENGTH_IN_ARITHMETIC, node, str(size))
-    facts.axes[node] = result.axes
-    facts.transfers[node] = result
+    if any(operand in facts.keyed for operand in node.all_input_nodes):
+        raise Unsupported(Reason.TOKEN_MIXING, node, "a cached value is used outside attention")
+    _refuse_length(node, facts, facts.length)
+    facts.note(node, result)
+
+
+def _key_operator(node: fx.Node, operand: fx.Node, facts: BlockFacts) -> None:
+    """An operator on cached rows alone, such as a cast, a layout or heads repeated for grouped queries."""
+    if writes_in_place(node):
+        raise Unsupported(Reason.CACHE_WRITE, node, "a value read from the cache is written in place")
+    count = _rows_of(operand, facts)
+    result = transfer(node, facts.keyed, count)
+    _refuse_length(node, facts, count)
+    facts.keyed[node] = result.axes
+    facts.add_key_tables(node, result.tables)
+
+
+def _rows_of(operand: fx.Node, facts: BlockFacts) -> Size:
+    """Number of keys, by a value with one row per key."""
+    return shape_of(operand)[facts.keyed[operand].token]
+
+
+def _refuse_length(node: fx.Node, facts: BlockFacts, *counts: Size) -> None:
+    """Refuse a node that computes with the number of tokens or keys; to state it as a size is none."""
+    if any(states_length(node, count) for count in counts):
+        if any(isinstance(value, (tuple, list, fx.Node)) for value in node.kwargs.values()):
+            raise Unsupported(Reason.RESHAPED_TOKENS, node, "sizes given by keyword")
+        return
+    symbols = set().union(*(count.free_symbols for count in counts))
+    for entry in flat_arguments(node):
+        size = None if isinstance(entry, int) else size_of(entry)
+        if size is not None and symbols & size.free_symbols:
+            raise Unsupported(Reason.LENGTH_IN_ARITHMETIC, node, str(size))
 
 
 def _root(node: fx.Node) -> fx.Node:

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
-from .attention import AttentionCall, attention_calls
+from .attention import AttentionCall, attention_calls, refused
 from .caches import written_caches
 from .contexts import is_context, refuse_split_regions
+from .handwritten import suspect
 from .operators import argument, operator_name, writes_in_place
 from .reasons import Reason, Unsupported
 from .shapes import Size, is_tensor, same, shape_of, size_of, value_of
@@ -62,13 +63,13 @@ def read_step(graph: fx.Graph) -> StepFacts:
     """
     calls = attention_calls(graph)
     if not calls:
-        raise Unsupported(Reason.NO_ATTENTION)
-    length = calls[0].query_length
-    hidden = _token_input(graph, calls[0], length)
+        raise refused(graph) or suspect(graph) or Unsupported(Reason.NO_ATTENTION)
+    length, hidden = _tokens(graph, calls)
     dependent = _token_dependent(graph, hidden)
     own = [call for call in calls if call.key in dependent and same(call.query_length, length)]
     if not own:
-        raise Unsupported(Reason.NO_ATTENTION, calls[0].node, "no attention over the scale's own tokens")
+        nothing = Unsupported(Reason.NO_ATTENTION, calls[0].node, "no attention over the scale's own tokens")
+        raise refused(graph) or nothing
     if same(length, size_of(1) or length):
         raise Unsupported(Reason.ONE_TOKEN, own[0].node)
     if length.is_Integer:
@@ -90,6 +91,17 @@ def _refuse_float_sizes(graph: fx.Graph) -> None:
             value = value_of(operand)
             if isinstance(value, torch.SymFloat):
                 raise Unsupported(Reason.LENGTH_IN_ARITHMETIC, node, str(value.node.expr))
+
+
+def _tokens(graph: fx.Graph, calls: Sequence[AttentionCall]) -> tuple[Size, fx.Node]:
+    """The token count and the token input, by the first attention whose queries are a scale's tokens."""
+    verdicts = []
+    for call in calls:
+        try:
+            return call.query_length, _token_input(graph, call, call.query_length)
+        except Unsupported as verdict:
+            verdicts.append(verdict)
+    raise verdicts[0]
 
 
 def _token_input(graph: fx.Graph, call: AttentionCall, length: Size) -> fx.Node:

@@ -17,7 +17,23 @@ class Reason(enum.Enum):
     ONE_TOKEN = "a scale of one token has nothing to prune"
     AMBIGUOUS_LENGTH = "the token count is a constant or equals another size; do not trace with dynamic=False"
     NO_ATTENTION = "no self-attention was found; compile the scale step, not a part of it"
-    MASKED_ATTENTION = "self-attention takes a mask or is causal; a next-scale step needs neither"
+    MASKED_ATTENTION = (
+        "self-attention is causal, or a value per key goes into it and pruned tokens leave no keys; a "
+        "next-scale step needs no causal mask, and pruned_kv='keep' without skipped layers keeps all keys"
+    )
+    HANDWRITTEN_ATTENTION = (
+        "an attention of single operators is not softmax(q k^T) v; call F.scaled_dot_product_attention, or "
+        "write matmul, softmax over the keys, matmul"
+    )
+    ATTENTION_VARIANT = (
+        "this attention does more than softmax(scale q k^T + mask) v; call it without windows, blocks "
+        "or slopes, with q, k and v apart"
+    )
+    PACKED_ROWS = (
+        "tokens of all batch rows lie on one axis, told apart by cumulative lengths; a next-scale step has "
+        "equally many tokens in every row, so call attention on [rows, tokens, heads, width]"
+    )
+    RANDOM = "random numbers, such as dropout's, would fall on other tokens; call the model in eval mode"
     NO_BLOCK = "no cut through a single hidden state around the attention was found"
     UNKNOWN_OPERATOR = "the operator is not known to act on each token alone; add a rule in analysis/rules.py"
     TOKEN_MIXING = "the operator mixes tokens, so rows cannot be dropped before it"
@@ -55,16 +71,16 @@ class Fallback:
         return f"{self.reason.name}{where}{line}{detail}; {self.reason.value}"
 
 
+def fallback_at(reason: Reason, node: fx.Node, detail: str, layer: int | None = None) -> Fallback:
+    """A fallback with the name and the source line of a node."""
+    return Fallback(reason, node.name, source_line(node), detail, layer)
+
+
 class Unsupported(Exception):  # noqa: N818 - a verdict that the pipeline catches, not an error that reaches users
     """Raised inside the analysis and the passes; becomes a `Fallback` in the report."""
 
     def __init__(self, reason: Reason, node: fx.Node | None = None, detail: str = "") -> None:
-        self.fallback = Fallback(
-            reason,
-            node.name if node is not None else "",
-            source_line(node) if node is not None else "",
-            detail,
-        )
+        self.fallback = Fallback(reason, detail=detail) if node is None else fallback_at(reason, node, detail)
         super().__init__(str(self.fallback))
 
 

@@ -18,11 +18,11 @@ from .transfers import Axes, Rule, Tagged, Transfer
 
 _POINTWISE = """
 add sub rsub mul truediv div neg pow exp log sqrt rsqrt reciprocal abs square sin cos erf addcmul lerp where
-sigmoid tanh relu relu6 silu gelu mish softplus leaky_relu elu hardswish dropout
+sigmoid tanh relu relu6 silu gelu mish softplus leaky_relu elu hardswish
 clamp clamp_min clamp_max minimum maximum nan_to_num masked_fill eq ne lt le gt ge
 logical_and logical_or logical_not
 to float half bfloat16 double type type_as contiguous clone detach
-iadd imul isub itruediv add_ mul_ sub_ div_ clamp_ relu_ sigmoid_ fill_
+iadd imul isub itruediv add_ mul_ sub_ div_ clamp_ relu_ sigmoid_ fill_ masked_fill_
 """
 POINTWISE = frozenset(_POINTWISE.split())
 
@@ -56,6 +56,10 @@ RULES: dict[str, Rule] = {
     "expand": shaping.expand,
     "view_as_complex": shaping.last_dimension(gone=True),
     "view_as_real": shaping.last_dimension(gone=False),
+    "repeat": shaping.repeat,
+    "repeat_interleave": shaping.repeat_interleave,
+    "dropout": computing.dropout,
+    **dict.fromkeys(("rand_like", "randn_like", "bernoulli", "normal_", "uniform_"), computing.random),
     "packed_attention": computing.rows_of_first,
 }
 

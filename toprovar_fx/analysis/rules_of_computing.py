@@ -53,6 +53,19 @@ def rows_of_first(node: fx.Node, tagged: Tagged, length: Size) -> Transfer:
     return Transfer(axes)
 
 
+def dropout(node: fx.Node, tagged: Tagged, length: Size) -> Transfer:
+    """Pointwise, as long as it drops nothing."""
+    training = node.kwargs.get("train", argument(node, 2, "training", True))
+    if training is not False and argument(node, 1, "p", 0.5) != 0:
+        raise Unsupported(Reason.RANDOM, node, "dropout in training mode")
+    return pointwise(node, tagged, length)
+
+
+def random(node: fx.Node, tagged: Tagged, length: Size) -> Transfer:
+    """Operators that draw numbers: which ones a token gets depends on how many tokens there are."""
+    raise Unsupported(Reason.RANDOM, node)
+
+
 def layer_norm(node: fx.Node, tagged: Tagged, length: Size) -> Transfer:
     """Statistics over the last dimensions, as many as `normalized_shape` names."""
     axes = main_axes(node, tagged)

@@ -2,26 +2,43 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import sympy
 from torch import fx
 
 from .operators import argument, dimension
 from .reasons import Reason, Unsupported
 from .shapes import Size, product, same, shape_of, value_of
-from .transfers import Rule, Tagged, Transfer, input_shape, main_axes
+from .transfers import Axes, Rule, Tagged, Transfer, input_shape, main_axes
 
 
 def view(node: fx.Node, tagged: Tagged, length: Size) -> Transfer:
-    """An axis keeps its meaning where its size and the product of the sizes before it are unchanged."""
+    """An axis keeps its meaning where its size and the product of the sizes before it are unchanged.
+
+    Batch rows may be merged with the heads that follow them, as for `bmm`, and parted from them again.
+    """
     axes, before, after = main_axes(node, tagged), input_shape(node), shape_of(node)
 
-    def place(axis: int) -> int:
+    def place(axis: int, sizes: Sequence[Size]) -> int | None:
         left = product(before[:axis])
         for candidate, size in enumerate(after):
-            if same(size, before[axis]) and same(product(after[:candidate]), left):
+            if same(product(after[:candidate]), left) and any(same(size, wanted) for wanted in sizes):
                 return candidate
-        raise Unsupported(Reason.RESHAPED_TOKENS, node, f"{list(before)} becomes {list(after)}")
+        return None
 
-    return Transfer(axes.moved(place))
+    batch, token = place(axes.batch, before[axes.batch : axes.batch + 1]), place(axes.token, [length])
+    spread = axes.spread
+    if batch is None and spread == 1:
+        for stop in range(axes.batch + 2, axes.token + 1):
+            heads = product(before[axes.batch + 1 : stop])
+            if batch is None and heads.is_Integer:
+                batch, spread = place(axes.batch, [heads * before[axes.batch]]), int(heads)
+    elif batch is None:
+        batch, spread = place(axes.batch, [before[axes.batch] / spread]), 1
+    if batch is None or token is None:
+        raise Unsupported(Reason.RESHAPED_TOKENS, node, f"{list(before)} becomes {list(after)}")
+    return Transfer(Axes(batch, token, spread))
 
 
 def permute(node: fx.Node, tagged: Tagged, length: Size) -> Transfer:
@@ -124,6 +141,28 @@ def join(stacked: bool) -> Rule:
         return Transfer(axes)
 
     return rule
+
+
+def repeat(node: fx.Node, tagged: Tagged, length: Size) -> Transfer:
+    """`repeat` along dimensions without tokens and batch rows, as for key heads that query heads share."""
+    axes, before, after = main_axes(node, tagged), input_shape(node), shape_of(node)
+    axes = axes.shifted(len(after) - len(before))
+    return _unrepeated(node, axes, (sympy.Integer(1),) * (len(after) - len(before)) + before)
+
+
+def repeat_interleave(node: fx.Node, tagged: Tagged, length: Size) -> Transfer:
+    """`repeat_interleave` by a number, along a dimension without tokens and batch rows."""
+    axes, before = main_axes(node, tagged), input_shape(node)
+    if not isinstance(argument(node, 1, "repeats"), int) or argument(node, 2, "dim") is None:
+        raise Unsupported(Reason.TOKEN_MIXING, node, "repeats that are not a number along a dimension")
+    return _unrepeated(node, axes, before)
+
+
+def _unrepeated(node: fx.Node, axes: Axes, before: Sequence[Size]) -> Transfer:
+    after = shape_of(node)
+    if not all(same(before[axis], after[axis]) for axis in (axes.batch, axes.token)):
+        raise Unsupported(Reason.TOKEN_MIXING, node, "it repeats tokens or batch rows")
+    return Transfer(axes)
 
 
 def expand(node: fx.Node, tagged: Tagged, length: Size) -> Transfer:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import fx
 
@@ -13,18 +13,24 @@ from .shapes import Size, shape_of
 
 @dataclass(frozen=True)
 class Axes:
-    """Where a value has its batch rows and its tokens (dimensions counted from the front)."""
+    """Where a value has its batch rows and its tokens (dimensions counted from the front).
+
+    Attributes:
+        batch, token: the dimensions.
+        spread: entries of the batch dimension per batch row: H where rows and heads are merged ([R H, L, E]).
+    """
 
     batch: int
     token: int
+    spread: int = 1
 
     def shifted(self, by: int) -> Axes:
         """Both axes moved by `by` dimensions."""
-        return Axes(self.batch + by, self.token + by)
+        return replace(self, batch=self.batch + by, token=self.token + by)
 
     def moved(self, place: Callable[[int], int]) -> Axes:
         """Both axes at the places that a function gives them."""
-        return Axes(place(self.batch), place(self.token))
+        return replace(self, batch=place(self.batch), token=place(self.token))
 
 
 @dataclass(frozen=True)
@@ -35,10 +41,13 @@ class Transfer:
         axes: where the result (each element of it, for a bundle such as `chunk`) has its rows.
         tables: untagged operands with one row per token, as (operand, its dimension): they pair row i with
             token i by position and must be gathered with the same index as the tokens.
+        frame: axes that the tables are aligned with from the right, and the rank that these count in; None
+            where they are those of the result.
     """
 
     axes: Axes
     tables: tuple[tuple[fx.Node, int], ...] = ()
+    frame: tuple[Axes, int] | None = None
 
 
 Tagged = Mapping[fx.Node, Axes]

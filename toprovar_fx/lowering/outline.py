@@ -38,7 +38,8 @@ def extract(outline: Outline) -> fx.GraphModule:
     leaving = [mapped[node] for node in outputs_of(outline.nodes)]
     output = graph.output(leaving[0] if len(leaving) == 1 else tuple(leaving))
     output.meta = {}
-    return fx.GraphModule({}, graph, class_name=outline.name)
+    # Constants and the graphs of higher-order operators are attributes of the module that was traced.
+    return fx.GraphModule(outline.nodes[0].graph.owning_module or {}, graph, class_name=outline.name)
 
 
 def _short(name: str) -> str:

@@ -2,7 +2,15 @@
 
 from .attention_entropy import attention_entropy
 from .attention_with_entropy import attention_with_entropy
+from .logits_entropy import logits_entropy, masked_attention_entropy
 from .packed_attention import packed_attention
 from .select_tokens import select_tokens
 
-__all__ = ["attention_entropy", "attention_with_entropy", "packed_attention", "select_tokens"]
+__all__ = [
+    "attention_entropy",
+    "attention_with_entropy",
+    "logits_entropy",
+    "masked_attention_entropy",
+    "packed_attention",
+    "select_tokens",
+]

@@ -1,0 +1,215 @@
+"""Small step models whose self-attention must not be pruned as it is written."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+from .odd import HEADS, WIDTH, Plain
+from .stand_ins import flash_attn_func, flash_attn_varlen_func, varlen_attn
+
+SCALE = 1 / math.sqrt(WIDTH // HEADS)
+
+
+class Cached(Plain):
+    """`mix` attends over the cache."""
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, end: int) -> Tensor:
+        start = end - q.shape[2]
+        keys[:, :, start:end] = k
+        values[:, :, start:end] = v
+        return self.mix(q, keys[:, :, :end], values[:, :, :end], end)
+
+    def mix(self, q: Tensor, k: Tensor, v: Tensor, end: int) -> Tensor:
+        return F.scaled_dot_product_attention(q, k, v)
+
+
+# A value per key, where keys of pruned tokens are dropped.
+
+
+class KeyMask(Cached):
+    def mix(self, q: Tensor, k: Tensor, v: Tensor, end: int) -> Tensor:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=self.table[:end, 0][None])
+
+
+class HandwrittenKeyMask(Cached):
+    def mix(self, q: Tensor, k: Tensor, v: Tensor, end: int) -> Tensor:
+        return (q @ k.transpose(-2, -1) * SCALE + self.table[:end, 0]).softmax(-1) @ v
+
+
+class KeyTable(Cached):
+    """Positions are added to the keys when they are read."""
+
+    def mix(self, q: Tensor, k: Tensor, v: Tensor, end: int) -> Tensor:
+        return F.scaled_dot_product_attention(q, k + self.table[:end, : WIDTH // HEADS], v)
+
+
+class MaskOfTokens(Cached):
+    def mix(self, q: Tensor, k: Tensor, v: Tensor, end: int) -> Tensor:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=q[..., :1])
+
+
+# Handwritten, and no softmax(q k^T) v.
+
+
+class ManualSoftmax(Cached):
+    def mix(self, q: Tensor, k: Tensor, v: Tensor, end: int) -> Tensor:
+        weights = (q @ k.transpose(-2, -1) * SCALE).exp()
+        return (weights / weights.sum(-1, keepdim=True)) @ v
+
+
+class StableSoftmax(Cached):
+    def mix(self, q: Tensor, k: Tensor, v: Tensor, end: int) -> Tensor:
+        scores = q @ k.transpose(-2, -1) * SCALE
+        weights = torch.exp(scores - scores.max(-1, keepdim=True)[0])
+        return (weights / weights.sum(-1, keepdim=True)) @ v
+
+
+class LogSoftmax(Cached):
+    def mix(self, q: Tensor, k: Tensor, v: Tensor, end: int) -> Tensor:
+        return (q @ k.transpose(-2, -1) * SCALE).log_softmax(-1).exp() @ v
+
+
+class QuerySoftmax(Cached):
+    def mix(self, q: Tensor, k: Tensor, v: Tensor, end: int) -> Tensor:
+        return (q @ k.transpose(-2, -1) * SCALE).softmax(-2) @ v
+
+
+class CentredScores(Cached):
+    """A reduction over the keys that is no softmax."""
+
+    def mix(self, q: Tensor, k: Tensor, v: Tensor, end: int) -> Tensor:
+        scores = q @ k.transpose(-2, -1) * SCALE
+        scores = scores - scores.mean(-1, keepdim=True)
+        return scores.softmax(-1) @ v
+
+
+class Differential(Cached):
+    def mix(self, q: Tensor, k: Tensor, v: Tensor, end: int) -> Tensor:
+        weights = (q @ k.transpose(-2, -1) * SCALE).softmax(-1)
+        return (weights - 0.1 * (k[:, :, -q.shape[2] :] @ k.transpose(-2, -1)).softmax(-1)) @ v
+
+
+class SummedScores(Cached):
+    def mix(self, q: Tensor, k: Tensor, v: Tensor, end: int) -> Tensor:
+        scores = q @ k.transpose(-2, -1) * SCALE
+        return (scores + k[:, :, -q.shape[2] :] @ k.transpose(-2, -1)).softmax(-1) @ v
+
+
+class SummedQueries(Plain):
+    """The product with the values sums over the queries."""
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, end: int) -> Tensor:
+        return (q @ k.transpose(-2, -1) * SCALE).softmax(-1).transpose(-2, -1) @ v
+
+
+class OtherValues(Cached):
+    """Values that are no tokens."""
+
+    def mix(self, q: Tensor, k: Tensor, v: Tensor, end: int) -> Tensor:
+        values = self.table[:end, : WIDTH // HEADS]
+        return F.scaled_dot_product_attention(q, k, values.expand(2, HEADS, -1, -1))
+
+
+class CachedKeysOutside(Cached):
+    def mix(self, q: Tensor, k: Tensor, v: Tensor, end: int) -> Tensor:
+        return F.scaled_dot_product_attention(q + k.mean(2, keepdim=True), k, v)
+
+
+class CachedKeysInPlace(Cached):
+    def mix(self, q: Tensor, k: Tensor, v: Tensor, end: int) -> Tensor:
+        return F.scaled_dot_product_attention(q, k.mul_(1.01), v)
+
+
+class KeysInArithmetic(Cached):
+    def mix(self, q: Tensor, k: Tensor, v: Tensor, end: int) -> Tensor:
+        return (q @ k.transpose(-2, -1) * (end + 1)).softmax(-1) @ v
+
+
+# Library functions that do more.
+
+
+class Window(Cached):
+    def mix(self, q: Tensor, k: Tensor, v: Tensor, end: int) -> Tensor:
+        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+        return flash_attn_func(q, k, v, window_size=[8, 8]).transpose(1, 2)
+
+
+class SoftCap(Cached):
+    def mix(self, q: Tensor, k: Tensor, v: Tensor, end: int) -> Tensor:
+        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+        return flash_attn_func(q, k, v, softcap=20.0).transpose(1, 2)
+
+
+class FlashCausal(Plain):
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, end: int) -> Tensor:
+        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+        return flash_attn_func(q, k, v, causal=True).transpose(1, 2)
+
+
+class Flex(Cached):
+    """Nothing but softmax(q k^T) v, in an operator whose modifiers are graphs of their own."""
+
+    def mix(self, q: Tensor, k: Tensor, v: Tensor, end: int) -> Tensor:
+        return flex_attention(q, k, v)
+
+
+class FlexInOneLayer(Cached):
+    """The other layer is understood and pruned."""
+
+    def block(self, x: Tensor, layer: int, keys: list[Tensor], values: list[Tensor], end: int) -> Tensor:
+        self.flexible = layer == 1
+        return super().block(x, layer, keys, values, end)
+
+    def mix(self, q: Tensor, k: Tensor, v: Tensor, end: int) -> Tensor:
+        return flex_attention(q, k, v) if self.flexible else super().mix(q, k, v, end)
+
+
+class FlexBlocks(Cached):
+    def mix(self, q: Tensor, k: Tensor, v: Tensor, end: int) -> Tensor:
+        blocks = create_block_mask(lambda b, h, q, k: k >= 0, None, None, q.shape[2], end, device="cpu")
+        return flex_attention(q, k, v, block_mask=blocks)
+
+
+def packed(x: Tensor) -> tuple[Tensor, Tensor]:
+    """[R, H, L, E] as [R L, H, E], and where each row begins."""
+    rows, _, length, _ = x.shape
+    return x.transpose(1, 2).flatten(0, 1), torch.arange(0, (rows + 1) * length, length, dtype=torch.int32)
+
+
+class Varlen(Cached):
+    def mix(self, q: Tensor, k: Tensor, v: Tensor, end: int) -> Tensor:
+        (queries, starts), (keys, key_starts), (values, _) = packed(q), packed(k), packed(v)
+        mixed = flash_attn_varlen_func(queries, keys, values, starts, key_starts, q.shape[2], end)
+        return mixed.unflatten(0, (q.shape[0], -1)).transpose(1, 2)
+
+
+class TorchVarlen(Cached):
+    """The operator behind `torch.nn.attention.varlen`, by name: torch's own runs on CUDA alone."""
+
+    def mix(self, q: Tensor, k: Tensor, v: Tensor, end: int) -> Tensor:
+        (queries, starts), (keys, key_starts), (values, _) = packed(q), packed(k), packed(v)
+        mixed = varlen_attn(queries, keys, values, starts, key_starts, q.shape[2], end)
+        return mixed.unflatten(0, (q.shape[0], -1)).transpose(1, 2)
+
+
+# Random numbers.
+
+
+class AttentionDropout(Cached):
+    def mix(self, q: Tensor, k: Tensor, v: Tensor, end: int) -> Tensor:
+        return F.scaled_dot_product_attention(q, k, v, dropout_p=1e-9)
+
+
+class Dropout(Plain):
+    def feed(self, x: Tensor, end: int) -> Tensor:
+        return F.dropout(x, 1e-9, training=True)
+
+
+class Noise(Plain):
+    def feed(self, x: Tensor, end: int) -> Tensor:
+        return x + 0.0 * torch.rand_like(x)

@@ -1,0 +1,107 @@
+"""Every way to write self-attention that is understood: bit-equal, permutable, prunable, measurable."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import pytest
+import torch
+from torch import Tensor
+
+from toprovar_fx.runtime.controller import Controller
+
+from .models.attentions import KINDS, AttendingSubject
+from .models.subjects import Outcome, Traced, generate, identical, worst
+from .oracle_attentions import replay
+
+OPEN = {"preset": "criterion", "protected_layers_first": 0, "protected_layers_last": 0, "restore": "residual"}
+KEEP = {3: 0.5, 4: {0: 0.3, 1: 0.7}, 5: 0.25}
+WHOLE = [name for name, kind in KINDS.items() if not kind.columns]
+
+
+@cache
+def traced(name: str) -> Traced:
+    return Traced(AttendingSubject(KINDS[name]))
+
+
+@cache
+def dense(name: str) -> Outcome:
+    subject = traced(name).subject
+    return generate(subject, subject.model)
+
+
+@pytest.fixture
+def observed(monkeypatch) -> dict[tuple[int, int], Tensor]:
+    """Entropies that the taps handed to the controller."""
+    taken: dict[tuple[int, int], Tensor] = {}
+    original = Controller.observe
+
+    def observe(self, layer, entropy, keep, length):
+        taken[self.scale, layer] = entropy.clone()
+        original(self, layer, entropy, keep, length)
+
+    monkeypatch.setattr(Controller, "observe", observe)
+    return taken
+
+
+@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("keys", ["all", "scale"])
+def test_the_tapped_model_is_the_untouched_one_and_its_entropies_are_true(name, keys, observed):
+    options = {"tau": 1.0, "min_scale": 1, "depth_layers": "all", "entropy_keys": keys, "pruned_kv": "keep"}
+    outcome = traced(name)({**OPEN, **options})
+    assert not outcome.controller.ledger.fallbacks
+    assert outcome.arms(5) == ["tapped", "tapped"]
+    assert identical(outcome.logits, dense(name).logits)
+    oracle = replay(traced(name).subject, {}, "input")
+    assert worst(dense(name).logits, oracle.logits) < 1e-5, "the model is not what it claims to be"
+    expected = oracle.entropy if keys == "all" else oracle.scale_entropy
+    assert observed.keys() == {(scale, layer) for scale in range(1, 6) for layer in range(2)}
+    for place, entropy in observed.items():
+        assert entropy.dtype == torch.float32
+        torch.testing.assert_close(entropy.double(), expected[place], rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_the_block_without_pruning_is_the_untouched_one(name):
+    outcome = traced(name)({**OPEN, "preset": "lossless"})
+    assert outcome.arms(5) == ["dense", "dense"]
+    assert identical(outcome.logits, dense(name).logits)
+    assert identical(outcome.state.keys, dense(name).state.keys)
+
+
+def check_subset(name: str, options: dict[str, object], where: str) -> None:
+    outcome = traced(name)({**OPEN, "keep": KEEP, "min_scale": 3, **options})
+    ledger = outcome.controller.ledger
+    assert not ledger.fallbacks
+    assert outcome.arms(5) == ["pruned", "pruned"]
+    # The permutation check ran on real inputs, and all tokens in another order gave the dense result.
+    assert ledger.deviations and max(ledger.deviations.values()) < 1e-5
+    oracle = replay(traced(name).subject, outcome.keeps, where)
+    assert worst(outcome.logits, oracle.logits) < 2e-5
+    assert worst(outcome.logits, dense(name).logits) > 1e-3
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_dropped_tokens(name):
+    check_subset(name, {"score": "random"}, "input")
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_tokens_that_leave_their_keys(name):
+    check_subset(name, {"score": "random", "pruned_kv": "keep"}, "query")
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_layers_that_rank_themselves(name):
+    check_subset(name, {"score": "entropy", "entropy_source": "same_layer"}, "attention")
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_entropies_of_kept_tokens(name, observed):
+    options = {"keep": KEEP, "min_scale": 1, "score": "entropy", "entropy_source": "previous_scale"}
+    outcome = traced(name)({**OPEN, **options})
+    assert outcome.arms(5) == ["pruned", "pruned"]
+    oracle = replay(traced(name).subject, outcome.keeps, "input")
+    assert worst(outcome.logits, oracle.logits) < 2e-5
+    for place in outcome.keeps.keys() & observed.keys():
+        torch.testing.assert_close(observed[place].double(), oracle.entropy[place], rtol=0, atol=2e-5)
