@@ -18,6 +18,7 @@ from torch import fx
 
 from ..analysis.block_facts import BlockFacts
 from ..analysis.caches import CacheRead, CacheWrite
+from ..analysis.contexts import is_context
 from ..analysis.contractions import read_contraction
 from ..analysis.operators import operator_name, states_length
 from ..analysis.shapes import same, shape_of, size_of, value_of
@@ -347,4 +348,6 @@ def _slices(rank: int, axis: int, entry: slice) -> tuple[slice, ...]:
 
 
 def _is_impure(node: fx.Node) -> bool:
-    return node.op in ("placeholder", "output") or node.target is operator.setitem or node.is_impure()
+    if node.op in ("placeholder", "output") or node.target is operator.setitem:
+        return True
+    return is_context(node) or node.is_impure()

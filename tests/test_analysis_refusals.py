@@ -35,12 +35,14 @@ CASES = [
     (odd.Cumulative, Reason.UNKNOWN_OPERATOR),
     (odd.Unknown, Reason.UNKNOWN_OPERATOR),
     (odd.ShapeObject, Reason.UNKNOWN_OPERATOR),
+    (odd.Branch, Reason.TOKEN_MIXING),
     (odd.Merged, Reason.RESHAPED_TOKENS),
     (odd.LengthFactor, Reason.LENGTH_IN_ARITHMETIC),
     (odd.LengthInteger, Reason.LENGTH_IN_ARITHMETIC),
     (odd.LengthInTable, Reason.LENGTH_IN_ARITHMETIC),
     (odd.InPlace, Reason.IN_PLACE_WRITE),
     (odd.InPlaceSum, Reason.IN_PLACE_WRITE),
+    (odd.InPlaceByArgument, Reason.IN_PLACE_WRITE),
     (odd.InPlaceView, Reason.IN_PLACE_WRITE),
     (odd.Causal, Reason.MASKED_ATTENTION),
     (odd_attention.KeyMask, Reason.MASKED_ATTENTION),
@@ -62,7 +64,7 @@ CASES = [
     (odd_attention.KeysInArithmetic, Reason.LENGTH_IN_ARITHMETIC),
     (odd_attention.Window, Reason.ATTENTION_VARIANT),
     (odd_attention.SoftCap, Reason.ATTENTION_VARIANT),
-    (odd_attention.Flex, Reason.ATTENTION_VARIANT),
+    (odd_attention.FlexInOneLayer, Reason.NO_BLOCK),
     (odd_attention.Varlen, Reason.PACKED_ROWS),
     (odd_attention.TorchVarlen, Reason.PACKED_ROWS),
     (odd_attention.AttentionDropout, Reason.RANDOM),
@@ -98,7 +100,7 @@ def compiled(subject: odd.OddSubject, **options: object):
     return torch.compile(subject.model, backend="toprovar", options={**PRUNING, **options})
 
 
-SLOW = [(odd_attention.FlexBlocks, Reason.ATTENTION_VARIANT)]
+SLOW = [(kind, Reason.ATTENTION_VARIANT) for kind in (odd_attention.Flex, odd_attention.FlexBlocks)]
 BY_NAME = [pytest.param(*case, id=case[0].__name__) for case in CASES]
 BY_NAME += [pytest.param(*case, id=case[0].__name__, marks=pytest.mark.nightly) for case in SLOW]
 
@@ -113,6 +115,9 @@ def test_refused_with_a_reason(kind, reason):
     assert identical(outcome.state.keys, expected.state.keys)
     assert reasons(outcome) == {reason}
     assert all(run.arm == "dense" for run in outcome.controller.ledger.runs)
+    if kind.__module__ == odd_attention.__name__:
+        for fallback in outcome.controller.ledger.fallbacks:
+            assert fallback.node and ".py:" in fallback.source and reason.value in str(fallback)
     with pytest.raises(Exception, match=reason.name) as caught:
         generate(subject, compiled(subject, strict=True))
     assert isinstance(cause(caught.value), GraphError)
@@ -134,8 +139,30 @@ def test_a_cache_that_others_read_is_not_shortened(kind, others):
     assert identical(outcome.logits, expected.logits)
 
 
+PER_KEY = [odd_attention.KeyMask, odd_attention.HandwrittenKeyMask, odd_attention.KeyTable]
+
+
+@pytest.mark.parametrize("kind", PER_KEY)
+def test_a_value_per_key_is_no_obstacle_where_all_keys_stay(kind):
+    subject = odd.OddSubject(kind)
+    outcome = generate(subject, compiled(subject, pruned_kv="keep"))
+    assert not reasons(outcome)
+    assert outcome.arms(5) == ["pruned", "pruned"]
+    assert max(outcome.controller.ledger.deviations.values()) < 1e-5
+
+
+@pytest.mark.parametrize("kind", PER_KEY)
+def test_a_value_per_key_and_skipped_layers(kind):
+    subject = odd.OddSubject(kind)
+    expected = generate(subject, subject.model)
+    outcome = generate(subject, compiled(subject, pruned_kv="keep", keep={4: 0.0}))
+    assert reasons(outcome) == {Reason.MASKED_ATTENTION}
+    assert outcome.arms(4) == ["dense", "dense"]
+    assert identical(outcome.logits, expected.logits)
+
+
 def test_a_layer_that_is_not_understood_does_not_stop_the_others():
-    subject = odd.OddSubject(odd_attention.FlexInOneLayer)
+    subject = odd.OddSubject(odd_attention.OneLayer)
     outcome = generate(subject, compiled(subject))
     assert reasons(outcome) == {Reason.ATTENTION_VARIANT}
     assert {fallback.layer for fallback in outcome.controller.ledger.fallbacks} == {1}

@@ -16,7 +16,14 @@ from .oracle_attentions import replay
 
 OPEN = {"preset": "criterion", "protected_layers_first": 0, "protected_layers_last": 0, "restore": "residual"}
 KEEP = {3: 0.5, 4: {0: 0.3, 1: 0.7}, 5: 0.25}
-WHOLE = [name for name, kind in KINDS.items() if not kind.columns]
+# A model costs a second to trace; these are different enough to run every time, the others run at night.
+OFTEN = {
+    *("AdditiveMask", "OwnScaleMask", "NoHeadsMask", "ExpandedHeads", "OneKeyHead", "GroupedMask"),
+    *("FlashGrouped", "FlashOperator", "XformersBias", "MatmulFloat", "MatmulFill", "MatmulOwnScale"),
+    *("EinsumDots", "Baddbmm", "GroupedMatmul", "CrossHandwritten"),
+}
+EVERY = [pytest.param(name, marks=[] if name in OFTEN else [pytest.mark.nightly], id=name) for name in KINDS]
+WHOLE = [each for each in EVERY if not KINDS[str(each.values[0])].columns]
 
 
 @cache
@@ -44,7 +51,7 @@ def observed(monkeypatch) -> dict[tuple[int, int], Tensor]:
     return taken
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", EVERY)
 @pytest.mark.parametrize("keys", ["all", "scale"])
 def test_the_tapped_model_is_the_untouched_one_and_its_entropies_are_true(name, keys, observed):
     options = {"tau": 1.0, "min_scale": 1, "depth_layers": "all", "entropy_keys": keys, "pruned_kv": "keep"}
@@ -61,7 +68,7 @@ def test_the_tapped_model_is_the_untouched_one_and_its_entropies_are_true(name, 
         torch.testing.assert_close(entropy.double(), expected[place], rtol=0, atol=2e-5)
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", EVERY)
 def test_the_block_without_pruning_is_the_untouched_one(name):
     outcome = traced(name)({**OPEN, "preset": "lossless"})
     assert outcome.arms(5) == ["dense", "dense"]
@@ -86,12 +93,12 @@ def test_dropped_tokens(name):
     check_subset(name, {"score": "random"}, "input")
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", EVERY)
 def test_tokens_that_leave_their_keys(name):
     check_subset(name, {"score": "random", "pruned_kv": "keep"}, "query")
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", EVERY)
 def test_layers_that_rank_themselves(name):
     check_subset(name, {"score": "entropy", "entropy_source": "same_layer"}, "attention")
 
@@ -105,3 +112,14 @@ def test_entropies_of_kept_tokens(name, observed):
     assert worst(outcome.logits, oracle.logits) < 2e-5
     for place in outcome.keeps.keys() & observed.keys():
         torch.testing.assert_close(observed[place].double(), oracle.entropy[place], rtol=0, atol=2e-5)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("name", ["Baddbmm", "GroupedMatmul", "ExpandedHeads", "OwnScaleMask", "Flash"])
+def test_through_inductor(name):
+    options = {"keep": KEEP, "min_scale": 1, "score": "entropy", "entropy_source": "previous_scale"}
+    outcome = traced(name)({**OPEN, **options, "lowering": "inductor"})
+    assert outcome.arms(5) == ["pruned", "pruned"]
+    assert not outcome.controller.ledger.fallbacks
+    oracle = replay(traced(name).subject, outcome.keeps, "input")
+    assert worst(outcome.logits, oracle.logits) < 2e-5

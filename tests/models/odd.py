@@ -121,6 +121,13 @@ class Unknown(Plain):
         return torch.special.i0e(x)
 
 
+class Branch(Plain):
+    """Graphs of their own among the block's nodes."""
+
+    def feed(self, x: Tensor, end: int) -> Tensor:
+        return torch.cond(x.sum() > 0, lambda x: x.sin(), lambda x: x.cos(), (x,))
+
+
 class Merged(Plain):
     def feed(self, x: Tensor, end: int) -> Tensor:
         return F.relu(x.reshape(-1, WIDTH)).view(x.shape)
@@ -161,6 +168,14 @@ class InPlaceSum(Plain):
         mixed = self.attend(q, k, v, keys[layer], values[layer], end)
         x += self.out[layer](mixed.transpose(1, 2).flatten(2))
         return x
+
+
+class InPlaceByArgument(Plain):
+    def block(self, x: Tensor, layer: int, keys: list[Tensor], values: list[Tensor], end: int) -> Tensor:
+        q, k, v = self.heads(self.qkv[layer](F.layer_norm(x, (WIDTH,))))
+        mixed = self.attend(q, k, v, keys[layer], values[layer], end)
+        active = F.relu(x, inplace=True) if layer else F.silu(x, True)
+        return x + self.out[layer](mixed.transpose(1, 2).flatten(2)) + self.mlp[layer](active)
 
 
 class InPlaceView(Plain):

@@ -158,15 +158,26 @@ class Flex(Cached):
         return flex_attention(q, k, v)
 
 
-class FlexInOneLayer(Cached):
-    """The other layer is understood and pruned."""
+class OneLayer(Cached):
+    """The second layer alone is odd; the first one could be pruned."""
 
     def block(self, x: Tensor, layer: int, keys: list[Tensor], values: list[Tensor], end: int) -> Tensor:
-        self.flexible = layer == 1
+        self.odd = layer == 1
         return super().block(x, layer, keys, values, end)
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor, end: int) -> Tensor:
-        return flex_attention(q, k, v) if self.flexible else super().mix(q, k, v, end)
+        return self.other(q, k, v, end) if self.odd else super().mix(q, k, v, end)
+
+    def other(self, q: Tensor, k: Tensor, v: Tensor, end: int) -> Tensor:
+        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+        return flash_attn_func(q, k, v, softcap=20.0).transpose(1, 2)
+
+
+class FlexInOneLayer(OneLayer):
+    """Its mask is made by `torch.vmap`, whose region outlining would tear apart."""
+
+    def other(self, q: Tensor, k: Tensor, v: Tensor, end: int) -> Tensor:
+        return flex_attention(q, k, v)
 
 
 class FlexBlocks(Cached):

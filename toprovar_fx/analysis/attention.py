@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from .attention_forms import UNDERSTOOD, Form, form_of, named_arguments, refuse_variant
+from .attention_forms import FORMS, Form, form_of, named_arguments, refuse_variant
 from .attention_forms import refused as refused
 from .handwritten import Handwritten, handwritten_attentions
 from .reasons import Fallback, Reason, Unsupported
@@ -16,7 +16,7 @@ from .transfers import Axes
 
 __all__ = ["ATTENTION_NAMES", "AttentionCall", "attention_calls", "read_call", "refused"]
 
-ATTENTION_NAMES = frozenset(UNDERSTOOD)
+ATTENTION_NAMES = frozenset(FORMS)
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ class Form:
             lets heads share keys where it is true.
         neutral: for every other parameter the value under which it has no effect, or `ANY`.
         result: position of the attended values among several results, or None for a single one.
+        refusal: why no call of it is understood; its operands still tell where its block is.
     """
 
     parameters: tuple[str, ...]
@@ -41,6 +42,7 @@ class Form:
     grouped: str = ""
     neutral: Mapping[str, object] = field(default_factory=dict)
     result: int | None = None
+    refusal: Reason | None = None
 
 
 _FLASH = {"softcap": 0.0, "alibi_slopes": None, "deterministic": ANY, "return_attn_probs": False}
@@ -51,7 +53,8 @@ _FLASH_OPERATOR = {
     "alibi_slopes": None,
     "return_softmax": False,
 }
-UNDERSTOOD: Mapping[str, Form] = {
+_FLEX_BUFFERS = ("score_mod_other_buffers", "mask_mod_other_buffers")
+FORMS: Mapping[str, Form] = {
     "scaled_dot_product_attention": Form(
         ("query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale", "enable_gqa"),
         heads_first=True,
@@ -83,13 +86,19 @@ UNDERSTOOD: Mapping[str, Form] = {
         scale="scale",
         neutral={"op": ANY, "output_dtype": None},
     ),
+    "flex_attention": Form(
+        ("query", "key", "value", "score_mod", "block_mask", "scale", "kernel_options", *_FLEX_BUFFERS),
+        heads_first=True,
+        result=0,
+        refusal=Reason.ATTENTION_VARIANT,
+    ),
 }
 
 _PACKED = """
 flash_attn_varlen_func flash_attn_varlen_kvpacked_func flash_attn_varlen_qkvpacked_func
 _flash_attn_varlen_forward varlen_attn varlen_attn_out _varlen_attn _varlen_attn_out
 """
-_VARIANTS = "flash_attn_qkvpacked_func flash_attn_kvpacked_func flash_attn_with_kvcache flex_attention"
+_VARIANTS = "flash_attn_qkvpacked_func flash_attn_kvpacked_func flash_attn_with_kvcache"
 REFUSED: Mapping[str, Reason] = {
     **dict.fromkeys(_PACKED.split(), Reason.PACKED_ROWS),
     **dict.fromkeys(_VARIANTS.split(), Reason.ATTENTION_VARIANT),
@@ -98,7 +107,7 @@ REFUSED: Mapping[str, Reason] = {
 
 def form_of(node: fx.Node) -> Form | None:
     """The form of an attention node, or None for any other node."""
-    return UNDERSTOOD.get(operator_name(node)) if node.op in ("call_function", "call_method") else None
+    return FORMS.get(operator_name(node)) if node.op in ("call_function", "call_method") else None
 
 
 def named_arguments(node: fx.Node, form: Form) -> dict[str, object]:
@@ -112,6 +121,8 @@ def named_arguments(node: fx.Node, form: Form) -> dict[str, object]:
 
 def refuse_variant(node: fx.Node, form: Form, given: Mapping[str, object]) -> None:
     """Refuse a call whose arguments ask for more than softmax(scale q k^T + mask) v."""
+    if form.refusal is not None:
+        raise Unsupported(form.refusal, node, operator_name(node))
     if form.causal and given.get(form.causal, False) is not False:
         raise Unsupported(Reason.MASKED_ATTENTION, node, "causal")
     if form.dropout and given.get(form.dropout, 0.0) != 0:
@@ -137,10 +148,12 @@ def refused(graph: fx.Graph) -> Unsupported | None:
 def attention_table() -> str:
     """Return the Markdown table of docs/analysis.md: what is known by name, and what happens to it."""
     rows = ["| Function or operator | Layout | Understood where |", "|---|---|---|"]
-    for name, form in UNDERSTOOD.items():
+    for name, form in FORMS.items():
         asked = [f"`{form.causal}=False`"] if form.causal else []
         asked += [f"`{form.dropout}=0`"] if form.dropout else []
         asked += [f"`{key}={value}`" for key, value in form.neutral.items() if value is not ANY]
+        if form.refusal is not None:
+            asked = [f"never: `{form.refusal.name}`"]
         layout = "[R, H, L, E]" if form.heads_first else "[R, L, H, E]"
         rows.append(f"| `{name}` | {layout} | {', '.join(asked)} |")
     rows += [f"| `{name}` | - | never: `{reason.name}` |" for name, reason in REFUSED.items()]

@@ -1,7 +1,8 @@
-"""Autocast regions in a graph: nodes that compute nothing and change what the nodes between them compute.
+"""Regions in a graph: nodes that compute nothing and change what the nodes between them compute.
 
-`with torch.autocast(..., enabled=False)` in a model becomes an enter and an exit node. A block keeps those
-that lie inside it, so it computes the same under a caller's own autocast.
+`with torch.autocast(..., enabled=False)` in a model becomes an enter and an exit node, and so does
+`torch.vmap`, which FlexAttention's masks are made by. A block keeps those that lie inside it, so it computes
+the same under a caller's own autocast.
 """
 
 from __future__ import annotations
@@ -13,16 +14,17 @@ from torch import fx
 from .operators import operator_name
 from .reasons import Reason, Unsupported
 
-_ENTER, _EXIT = "_enter_autocast", "_exit_autocast"
+_ENTER = frozenset({"_enter_autocast", "_vmap_increment_nesting"})
+_EXIT = frozenset({"_exit_autocast", "_vmap_decrement_nesting"})
 
 
 def is_context(node: fx.Node) -> bool:
-    """Whether a node enters or leaves an autocast region."""
-    return node.op == "call_function" and operator_name(node) in (_ENTER, _EXIT)
+    """Whether a node enters or leaves an autocast or a vmap region."""
+    return node.op == "call_function" and operator_name(node) in _ENTER | _EXIT
 
 
 def refuse_split_regions(graph: fx.Graph, blocks: Iterable[Collection[fx.Node]]) -> None:
-    """Refuse a step with an autocast region that is not whole inside one of its blocks.
+    """Refuse a step with a region that is not whole inside one of its blocks.
 
     Outlining moves a block's nodes together, away from the enter and exit nodes of such a region.
     """
@@ -31,10 +33,13 @@ def refuse_split_regions(graph: fx.Graph, blocks: Iterable[Collection[fx.Node]])
     for node in graph.nodes:
         if node.op in ("placeholder", "output", "get_attr"):
             continue
-        if is_context(node) and operator_name(node) == _ENTER:
+        if is_context(node) and operator_name(node) in _ENTER:
             open_regions.append(node)
         for region in open_regions:
             if region not in owner or owner.get(node) != owner[region]:
-                raise Unsupported(Reason.NO_BLOCK, node, "an autocast region is not whole inside one block")
-        if is_context(node) and operator_name(node) == _EXIT:
-            open_regions.remove(node.args[0])  # type: ignore[arg-type]
+                raise Unsupported(
+                    Reason.NO_BLOCK, node, "an autocast or vmap region is not whole inside one block"
+                )
+        if is_context(node) and operator_name(node) in _EXIT:
+            # Autocast names the region that it leaves, vmap leaves the innermost one.
+            open_regions.remove(node.args[0] if node.args else open_regions[-1])  # type: ignore[arg-type]

@@ -7,6 +7,16 @@ from torch import fx
 from .reasons import Reason, Unsupported
 from .shapes import Size, is_tensor, same, size_of
 
+_INPLACE_AT = {
+    "relu": 1,
+    "relu6": 1,
+    "silu": 1,
+    "mish": 1,
+    "hardswish": 1,
+    "leaky_relu": 2,
+    "elu": 2,
+    "dropout": 3,
+}
 IN_PLACE = frozenset(["iadd", "imul", "isub", "itruediv"])
 
 
@@ -21,7 +31,9 @@ def operator_name(node: fx.Node) -> str:
 def writes_in_place(node: fx.Node) -> bool:
     """Whether the node overwrites its first operand."""
     name = operator_name(node)
-    return name in IN_PLACE or (name.endswith("_") and not name.endswith("__"))
+    by_name = name in IN_PLACE or (name.endswith("_") and not name.endswith("__"))
+    # `relu(x, inplace=True)`, `silu(x, True)`, `dropout(x, p, training, True)`.
+    return by_name or argument(node, _INPLACE_AT.get(name, len(node.args)), "inplace") is True
 
 
 def tensor_operands(node: fx.Node) -> list[fx.Node]:
