@@ -19,7 +19,7 @@ from torch import fx
 from ..analysis.block_facts import BlockFacts
 from ..analysis.caches import CacheRead, CacheWrite
 from ..analysis.operators import states_length
-from ..analysis.shapes import same, shape_of, size_of, value_of
+from ..analysis.shapes import Size, same, shape_of, size_of, value_of
 from ..analysis.transfers import Axes
 from ..lowering.sizes import IMAGES, KEPT, OFFSET, InputSpec, spec_of, tensor_spec
 from ..ops import attention_with_entropy, select_tokens  # noqa: F401 - registers the operators called here
@@ -114,9 +114,10 @@ class _Rewriter:
 
     def _placeholders(self) -> int | tuple[int] | None:
         sources = [node for node in self.source.nodes if node.op == "placeholder"]
-        for node in sources:
+        growing = {write.cache: write.axis for write in self.facts.writes}
+        for at, node in enumerate(sources):
             holder = self.mapped[node] = self.graph.placeholder(str(node.target))
-            holder.meta = {"toprovar_spec": spec_of(node)}
+            holder.meta = {"toprovar_spec": _with_own_slots(spec_of(node), growing.get(node), at)}
         self.own = [self.mapped[node] for node in sources]
         hidden = spec_of(self.facts.hidden)
         assert hidden.shape is not None and hidden.dtype is not None and hidden.device is not None
@@ -151,6 +152,8 @@ class _Rewriter:
             self._copy_write(self.writes[node])
         elif node in self.reads:
             self._copy_read(self.reads[node])
+        elif node in self.facts.cached:
+            self._copy_cached(node)
         elif node not in self.facts.axes:
             self.mapped[node] = self.graph.node_copy(node, self._map)
         else:
@@ -183,7 +186,8 @@ class _Rewriter:
             self._count(kept=True)
         copied = self.graph.node_copy(node, lambda operand: replaced.get(operand, self.mapped[operand]))
         if resized:
-            copied.args = self._kept_sizes(node.args, copied.args)
+            count = self._count(kept=True)
+            copied.args = _replaced_sizes(node.args, copied.args, self.facts.length, count)
         if is_attention and self.plan.entropy:
             query = self.facts.attention.query
             copied = self._tap(replaced.get(query, self.mapped[query]))
@@ -196,13 +200,6 @@ class _Rewriter:
         if self.plan.gather_at is not where:
             return False
         return where is GatherAt.QUERY or self.facts.hidden in operands
-
-    def _kept_sizes(self, before: Any, after: Any) -> Any:
-        """Replace the token count among size arguments by the number of kept tokens."""
-        if isinstance(before, (tuple, list)):
-            return type(before)(self._kept_sizes(b, a) for b, a in zip(before, after, strict=True))
-        size = size_of(before)
-        return self._count(kept=True) if size is not None and same(size, self.facts.length) else after
 
     def _count(self, kept: bool) -> fx.Node:
         """Number of rows written or computed: K or L."""
@@ -254,6 +251,16 @@ class _Rewriter:
         index = _slices(len(shape_of(read.cache)), read.axis, slice(None, self._end(self._written_kept)))
         self.mapped[read.node] = self.graph.call_function(operator.getitem, (self.mapped[read.cache], index))
 
+    def _copy_cached(self, node: fx.Node) -> None:
+        """Views of cached rows: their number is this layer's, where an argument names it."""
+        source = next(operand for operand in node.all_input_nodes if operand in self.facts.cached)
+        rows = shape_of(source)[self.facts.cached[source].token]
+        named = states_length(node, rows)
+        end = self._end(self._written_kept) if named else None
+        copied = self.mapped[node] = self.graph.node_copy(node, self._map)
+        if end is not None:
+            copied.args = _replaced_sizes(node.args, copied.args, rows, end)
+
     def _tap(self, query: fx.Node) -> fx.Node:
         """Attention by the operator that also returns the entropies."""
         call = self.facts.attention
@@ -289,6 +296,24 @@ class _Rewriter:
                 self.select.append(at)
             else:
                 self.graph.erase_node(holder)
+
+
+def _replaced_sizes(before: Any, after: Any, old: Size, new: fx.Node) -> Any:
+    """Arguments with the number of rows that was traced replaced by another one."""
+    if isinstance(before, (tuple, list)):
+        return type(before)(_replaced_sizes(b, a, old, new) for b, a in zip(before, after, strict=True))
+    size = size_of(before)
+    return new if size is not None and same(size, old) else after
+
+
+def _with_own_slots(spec: InputSpec, axis: int | None, at: int) -> InputSpec:
+    """The spec of a cache whose length is a sum of sizes, with a symbol of its own for that length."""
+    if axis is None or spec.shape is None or spec.shape[axis].is_Integer or spec.shape[axis].is_Symbol:
+        return spec
+    assert spec.dtype is not None and spec.device is not None
+    slots = sympy.Symbol(f"slots_{at}", integer=True, positive=True)
+    shape = (*spec.shape[:axis], slots, *spec.shape[axis + 1 :])
+    return tensor_spec(shape, spec.dtype, spec.device)
 
 
 def _slices(rank: int, axis: int, entry: slice) -> tuple[slice, ...]:

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from torch import nn
 
+from ..analysis.reasons import Unsupported
 from ..declaration import declare
 from ..options import Options
 from ..runtime.gates import OwnEntropyGate, ScaleDepthGate, TokenGate
@@ -38,8 +39,13 @@ def token_gather(step: Step, options: Options, context: PassContext) -> PassResu
     for site in step.sites if gathers_tokens(options) else ():
         gate = step.module(site)
         if isinstance(gate, ScaleDepthGate):
-            late = _own_entropy if _ranks_itself(options) else _known_tokens
-            modules[site.name] = gate.like(ScaleDepthGate, gate.early, late(gate, site, options, context))
+            rewrite = _own_entropy if _ranks_itself(options) else _known_tokens
+            try:
+                late = rewrite(gate, site, options, context)
+            except Unsupported as verdict:
+                record.fallbacks.append(verdict.at(site.layer))
+                continue
+            modules[site.name] = gate.like(ScaleDepthGate, gate.early, late)
             record.sites.append(site.layer)
     record.modified = bool(modules)
     return PassResult(step.with_modules(modules) if modules else step, record)

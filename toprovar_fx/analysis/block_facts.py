@@ -7,11 +7,13 @@ from dataclasses import dataclass, field
 from torch import fx
 
 from .attention import AttentionCall, attention_calls
+from .cached_values import follow
 from .caches import CacheRead, CacheWrite, read_read, read_write, written_caches
 from .operators import flat_arguments, operator_name, states_length, writes_in_place
+from .random_numbers import refuse_random
 from .reasons import Reason, Unsupported
 from .rules import transfer
-from .shapes import Size, same, shape_of, size_of
+from .shapes import Size, dtype_of, same, shape_of, size_of
 from .transfers import Axes, Transfer
 
 
@@ -25,6 +27,7 @@ class BlockFacts:
         transfers: for every such node, what its operator does with the rows.
         attention: the self-attention.
         writes, reads: cache accesses.
+        cached: batch and row axis of every value with one row per cached token, reads included.
         hidden, exit: the entering and the leaving hidden state.
     """
 
@@ -36,6 +39,7 @@ class BlockFacts:
     transfers: dict[fx.Node, Transfer] = field(default_factory=dict)
     writes: list[CacheWrite] = field(default_factory=list)
     reads: list[CacheRead] = field(default_factory=list)
+    cached: dict[fx.Node, Axes] = field(default_factory=dict)
 
 
 def read_block(graph: fx.Graph) -> BlockFacts:
@@ -53,14 +57,14 @@ def read_block(graph: fx.Graph) -> BlockFacts:
     caches = written_caches(graph)
     own: list[AttentionCall] = []
     by_node = {call.node: call for call in calls}
-    read_of: dict[fx.Node, CacheRead] = {}
     write_of: dict[fx.Node, CacheWrite] = {}
     for node in graph.nodes:
         if node.op in ("placeholder", "output", "get_attr"):
             continue
+        refuse_random(node)
         tokens = [operand for operand in node.all_input_nodes if operand in facts.axes]
         if node in by_node:
-            _attention(by_node[node], facts, read_of, own)
+            _attention(by_node[node], facts, own)
         elif operator_name(node) == "setitem" and node.args[0] in caches:
             if not isinstance(node.args[2], fx.Node) or node.args[2] not in facts.axes:
                 raise Unsupported(Reason.CACHE_WRITE, node, "the written rows are not the scale's tokens")
@@ -71,23 +75,29 @@ def read_block(graph: fx.Graph) -> BlockFacts:
             facts.writes.append(write)
         elif any(operand in write_of for operand in node.all_input_nodes):
             cache = next(operand for operand in node.all_input_nodes if operand in write_of)
-            read_of[node] = read_read(node, write_of[cache])
-            facts.reads.append(read_of[node])
+            facts.reads.append(read_read(node, write_of[cache]))
+            facts.cached[node] = Axes(facts.axes[write_of[cache].rows].batch, write_of[cache].axis)
+        elif any(operand in caches for operand in node.all_input_nodes):
+            raise Unsupported(Reason.CACHE_LAYOUT, node, "the cache is used before this scale is written")
+        elif any(operand in facts.cached for operand in node.all_input_nodes):
+            facts.cached[node] = follow(node, facts.cached, facts.axes)
         elif tokens:
             _row_operator(node, facts)
-        elif any(operand in read_of for operand in node.all_input_nodes):
-            raise Unsupported(Reason.TOKEN_MIXING, node, "a cached value is used outside attention")
     if len(own) != 1:
         raise Unsupported(Reason.NO_ATTENTION, calls[0].node, f"{len(own)} self-attentions in one block")
     facts.attention = own[0]
+    starts = [size_of(write.start) for write in facts.writes]
+    # Two caches, of keys and of values, begin alike or attention would not take them.
+    if len(starts) > 2 and not all(same(start, starts[0]) for start in starts[1:]):
+        raise Unsupported(Reason.CACHE_LAYOUT, facts.writes[-1].node, "caches of one block begin apart")
     if facts.axes.get(leave) != Axes(0, 1):
         raise Unsupported(Reason.RESHAPED_TOKENS, leave, "the block's result is not [rows, tokens, width]")
+    if dtype_of(leave) != dtype_of(hidden):
+        raise Unsupported(Reason.RESIDUAL_DTYPE, leave, f"{dtype_of(hidden)} becomes {dtype_of(leave)}")
     return facts
 
 
-def _attention(
-    call: AttentionCall, facts: BlockFacts, read_of: dict[fx.Node, CacheRead], own: list[AttentionCall]
-) -> None:
+def _attention(call: AttentionCall, facts: BlockFacts, own: list[AttentionCall]) -> None:
     """Self-attention over the cache or over the scale's tokens, or cross-attention to something untagged."""
     axes = facts.axes.get(call.query)
     rank = len(shape_of(call.query))
@@ -95,10 +105,10 @@ def _attention(
         raise Unsupported(Reason.TOKEN_MIXING, call.node, "the queries carry no tokens")
     if axes.token != rank - 2 or call.causal:
         raise Unsupported(Reason.MASKED_ATTENTION, call.node, "causal" if call.causal else "query layout")
-    over_tokens = [operand in facts.axes or operand in read_of for operand in (call.key, call.value)]
+    over_tokens = [operand in facts.axes or operand in facts.cached for operand in (call.key, call.value)]
     if all(over_tokens):
         for operand in (call.key, call.value):
-            if operand in facts.axes and facts.axes[operand].token != rank - 2:
+            if (facts.axes.get(operand) or facts.cached[operand]).token != rank - 2:
                 raise Unsupported(Reason.TOKEN_MIXING, call.node, "key layout")
         if call.mask is not None:
             raise Unsupported(Reason.MASKED_ATTENTION, call.node, "a mask over the scale's own tokens")
@@ -115,7 +125,7 @@ def _attention(
 
 
 def _row_operator(node: fx.Node, facts: BlockFacts) -> None:
-    if writes_in_place(node) and _root(node) in (facts.hidden,):
+    if writes_in_place(node) and (node.args[0] not in facts.axes or _root(node).op == "placeholder"):
         raise Unsupported(Reason.IN_PLACE_WRITE, node)
     result = transfer(node, facts.axes, facts.length)
     if not states_length(node, facts.length):

@@ -10,15 +10,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import sympy
 import torch
 from torch import fx
 
 from .attention import AttentionCall, attention_calls
-from .caches import written_caches
+from .caches import CACHE_HOLDER, written_caches
 from .contexts import is_context, refuse_split_regions
 from .operators import operator_name
 from .reasons import Reason, Unsupported
-from .shapes import Size, is_tensor, same, shape_of, size_of, value_of
+from .shapes import Size, as_size, is_tensor, same, shape_of, size_of, value_of
 from .signature import signature
 
 
@@ -60,12 +61,12 @@ def read_step(graph: fx.Graph) -> StepFacts:
         raise Unsupported(Reason.NO_ATTENTION)
     length = calls[0].query_length
     hidden = _token_input(graph, calls[0], length)
+    if same(length, sympy.Integer(1)):
+        raise Unsupported(Reason.ONE_TOKEN, calls[0].node)
     dependent = _token_dependent(graph, hidden)
     own = [call for call in calls if call.key in dependent and same(call.query_length, length)]
     if not own:
         raise Unsupported(Reason.NO_ATTENTION, calls[0].node, "no attention over the scale's own tokens")
-    if same(length, size_of(1) or length):
-        raise Unsupported(Reason.ONE_TOKEN, own[0].node)
     if length.is_Integer:
         # Arithmetic on a constant L leaves no trace, and the graph of a later scale could turn out not
         # prunable: it would read a cache that this one left shorter than it expects.
@@ -121,6 +122,9 @@ def _token_dependent(graph: fx.Graph, hidden: fx.Node) -> set[fx.Node]:
         if node.op in ("placeholder", "output"):
             continue
         inputs = node.all_input_nodes
+        # How many tokens there are does not depend on what they hold.
+        if operator_name(node) == "size" and size_of(node) is not None and inputs[0].op == "placeholder":
+            continue
         if any(operand in dependent or operand in written for operand in inputs):
             dependent.add(node)
             if operator_name(node) == "setitem" and node.args[0] in caches:
@@ -163,13 +167,49 @@ def _blocks(
     blocks: list[Block] = []
     for layer, call in enumerate(calls):
         if layer + 1 < len(calls):
-            block = _block(graph, layer, call, starts[layer], starts[layer + 1], dependent, order)
+            leave = _before_mixed_rows(graph, call, cuts, starts[layer + 1], order)
+            block = _block(graph, layer, call, starts[layer], leave, dependent, order)
         else:
             block = _last_block(graph, layer, call, starts[layer], cuts, dependent, order, blocks)
         if not all(same(a, b) for a, b in zip(shape_of(block.entry), shape_of(block.exit), strict=True)):
             raise Unsupported(Reason.NO_BLOCK, call.node, "the block changes the shape of the hidden state")
         blocks.append(block)
     return tuple(blocks)
+
+
+def _before_mixed_rows(
+    graph: fx.Graph, call: AttentionCall, cuts: Sequence[fx.Node], leave: fx.Node, order: dict[fx.Node, int]
+) -> fx.Node:
+    """The last cut of a block before batch rows are mixed, as guidance between two layers does.
+
+    What comes behind it runs on all tokens, whatever each row kept; `leave` where no rows are mixed or no cut
+    lies before that.
+    """
+    rows = shape_of(leave)
+    for node in graph.nodes:
+        if order[call.node] < order[node] <= order[leave] and _takes_rows(node, rows):
+            before = [cut for cut in cuts if cut.op != "placeholder" and order[cut] < order[node]]
+            if before and order[before[-1]] > order[call.node]:
+                return before[-1]
+            return leave
+    return leave
+
+
+def _takes_rows(node: fx.Node, whole: tuple[Size, ...]) -> bool:
+    """Whether a node cuts hidden states of this shape along the batch."""
+    source = node.args[0] if node.args else None
+    if not is_tensor(source) or not _equal(shape_of(source), whole):  # type: ignore[arg-type]
+        return False
+    value = value_of(node)
+    part = value[0] if isinstance(value, (tuple, list)) and value else value
+    if not isinstance(part, torch.Tensor):
+        return False
+    sizes = tuple(map(as_size, part.shape))
+    return not same(sizes[0], whole[0]) and _equal(sizes[-2:], whole[-2:]) if sizes else False
+
+
+def _equal(left: tuple[Size, ...], right: tuple[Size, ...]) -> bool:
+    return len(left) == len(right) and all(map(same, left, right))
 
 
 def _block(
@@ -181,13 +221,18 @@ def _block(
     dependent: set[fx.Node],
     order: dict[fx.Node, int],
 ) -> Block:
-    """Nodes between two cuts: the token-dependent ones, what only they use, and autocast regions."""
+    """Nodes between two cuts: the token-dependent ones, what only they use, and autocast regions.
+
+    Sizes, and caches made for the block, come in from outside.
+    """
     first = -1 if entry.op == "placeholder" else order[entry]
     inside = [
         node for node in graph.nodes if first < order[node] <= order[leave] and node.op != "placeholder"
     ]
     members = {node for node in inside if node in dependent or is_context(node)}
     for node in reversed(inside):
+        if size_of(node) is not None or CACHE_HOLDER in node.meta:
+            continue
         if node not in members and node.users and all(user in members for user in node.users):
             members.add(node)
     return Block(layer, entry, leave, tuple(node for node in inside if node in members), call)
@@ -212,14 +257,19 @@ def _last_block(
     # A single block, or a last one of its own kind: it ends with the last sum that adds to the stream.
     # Another sum, such as the shift of a head's modulation, does not end it.
     for leave in reversed(later):
-        if leave is not entry and _carries(leave, entry):
+        if leave is not entry and _is_sum(leave) and _carries(leave, entry):
             return _block(graph, layer, call, entry, leave, dependent, order)
     raise Unsupported(Reason.NO_BLOCK, call.node, "no residual sum follows the last attention")
 
 
 def _carries(node: fx.Node, entry: fx.Node) -> bool:
-    """Whether a value is `entry` plus updates: a chain of sums leads back to it."""
+    """Whether a value is `entry` plus updates: a chain of sums and casts leads back to it."""
     if node is entry:
         return True
-    is_sum = operator_name(node) in ("add", "iadd", "add_")
-    return is_sum and any(_carries(operand, entry) for operand in node.all_input_nodes)
+    if operator_name(node) in ("to", "float", "double", "half", "bfloat16", "type_as"):
+        return _carries(node.all_input_nodes[0], entry)
+    return _is_sum(node) and any(_carries(operand, entry) for operand in node.all_input_nodes)
+
+
+def _is_sum(node: fx.Node) -> bool:
+    return operator_name(node) in ("add", "iadd", "add_")

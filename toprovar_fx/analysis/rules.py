@@ -18,7 +18,7 @@ from .transfers import Axes, Rule, Tagged, Transfer
 
 _POINTWISE = """
 add sub rsub mul truediv div neg pow exp log sqrt rsqrt reciprocal abs square sin cos erf addcmul lerp where
-sigmoid tanh relu relu6 silu gelu mish softplus leaky_relu elu hardswish dropout
+sigmoid tanh relu relu6 silu gelu mish softplus leaky_relu elu hardswish dropout dropout_
 clamp clamp_min clamp_max minimum maximum nan_to_num masked_fill eq ne lt le gt ge
 logical_and logical_or logical_not
 to float half bfloat16 double type type_as contiguous clone detach
@@ -54,6 +54,8 @@ RULES: dict[str, Rule] = {
     "cat": shaping.join(stacked=False),
     "stack": shaping.join(stacked=True),
     "expand": shaping.expand,
+    "view_as_complex": shaping.as_pairs,
+    "view_as_real": shaping.as_pairs,
     "packed_attention": computing.rows_of_first,
 }
 

@@ -73,8 +73,10 @@ def along(position: int, default: object, drops: bool) -> Rule:
         if not all(isinstance(dim, int) for dim in dims):
             raise Unsupported(Reason.TOKEN_MIXING, node, "it reduces over all dimensions")
         places = {dim % rank for dim in dims}
-        if axes.token in places or axes.batch in places:
-            raise Unsupported(Reason.TOKEN_MIXING, node, "it reduces over the tokens or the batch rows")
+        if axes.token in places:
+            raise Unsupported(Reason.TOKEN_MIXING, node, "it reduces over the tokens")
+        if axes.batch in places:
+            raise Unsupported(Reason.BATCH_ROWS, node, "it reduces over the batch rows")
         if not drops or len(shape_of(node)) == rank:
             return Transfer(axes)
         return Transfer(axes.moved(lambda axis: axis - sum(place < axis for place in places)))

@@ -59,8 +59,13 @@ class PermutationCheck:
         if torch.is_autocast_enabled(kind):
             accepted = max(accepted, _TOLERANCE.get(torch.get_autocast_dtype(kind), 1e-4))
         nodes = pruned.region.graph.graph.nodes
-        if any(operator_name(node) in _IN_HALF_PRECISION for node in nodes):
+        inside = {spec.dtype for spec in pruned.region.specs}
+        if inside & {torch.float16, torch.bfloat16} or any(
+            operator_name(node) in _IN_HALF_PRECISION for node in nodes
+        ):
             accepted = max(accepted, _HALF_INSIDE)
+        if torch.float32 in inside:
+            accepted = max(accepted, _TOLERANCE[torch.float32])
         return accepted
 
 
