@@ -18,9 +18,9 @@ from .step import BlockGraph, Site, Step
 
 
 @declare(
-    rewrites="the captured graph: every block becomes a graph of its own, equal ones shared",
+    rewrites="the captured graph: caches get one form, blocks become graphs of their own, equal ones shared",
     ensures="the same values in the same order; a block that is not understood keeps its reason",
-    price="no operation; no fusion across block borders",
+    price="a padding for each joined cache instead of the joining; no fusion across block borders",
     when="always",
 )
 def outline_blocks(traced: fx.GraphModule) -> Step:

@@ -11,6 +11,10 @@ from functools import cache
 
 import pytest
 
+from toprovar_fx.analysis.caches import written_caches
+from toprovar_fx.analysis.operators import operator_name
+from toprovar_fx.passes.canonical_caches import canonical_caches
+
 from .models import families as parts
 from .models.families import Family, plainly
 from .models.subjects import SQUARE, Outcome, Traced, generate, identical, worst
@@ -80,8 +84,7 @@ def test_a_subset_is_what_plain_pytorch_computes(model):
     outcome = model(OPEN)
     assert outcome.arms(4) == ["pruned", "pruned", "skipped"]
     assert outcome.arms(5) == ["pruned"] * 3
-    expected = plainly(model.subject, outcome.keeps, SQUARE)
-    assert worst(outcome.logits, expected) < tolerance(model)
+    check(outcome, model)
     assert worst(outcome.logits, plainly(model.subject, {}, SQUARE)) > 1e-2
     deviations = outcome.controller.ledger.deviations
     assert len(deviations) == 8 - 1
@@ -108,3 +111,36 @@ def test_the_rows_that_a_layer_left_out_are_missing_in_its_cache():
             filled = cache_.abs().sum((0, 1, 3)) > 0
             assert int(filled.sum()) == SQUARE.ends[-1] - dropped[layer]
             assert filled[: int(filled.sum())].all()
+
+
+def test_a_joined_cache_becomes_a_buffer_that_leaves_the_graph():
+    model = traced(COMBINATIONS[0])
+    model({"preset": "lossless"})
+    last = model.graphs[-1]
+    before = last.code
+    graph = canonical_caches(last.graph)
+    assert last.code == before
+    assert not [node for node in graph.nodes if operator_name(node) == "cat" and node.users]
+    writes = written_caches(graph)
+    assert len(writes) == 2 * parts.DEPTH
+    leaving = graph.output_node().all_input_nodes
+    assert all(cache in leaving and operator_name(cache) == "pad" for cache in writes)
+    assert canonical_caches(graph) is graph
+
+
+@pytest.mark.parametrize("kind", [parts.Sliced, parts.TokensFirst])
+def test_a_cache_that_is_canonical_stays_as_it_is(kind):
+    (combination,) = (each for each in COMBINATIONS if each[2] is kind)
+    model = traced(combination)
+    model({"preset": "lossless"})
+    graph = model.graphs[-1].graph
+    assert canonical_caches(graph) is graph
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("at", [0, 1])
+def test_joined_caches_through_inductor(at, fresh_dynamo):
+    model = Traced(Family(*(part() if index else part for index, part in enumerate(COMBINATIONS[at]))))
+    outcome = model({**OPEN, "lowering": "inductor"})
+    assert outcome.arms(5) == ["pruned"] * 3
+    check(outcome, model)
