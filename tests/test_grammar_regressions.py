@@ -36,5 +36,5 @@ FAULTS = {
 @pytest.mark.parametrize("case", FAULTS.values(), ids=FAULTS.keys())
 def test_found_by_the_grammar_and_fixed(case):
     verdict = judge(case)
-    assert verdict.pruned == set(range(verdict.layers)), verdict.reasons
-    assert not verdict.reasons
+    assert verdict.pruned == set(range(verdict.layers)), verdict.fallbacks
+    assert not verdict.fallbacks

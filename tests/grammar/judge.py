@@ -35,6 +35,7 @@ class Verdict:
     Attributes:
         pruned: layers that ran on chosen rows.
         reasons: by layer that stayed dense, why; None stands for the graph as a whole.
+        fallbacks: the same with places and details.
     """
 
     layers: int

@@ -10,20 +10,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import sympy
 import torch
 from torch import fx
 
 from .attention import AttentionCall, attention_calls, refused
-from .caches import written_caches
+from .caches import CACHE_HOLDER, written_caches
 from .contexts import is_context, refuse_split_regions
 from .handwritten import suspect
-from .operators import argument, operator_name, writes_in_place
+from .operators import operator_name, writes_in_place
 from .reasons import Reason, Unsupported
-from .shapes import Size, is_tensor, same, shape_of, size_of, value_of
+from .shapes import Size, as_size, dtype_of, is_tensor, same, shape_of, size_of, value_of
 from .signature import signature
 
 _SUMS = frozenset({"add", "iadd", "add_"})
-_JOINS = frozenset({"cat", "concat", "concatenate"})
 _CASTS = frozenset({"to", "type", "type_as", "float", "double", "half", "bfloat16"})
 _NORMS = frozenset({"layer_norm", "rms_norm"})
 
@@ -65,13 +65,13 @@ def read_step(graph: fx.Graph) -> StepFacts:
     if not calls:
         raise refused(graph) or suspect(graph) or Unsupported(Reason.NO_ATTENTION)
     length, hidden = _tokens(graph, calls)
+    if same(length, sympy.Integer(1)):
+        raise Unsupported(Reason.ONE_TOKEN, calls[0].node)
     dependent = _token_dependent(graph, hidden)
     own = [call for call in calls if call.key in dependent and same(call.query_length, length)]
     if not own:
         nothing = Unsupported(Reason.NO_ATTENTION, calls[0].node, "no attention over the scale's own tokens")
         raise refused(graph) or nothing
-    if same(length, size_of(1) or length):
-        raise Unsupported(Reason.ONE_TOKEN, own[0].node)
     if length.is_Integer:
         # Arithmetic on a constant L leaves no trace, and the graph of a later scale could turn out not
         # prunable: it would read a cache that this one left shorter than it expects.
@@ -139,6 +139,9 @@ def _token_dependent(graph: fx.Graph, hidden: fx.Node) -> set[fx.Node]:
         if node.op in ("placeholder", "output"):
             continue
         inputs = node.all_input_nodes
+        # How many tokens there are does not depend on what they hold.
+        if operator_name(node) == "size" and size_of(node) is not None and inputs[0].op == "placeholder":
+            continue
         if any(operand in dependent or operand in written for operand in inputs):
             dependent.add(node)
             if operator_name(node) == "setitem" and node.args[0] in caches:
@@ -168,7 +171,7 @@ def _cuts(graph: fx.Graph, hidden: fx.Node, dependent: set[fx.Node], length: Siz
 def _blocks(
     graph: fx.Graph,
     calls: Sequence[AttentionCall],
-    cuts: list[fx.Node],
+    cuts: Sequence[fx.Node],
     dependent: set[fx.Node],
     order: dict[fx.Node, int],
     length: Size,
@@ -182,35 +185,33 @@ def _blocks(
     blocks: list[Block] = []
     for layer, call in enumerate(calls):
         if layer + 1 < len(calls):
-            leave = _end(starts[layer + 1], cuts, dependent, length)
+            leave = _before_positions(starts[layer + 1], cuts, dependent, length)
             if leave.op == "placeholder" or order[leave] <= order[call.node]:
                 leave = starts[layer + 1]
+            leave = _before_mixed_rows(graph, call, cuts, leave, order)
             block = _block(graph, layer, call, starts[layer], leave, dependent, order)
         else:
             block = _last_block(graph, layer, call, starts[layer], cuts, dependent, order, blocks)
         if not all(same(a, b) for a, b in zip(shape_of(block.entry), shape_of(block.exit), strict=True)):
             raise Unsupported(Reason.NO_BLOCK, call.node, "the block changes the shape of the hidden state")
-        if _type_of(block.entry) != _type_of(block.exit):
-            raise Unsupported(Reason.NO_BLOCK, call.node, "the block changes the type of the hidden state")
         blocks.append(block)
     return tuple(blocks)
 
 
-def _end(cut: fx.Node, cuts: list[fx.Node], dependent: set[fx.Node], length: Size) -> fx.Node:
-    """The cut before what every token has to go through between two blocks, pruned or not.
+def _before_positions(
+    cut: fx.Node, cuts: Sequence[fx.Node], dependent: set[fx.Node], length: Size
+) -> fx.Node:
+    """The cut before the sums that add position tables [L, C] to the stream.
 
-    That are sums that add position tables [L, C] to the stream, which the next layer's tokens all need, and
-    guidance between layers, which joins conditional and unconditional rows.
+    They stay outside the block before them: its pruned tokens need their positions in the next layer as much
+    as the others.
     """
-    while cut.op != "placeholder":
+    while cut.op != "placeholder" and operator_name(cut) in _SUMS:
         stream = [operand for operand in cut.all_input_nodes if operand in cuts]
         tables = [operand for operand in cut.all_input_nodes if _is_table(operand, dependent, length)]
-        if operator_name(cut) in _SUMS and len(stream) == 1 and len(tables) == 1:
-            cut = stream[0]
-        elif operator_name(cut) in _JOINS and argument(cut, 1, "dim", 0) in (0, -3):
-            cut = cuts[cuts.index(cut) - 1]
-        else:
+        if len(stream) != 1 or len(tables) != 1:
             break
+        cut = stream[0]
     return cut
 
 
@@ -219,6 +220,41 @@ def _is_table(node: fx.Node, dependent: set[fx.Node], length: Size) -> bool:
         return False
     shape = shape_of(node)
     return len(shape) >= 2 and same(shape[-2], length)
+
+
+def _before_mixed_rows(
+    graph: fx.Graph, call: AttentionCall, cuts: Sequence[fx.Node], leave: fx.Node, order: dict[fx.Node, int]
+) -> fx.Node:
+    """The last cut of a block before batch rows are mixed, as guidance between two layers does.
+
+    What comes behind it runs on all tokens, whatever each row kept; `leave` where no rows are mixed or no cut
+    lies before that.
+    """
+    rows = shape_of(leave)
+    for node in graph.nodes:
+        if order[call.node] < order[node] <= order[leave] and _takes_rows(node, rows):
+            before = [cut for cut in cuts if cut.op != "placeholder" and order[cut] < order[node]]
+            if before and order[before[-1]] > order[call.node]:
+                return before[-1]
+            return leave
+    return leave
+
+
+def _takes_rows(node: fx.Node, whole: tuple[Size, ...]) -> bool:
+    """Whether a node cuts hidden states of this shape along the batch."""
+    source = node.args[0] if node.args else None
+    if not is_tensor(source) or not _equal(shape_of(source), whole):  # type: ignore[arg-type]
+        return False
+    value = value_of(node)
+    part = value[0] if isinstance(value, (tuple, list)) and value else value
+    if not isinstance(part, torch.Tensor):
+        return False
+    sizes = tuple(map(as_size, part.shape))
+    return not same(sizes[0], whole[0]) and _equal(sizes[-2:], whole[-2:]) if sizes else False
+
+
+def _equal(left: tuple[Size, ...], right: tuple[Size, ...]) -> bool:
+    return len(left) == len(right) and all(map(same, left, right))
 
 
 def _block(
@@ -230,7 +266,10 @@ def _block(
     dependent: set[fx.Node],
     order: dict[fx.Node, int],
 ) -> Block:
-    """Nodes between two cuts: the token-dependent ones, what only they use, and autocast regions."""
+    """Nodes between two cuts: the token-dependent ones, what only they use, and autocast regions.
+
+    Sizes, and caches made for the block, come in from outside.
+    """
     first = -1 if entry.op == "placeholder" else order[entry]
     inside = [
         node for node in graph.nodes if first < order[node] <= order[leave] and node.op != "placeholder"
@@ -254,7 +293,7 @@ def _may_move(node: fx.Node) -> bool:
     """
     number = isinstance(value_of(node), (int, float, torch.SymInt, torch.SymFloat, torch.SymBool))
     dead_effect = not node.users and (writes_in_place(node) or operator_name(node) == "setitem")
-    return not number and not dead_effect
+    return not number and not dead_effect and CACHE_HOLDER not in node.meta
 
 
 def _is_bundle(node: fx.Node) -> bool:
@@ -287,16 +326,11 @@ def _last_block(
 
 def _ends_with_sum(node: fx.Node, entry: fx.Node) -> bool:
     """Whether a value is a sum in the type of `entry`, or a sum in another type cast back to it."""
-    if _type_of(node) != _type_of(entry):
+    if dtype_of(node) != dtype_of(entry):
         return False
     if operator_name(node) in _CASTS:
-        return _type_of(node.all_input_nodes[0]) != _type_of(entry)
+        return dtype_of(node.all_input_nodes[0]) != dtype_of(entry)
     return operator_name(node) in _SUMS
-
-
-def _type_of(node: fx.Node) -> torch.dtype | None:
-    value = value_of(node)
-    return value.dtype if isinstance(value, torch.Tensor) else None
 
 
 def _carries(node: fx.Node, entry: fx.Node) -> bool:

@@ -23,6 +23,7 @@ from .layer_plan import LayerPlan, LayerQuestion, plan_layer, scatter_rows
 from .ledger import Ledger
 from .maps import ScaleMaps
 from .scope import ScopeTracker
+from .short_caches import ShortCaches
 from .taps import ranking_layer, ranks_others
 
 
@@ -33,6 +34,7 @@ class Controller:
         options: the settings.
         layers: number of layers of the model.
         ledger: what was run, for the report.
+        caches: what the layers wrote, and how many rows each left out.
     """
 
     def __init__(self, options: Options, generation: Generation) -> None:
@@ -46,7 +48,7 @@ class Controller:
         self._entropy = ScaleMaps(schedule, updates=False)
         self._updates = ScaleMaps(schedule, updates=True)
         self._latest: int | None = None
-        self._dropped: dict[int, int] = {}
+        self.caches = ShortCaches()
         self._plans: dict[int, LayerPlan] = {}
         self._counts: dict[int, Counts] = {}
         self._sizes: list[tuple[int, Mapping[sympy.Symbol, int]]] = []
@@ -86,7 +88,7 @@ class Controller:
             measures_scope=self._scope.mapped_at,
             may_prune=self._budget_allows,
             detail=self._scope.detail,
-            dropped=self._dropped,
+            dropped=self.caches.dropped,
             ledger=self.ledger,
         )
 
@@ -229,13 +231,13 @@ class Controller:
 
     def offset(self, layer: int, start: int) -> int:
         """First cache row that `layer` writes: the graph's own start less the rows that pruning left out."""
-        return start - self._dropped.get(layer, 0)
+        return start - self.caches.dropped.get(layer, 0)
 
     def finish(self, layer: int, before: Tensor, after: Tensor, rows_cached: int, *, whole: bool) -> None:
         """Account for a layer that ran: its cache rows, and its update if `whole` and needed later."""
         missing = before.shape[1] - rows_cached
         if missing:
-            self._dropped[layer] = self._dropped.get(layer, 0) + missing
+            self.caches.drop(layer, missing)
         if whole and self._needs_update(layer):
             self._updates.put(layer, self.scale, after - before)
         self._scope.observe_tokens(layer, self.scale, after)

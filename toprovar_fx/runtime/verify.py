@@ -61,12 +61,12 @@ class PermutationCheck:
         accepted = _TOLERANCE.get(hidden.dtype, 1e-4)
         if torch.is_autocast_enabled(kind):
             accepted = max(accepted, _TOLERANCE.get(torch.get_autocast_dtype(kind), 1e-4))
-        for node in pruned.region.graph.graph.nodes:
-            value = value_of(node)
-            if isinstance(value, Tensor):
-                accepted = max(accepted, _INSIDE.get(value.dtype, 0.0))
-            if operator_name(node) in _IN_HALF_PRECISION:
-                accepted = max(accepted, _INSIDE[torch.bfloat16])
+        graph = pruned.region.graph.graph
+        inside = {value.dtype for node in graph.nodes if isinstance(value := value_of(node), Tensor)}
+        inside |= {spec.dtype for spec in pruned.region.specs if spec.dtype is not None}
+        if any(operator_name(node) in _IN_HALF_PRECISION for node in graph.nodes):
+            inside.add(torch.bfloat16)
+        accepted = max([accepted, *(_INSIDE.get(dtype, 0.0) for dtype in inside)])
         return accepted
 
 
