@@ -45,14 +45,14 @@ def test_one_graph_for_the_first_scale_and_one_for_all_others():
 
 
 def test_a_generation_without_a_prunable_graph_warns():
-    subject = odd.OddSubject(odd.Handwritten)
+    subject = odd.OddSubject(odd.NoAttention)
     forward = torch.compile(subject.model, backend="toprovar", options={"lowering": "eager"})
     with pytest.warns(RuntimeWarning, match="without a prunable graph.*NO_ATTENTION"):
         generate(subject, forward)
 
 
 def test_nothing_warns_where_nothing_was_to_be_pruned():
-    subject = odd.OddSubject(odd.Handwritten)
+    subject = odd.OddSubject(odd.NoAttention)
     forward = torch.compile(
         subject.model, backend="toprovar", options={"lowering": "eager", "preset": "lossless"}
     )

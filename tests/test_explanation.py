@@ -112,7 +112,7 @@ def test_the_json_survives_a_round_trip(found):
 
 
 def test_what_stays_dense_is_counted_and_explained(fresh_dynamo):
-    subject = odd.OddSubject(odd.Handwritten)
+    subject = odd.OddSubject(odd.NoAttention)
     with MANY_GRAPHS, pytest.warns(RuntimeWarning, match="prunable graph"):
         forward = torch.compile(subject.model, backend="toprovar", options={"lowering": "eager"})
         with toprovar_fx.explaining() as report:
