@@ -7,6 +7,7 @@ equal by chance hides it.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import sympy
 from torch import fx
@@ -37,17 +38,17 @@ def prove_shapes(source: fx.Graph, facts: BlockFacts, arm: BlockArm, plan: RowPl
     failure = ""
     for values in (_distinct(specs, facts), _as_traced(specs, source, facts)):
         try:
-            result = fake_run(arm.graph, SymbolicInputs([at_sizes(spec, values) for spec in specs], {}))
+            result: Any = fake_run(arm.graph, SymbolicInputs([at_sizes(spec, values) for spec in specs], {}))
         except Exception as error:
-            failure = failure or f"{type(error).__name__}: {str(error).splitlines()[0]}"
+            failure = failure or f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
             continue
-        found = [(*map(int, part.shape),) for part in (result if isinstance(result, tuple) else (result,))]  # type: ignore[attr-defined]
+        found = [(*map(int, part.shape),) for part in (result if isinstance(result, tuple) else (result,))]
         expected = list(_expected(facts, plan, values))
         if found != expected:
             raise Unsupported(Reason.SHAPE_PROOF, facts.exit, f"{plan}: shapes {found}, expected {expected}")
         first = result[0] if isinstance(result, tuple) else result
-        if first.dtype != dtype_of(facts.hidden):  # type: ignore[attr-defined]
-            raise Unsupported(Reason.SHAPE_PROOF, facts.exit, f"{plan}: the result is {first.dtype}")  # type: ignore[attr-defined]
+        if first.dtype != dtype_of(facts.hidden):
+            raise Unsupported(Reason.SHAPE_PROOF, facts.exit, f"{plan}: the result is {first.dtype}")
         return
     raise Unsupported(Reason.SHAPE_PROOF, facts.exit, f"{plan}: {failure}")
 
