@@ -84,9 +84,9 @@ def _lie_apart(left: fx.Node, right: fx.Node) -> bool:
     """Whether two nodes are parts of one input with other numbers."""
     if CACHE_HOLDER not in right.meta or {operator_name(left), operator_name(right)} != {"getitem"}:
         return False
-    numbers = left.args[1], right.args[1]
-    assert isinstance(numbers[0], tuple) and isinstance(numbers[1], tuple)
-    return any(one != other for one, other in zip(*numbers, strict=False))
+    first, second = left.args[1], right.args[1]
+    assert isinstance(first, tuple) and isinstance(second, tuple)
+    return any(one != other for one, other in zip(first, second, strict=False))
 
 
 def read_write(node: fx.Node, axes: Axes, length: Size) -> CacheWrite:
