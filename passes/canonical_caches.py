@@ -28,7 +28,7 @@ from torch import fx
 from ..analysis.attention import attention_calls
 from ..analysis.cache_forms import CacheForm, read_form
 from ..analysis.caches import CACHE_HOLDER
-from ..analysis.operators import full_index, operator_name
+from ..analysis.operators import full_index, leading_numbers, operator_name
 from ..analysis.reasons import Reason, Unsupported
 from ..analysis.shapes import Size, as_size, is_tensor, same, shape_of, size_of, value_of
 from .step import copy_graph
@@ -137,9 +137,9 @@ class _Rewriter:
                 continue
             source = node.args[0]
             entries = full_index(node.args[1], len(shape_of(source))) if is_tensor(source) else None
-            part = tuple(entry for entry in entries or () if isinstance(entry, int))
-            if part and (source, part) in self.parts and (entries or ())[: len(part)] == part:
-                node.args = (self.parts[source, part], (entries or ())[len(part) :])
+            part = leading_numbers(entries, shape_of(source)) if entries is not None else ()
+            if entries is not None and part and (source, part) in self.parts:
+                node.args = (self.parts[source, part], entries[len(part) :])
 
     # Sizes.
 

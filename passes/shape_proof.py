@@ -7,9 +7,9 @@ equal by chance hides it.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import sympy
-import torch
 from torch import fx
 
 from .._torch_private import SymbolicInputs, fake_run
@@ -38,18 +38,17 @@ def prove_shapes(source: fx.Graph, facts: BlockFacts, arm: BlockArm, plan: RowPl
     failure = ""
     for values in (_distinct(specs, facts), _as_traced(specs, source, facts)):
         try:
-            result = fake_run(arm.graph, SymbolicInputs([at_sizes(spec, values) for spec in specs], {}))
+            result: Any = fake_run(arm.graph, SymbolicInputs([at_sizes(spec, values) for spec in specs], {}))
         except Exception as error:
-            failure = failure or f"{type(error).__name__}: {str(error).splitlines()[0]}"
+            failure = failure or f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
             continue
-        parts = result if isinstance(result, tuple) else (result,)
-        tensors = [part for part in parts if isinstance(part, torch.Tensor)]
-        found = [(*map(int, part.shape),) for part in tensors]
+        found = [(*map(int, part.shape),) for part in (result if isinstance(result, tuple) else (result,))]
         expected = list(_expected(facts, plan, values))
         if found != expected:
             raise Unsupported(Reason.SHAPE_PROOF, facts.exit, f"{plan}: shapes {found}, expected {expected}")
-        if tensors[0].dtype != dtype_of(facts.hidden):
-            raise Unsupported(Reason.SHAPE_PROOF, facts.exit, f"{plan}: the result is {tensors[0].dtype}")
+        first = result[0] if isinstance(result, tuple) else result
+        if first.dtype != dtype_of(facts.hidden):
+            raise Unsupported(Reason.SHAPE_PROOF, facts.exit, f"{plan}: the result is {first.dtype}")
         return
     raise Unsupported(Reason.SHAPE_PROOF, facts.exit, f"{plan}: {failure}")
 

@@ -58,6 +58,11 @@ COMBINATIONS = [
 ]
 
 
+def of(kind: type) -> Traced:
+    """The combination with this cache."""
+    return traced(next(each for each in COMBINATIONS if each[2] is kind))
+
+
 def label(combination: tuple[type, ...]) -> str:
     return "-".join(part.__name__ for part in combination)
 
@@ -99,6 +104,29 @@ def check(outcome: Outcome, model: Traced) -> None:
     assert worst(outcome.logits, plainly(model.subject, outcome.keeps, SQUARE)) < tolerance(model)
 
 
+@pytest.mark.parametrize("kind", [parts.JoinedTokensFirst, parts.Functional])
+@pytest.mark.parametrize(
+    "settings", [{"pruned_kv": "keep"}, {"score": "entropy", "entropy_source": "same_layer"}]
+)
+def test_keys_and_values_of_pruned_tokens_may_stay(kind, settings):
+    model = of(kind)
+    outcome = model({**OPEN, "restore": "residual", **settings})
+    assert outcome.arms(5) == ["pruned"] * 3
+    expected = plainly(model.subject, outcome.keeps, SQUARE, cached="all")
+    assert worst(outcome.logits, expected) < tolerance(model)
+    assert outcome.controller.caches.dropped == {2: SQUARE.tokens[4]}, (
+        "a layer that is skipped writes nothing"
+    )
+
+
+def test_a_budget_is_met_with_joined_caches():
+    """Prices do not depend on how long the buffers are."""
+    model = of(parts.Joined)
+    outcome = model({**{name: OPEN[name] for name in OPEN if name != "keep"}, "budget": 1.3})
+    assert "pruned" in outcome.arms(5)
+    check(outcome, model)
+
+
 def test_the_rows_that_a_layer_left_out_are_missing_in_its_cache():
     """Joined caches keep the length that the model expects; the rows that no layer computed are zero."""
     model = traced(COMBINATIONS[0])
@@ -130,8 +158,7 @@ def test_a_joined_cache_becomes_a_buffer_that_leaves_the_graph():
 
 @pytest.mark.parametrize("kind", [parts.Sliced, parts.TokensFirst])
 def test_a_cache_that_is_canonical_stays_as_it_is(kind):
-    (combination,) = (each for each in COMBINATIONS if each[2] is kind)
-    model = traced(combination)
+    model = of(kind)
     model({"preset": "lossless"})
     graph = model.graphs[-1].graph
     assert canonical_caches(graph) is graph

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -182,6 +182,9 @@ class Joined:
     def new(self, like: Tensor, rows: int, tokens: int) -> list[Any]:
         return [[None, None] for _ in range(DEPTH)]
 
+    def end(self, store: list[Any], length: int, end: int) -> int:
+        return end
+
     def attend(self, store: list[Any], layer: int, end: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         old = store[layer]
         if old[0] is not None:
@@ -191,7 +194,10 @@ class Joined:
 
 
 class JoinedTokensFirst(Joined):
-    """`torch.cat` on [R, L, H, E]."""
+    """`torch.cat` on [R, L, H, E]; where a scale begins is told by the length of a cache."""
+
+    def end(self, store: list[Any], length: int, end: int) -> int:
+        return length if store[0][0] is None else store[0][0].shape[1] + length
 
     def attend(self, store: list[Any], layer: int, end: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         k, v, old = k.transpose(1, 2), v.transpose(1, 2), store[layer]
@@ -207,6 +213,9 @@ class Sliced:
     """A buffer [R, H, L, E], written by slice."""
 
     tokens_at = 2
+
+    def end(self, store: list[Any], length: int, end: int) -> int:
+        return end
 
     def new(self, like: Tensor, rows: int, tokens: int) -> list[Any]:
         shape = [rows, HEADS, HEAD]
@@ -316,6 +325,7 @@ class Step(nn.Module):
                 parameter.add_(0.1 * torch.randn_like(parameter))
 
     def forward(self, hidden: Tensor, cond: Tensor, store: Any, end: int) -> Tensor:
+        end = self.cache.end(store, hidden.shape[1], end)
         table = self.table[end - hidden.shape[1] : end]
         x = self.position.stream(hidden, table)
         for at, layer in enumerate(self.layers):
@@ -354,11 +364,16 @@ class Family(Subject):
 
 
 def plainly(
-    subject: Family, keeps: Mapping[tuple[int, int], Tensor], schedule: Schedule, images: int = 1
+    subject: Family,
+    keeps: Mapping[tuple[int, int], Tensor],
+    schedule: Schedule,
+    images: int = 1,
+    cached: Literal["kept", "all"] = "kept",
 ) -> list[Tensor]:
     """Logits of a generation that keeps the tokens `keeps[scale, layer]` [R, K], all elsewhere; K = 0 skips.
 
-    A token that a layer does not compute leaves it as it came, and leaves no keys and values behind.
+    A token that a layer does not compute leaves it as it came. Its keys and values are there for others with
+    `cached="all"` and do not exist otherwise.
     """
     model, cond = subject.model, subject.state(images, schedule).cache.cond
     caches = [PlainCache() for _ in range(DEPTH)]
@@ -373,7 +388,10 @@ def plainly(
                     x = layer(x, table, caches[at].attend, cond)
                 elif keep.shape[1]:
                     row = torch.arange(len(x))[:, None]
-                    some = layer(x[row, keep], table[keep], caches[at].attend, cond)
+                    if cached == "kept":
+                        some = layer(x[row, keep], table[keep], caches[at].attend, cond)
+                    else:
+                        some = layer(x, table, caches[at].attend, cond)[row, keep]
                     x = x.clone()
                     x[row, keep] = some
             logits.append(model.head(x.float()))

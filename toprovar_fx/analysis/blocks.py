@@ -15,12 +15,13 @@ import torch
 from torch import fx
 
 from .attention import AttentionCall, attention_calls, refused
+from .batch_rows import before_mixed_rows
 from .caches import CACHE_HOLDER, written_caches
 from .contexts import is_context, refuse_split_regions
 from .handwritten import suspect
 from .operators import operator_name, writes_in_place
 from .reasons import Reason, Unsupported
-from .shapes import Size, as_size, dtype_of, is_tensor, same, shape_of, size_of, value_of
+from .shapes import Size, dtype_of, is_tensor, same, shape_of, size_of, value_of
 from .signature import signature
 
 _SUMS = frozenset({"add", "iadd", "add_"})
@@ -188,7 +189,7 @@ def _blocks(
             leave = _before_positions(starts[layer + 1], cuts, dependent, length)
             if leave.op == "placeholder" or order[leave] <= order[call.node]:
                 leave = starts[layer + 1]
-            leave = _before_mixed_rows(graph, call, cuts, leave, order)
+            leave = before_mixed_rows(graph, call.node, cuts, leave, order)
             block = _block(graph, layer, call, starts[layer], leave, dependent, order)
         else:
             block = _last_block(graph, layer, call, starts[layer], cuts, dependent, order, blocks)
@@ -220,41 +221,6 @@ def _is_table(node: fx.Node, dependent: set[fx.Node], length: Size) -> bool:
         return False
     shape = shape_of(node)
     return len(shape) >= 2 and same(shape[-2], length)
-
-
-def _before_mixed_rows(
-    graph: fx.Graph, call: AttentionCall, cuts: Sequence[fx.Node], leave: fx.Node, order: dict[fx.Node, int]
-) -> fx.Node:
-    """The last cut of a block before batch rows are mixed, as guidance between two layers does.
-
-    What comes behind it runs on all tokens, whatever each row kept; `leave` where no rows are mixed or no cut
-    lies before that.
-    """
-    rows = shape_of(leave)
-    for node in graph.nodes:
-        if order[call.node] < order[node] <= order[leave] and _takes_rows(node, rows):
-            before = [cut for cut in cuts if cut.op != "placeholder" and order[cut] < order[node]]
-            if before and order[before[-1]] > order[call.node]:
-                return before[-1]
-            return leave
-    return leave
-
-
-def _takes_rows(node: fx.Node, whole: tuple[Size, ...]) -> bool:
-    """Whether a node cuts hidden states of this shape along the batch."""
-    source = node.args[0] if node.args else None
-    if not is_tensor(source) or not _equal(shape_of(source), whole):  # type: ignore[arg-type]
-        return False
-    value = value_of(node)
-    part = value[0] if isinstance(value, (tuple, list)) and value else value
-    if not isinstance(part, torch.Tensor):
-        return False
-    sizes = tuple(map(as_size, part.shape))
-    return not same(sizes[0], whole[0]) and _equal(sizes[-2:], whole[-2:]) if sizes else False
-
-
-def _equal(left: tuple[Size, ...], right: tuple[Size, ...]) -> bool:
-    return len(left) == len(right) and all(map(same, left, right))
 
 
 def _block(

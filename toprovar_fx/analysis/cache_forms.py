@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from torch import fx
 
 from .index_ranges import Term, index_range
-from .operators import argument, full_index, operator_name
+from .operators import argument, full_index, leading_numbers, operator_name
 from .reasons import Reason, Unsupported
 from .shapes import Size, is_tensor, same, shape_of, size_of
 
@@ -108,10 +108,10 @@ def _assigned(node: fx.Node, cache: object, index: object, rows: object, length:
     entries = full_index(index, len(shape_of(cache)))
     if entries is None:
         return None
-    part = tuple(entry for entry in entries if isinstance(entry, int))
+    part = leading_numbers(entries, shape_of(cache))
     rest = entries[len(part) :]
     chosen = [at for at, entry in enumerate(rest) if entry != slice(None)]
-    if len(chosen) != 1 or entries[: len(part)] != part or len(shape_of(rows)) != len(rest):
+    if len(chosen) != 1 or any(number < 0 for number in part) or len(shape_of(rows)) != len(rest):
         return None
     axis, entry = chosen[0], rest[chosen[0]]
     if not _is_rows(rows, axis, length):

@@ -76,11 +76,17 @@ def _other_users(cache: fx.Node) -> list[fx.Node]:
     base = cache.args[0]
     assert isinstance(base, fx.Node)
     # Numbered parts of one input lie beside each other; a longer copy has the input for itself.
-    apart = operator_name(cache) == "getitem"
     others = [user for user in base.users if user is not cache]
-    return users + [
-        user for user in others if not (apart and CACHE_HOLDER in user.meta and user.args[1] != cache.args[1])
-    ]
+    return users + [user for user in others if not _lie_apart(cache, user)]
+
+
+def _lie_apart(left: fx.Node, right: fx.Node) -> bool:
+    """Whether two nodes are parts of one input with other numbers."""
+    if CACHE_HOLDER not in right.meta or {operator_name(left), operator_name(right)} != {"getitem"}:
+        return False
+    first, second = left.args[1], right.args[1]
+    assert isinstance(first, tuple) and isinstance(second, tuple)
+    return any(one != other for one, other in zip(first, second, strict=False))
 
 
 def read_write(node: fx.Node, axes: Axes, length: Size) -> CacheWrite:

@@ -88,3 +88,13 @@ def full_index(index: object, rank: int) -> tuple[object, ...] | None:
         missing = rank - len(entries) + 1
         entries = entries[:at] + (slice(None),) * missing + entries[at + 1 :]
     return entries + (slice(None),) * (rank - len(entries))
+
+
+def leading_numbers(entries: tuple[object, ...], shape: tuple[Size, ...]) -> tuple[int, ...]:
+    """The numbers at the front of a full index, counted from the start where the size is known."""
+    found: list[int] = []
+    for entry, size in zip(entries, shape, strict=True):
+        if not isinstance(entry, int):
+            break
+        found.append(entry % int(size) if size.is_Integer else entry)
+    return tuple(found)
