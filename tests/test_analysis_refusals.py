@@ -44,7 +44,7 @@ CASES = [
     (odd.Reflected, Reason.BATCH_ROWS),
     (odd.IntoTable, Reason.IN_PLACE_WRITE),
     (odd.UnknownPlaces, Reason.CACHE_LAYOUT),
-    (odd.RotatedCache, Reason.CACHE_LAYOUT),
+    (odd.RotatedCache, Reason.MASKED_ATTENTION),
     (odd.EarlyRead, Reason.CACHE_LAYOUT),
     (odd.SummedCache, Reason.TOKEN_MIXING),
     (odd.Unknown, Reason.UNKNOWN_OPERATOR),

@@ -68,6 +68,13 @@ class Attend(nn.Module):
             first = 0 if k.shape[2] == end else start
             bias = self.bias[:, :, start:end, first:end]
             return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, **given, **grouped)
+        if self.kind == "sdpa_triangle":
+            seen = self._triangle(k, start, end)
+            return F.scaled_dot_product_attention(q, k, v, attn_mask=seen, **given, **grouped)
+        if self.kind == "matmul_triangle":
+            hidden = self._triangle(k, start, end).logical_not()
+            scores = (self.scale * q @ k.transpose(-2, -1)).masked_fill(hidden, float("-inf"))
+            return scores.softmax(-1) @ v
         if self.kind == "flex":
             return flex_attention(q, k, v, scale=self.given, enable_gqa=self.gqa == "native")
         if self.kind == "matmul":
@@ -80,6 +87,12 @@ class Attend(nn.Module):
         q, k, v = (x.reshape(rows * heads, x.shape[2], x.shape[3]) for x in (q, k, v))
         weights = torch.softmax(torch.bmm(q, k.transpose(1, 2)) * self.scale, dim=-1)
         return torch.bmm(weights, v).view(rows, heads, length, -1)
+
+    def _triangle(self, k: Tensor, start: int, end: int) -> Tensor:
+        """Which keys a query sees: those that are no further on than itself, [L, T]."""
+        first = 0 if k.shape[2] == end else start
+        places = torch.arange(end, device=k.device)
+        return places[start:, None] >= places[None, first:]
 
 
 class MixedAttention(nn.Module):
@@ -97,15 +110,8 @@ class MixedAttention(nn.Module):
         return self._mix(q, k, v).transpose(1, 2).flatten(2)
 
     def _mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        length = q.shape[2]
         if self.kind == "causal":
             return F.scaled_dot_product_attention(q, k, v, is_causal=True)
         if self.kind == "attention_dropout":
             return F.scaled_dot_product_attention(q, k, v, dropout_p=0.25)
-        later = torch.ones(length, length, dtype=torch.bool, device=q.device).triu(1)
-        if self.kind == "causal_mask":
-            return F.scaled_dot_product_attention(q, k, v, attn_mask=later.logical_not())
-        scores = q @ k.transpose(-2, -1)
-        if self.kind == "causal_matmul":
-            return scores.masked_fill(later, float("-inf")).softmax(-1) @ v
-        return scores.softmax(dim=-2) @ v
+        return (q @ k.transpose(-2, -1)).softmax(dim=-2) @ v

@@ -156,8 +156,11 @@ class Step:
         if attend.kind == "sdpa_bias":
             for row, entry in enumerate(scores):
                 entry += attend.bias[0][:, positions[row]][:, :, memory.positions[row]]
+        if attend.kind.endswith("triangle"):
+            later = memory.positions[:, None, None] > positions[:, None, :, None]
+            scores = scores.masked_fill(later, float("-inf"))
         logs = scores.log_softmax(-1)
-        self.entropy = float(-(logs.exp() * logs).sum(-1).mean())
+        self.entropy = float(-(logs.exp() * logs).nan_to_num(0.0).sum(-1).mean())
         return (logs.exp() @ values).to(q.dtype)
 
 

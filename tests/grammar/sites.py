@@ -10,6 +10,7 @@ from torch import fx
 
 from toprovar_fx.analysis.blocks import read_step
 from toprovar_fx.analysis.reasons import Unsupported
+from toprovar_fx.passes.canonical_caches import canonical_caches
 
 from .model import STAGES
 
@@ -32,7 +33,7 @@ def sites_of(graphs: Sequence[fx.GraphModule]) -> Sites:
     found = Sites()
     for module in graphs:
         try:
-            blocks = read_step(module.graph).blocks
+            blocks = read_step(canonical_caches(module.graph)).blocks
         except Unsupported:
             continue
         for block in blocks:

@@ -31,8 +31,10 @@ BLOCK_CHOICES: dict[str, tuple[object, ...]] = {
         "sdpa",
         "sdpa_keyword",
         "sdpa_bias",
+        "sdpa_triangle",
         "matmul",
         "matmul_float",
+        "matmul_triangle",
         "einsum",
         "bmm",
         "flash",
@@ -50,8 +52,6 @@ BLOCK_CHOICES: dict[str, tuple[object, ...]] = {
 # What must never be pruned over: these stand in place of the self-attention ...
 ATTENTION_MIXERS = (
     "causal",
-    "causal_mask",
-    "causal_matmul",
     "softmax_queries",
     "attention_dropout",
 )

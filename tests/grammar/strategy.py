@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from .spec import ATTENTION_MIXERS, BLOCK_CHOICES, CASE_CHOICES, MIXERS, BlockSpec, CaseSpec
 
 # Forms that take fewer key heads than heads as they are.
-GROUPED = ("sdpa", "sdpa_keyword", "sdpa_bias", "flash", "flex")
+GROUPED = ("sdpa", "sdpa_keyword", "sdpa_bias", "sdpa_triangle", "flash", "flex")
 INVALID_SHARE, STATIC_SHARE = 0.3, 0.05
 # How often a choice is drawn where that is not once: roughly as often as models are written that way.
 WEIGHTS = {
