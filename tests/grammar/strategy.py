@@ -11,12 +11,14 @@ from .spec import ATTENTION_MIXERS, BLOCK_CHOICES, CASE_CHOICES, MIXERS, BlockSp
 
 # Forms that take fewer key heads than heads as they are.
 GROUPED = ("sdpa", "sdpa_keyword", "sdpa_bias", "sdpa_triangle", "flash", "flex")
-INVALID_SHARE, STATIC_SHARE = 0.3, 0.05
+INVALID_SHARE = 0.3
 # How often a choice is drawn where that is not once: roughly as often as models are written that way.
 WEIGHTS = {
-    "attention": {"sdpa": 3, "sdpa_keyword": 2, "matmul": 2, "matmul_float": 2},
+    "attention": {"sdpa": 4, "sdpa_keyword": 3, "matmul": 3, "matmul_float": 3},
     "cache": {"slice": 2, "cat": 2},
+    "cross": {"none": 3},
     "guidance": {"none": 3},
+    "trace": {"symbolic": 24},
 }
 
 
@@ -31,11 +33,11 @@ def cases() -> st.SearchStrategy[CaseSpec]:
 
 def draw_case(random: Random) -> CaseSpec:
     """One case."""
-    chosen = {name: random.choice(values) for name, values in CASE_CHOICES.items()}
-    chosen["trace"] = "static" if random.random() < STATIC_SHARE else "symbolic"
+    chosen = {name: weighted(random, name, values) for name, values in CASE_CHOICES.items()}
     heads = random.choice((1, 2, 2, 4))
     first, second = (draw_block(random, heads, chosen["rows"] == "guided") for _ in range(2))
-    layers = random.choice(((first,), (first, first), (first, second), (first, second, first)))
+    patterns = ((first,), (first, first), (first, second), (first, second, first))
+    (layers,) = random.choices(patterns, (8, 4, 6, 1))
     if random.random() < INVALID_SHARE:
         count = random.randint(1, len(layers))
         for layer in random.sample(range(len(layers)), count):
