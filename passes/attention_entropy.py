@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ..analysis.reasons import Unsupported
 from ..declaration import declare
 from ..options import Options
 from ..runtime.gates import DenseBlock, EntropyTap
@@ -42,9 +43,12 @@ def attention_entropy(step: Step, options: Options, context: PassContext) -> Pas
         for site in step.sites:
             dense = step.module(site)
             if isinstance(dense, DenseBlock):
-                tap = EntropyTap(
-                    site.layer, len(step.sites), options, dense.dense, dense, context.arm(site.block, plan)
-                )
+                try:
+                    tapped = context.arm(site.block, plan)
+                except Unsupported as verdict:
+                    record.fallbacks.append(verdict.at(site.layer))
+                    continue
+                tap = EntropyTap(site.layer, len(step.sites), options, dense.dense, dense, tapped)
                 modules[site.name] = tap
                 record.sites.append(site.layer)
     record.modified = bool(modules)

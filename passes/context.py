@@ -12,6 +12,7 @@ from ..runtime.graph_gate import BranchedArm
 from ..runtime.verify import PermutationCheck
 from .branch_graph import BranchPlan, branch_graph
 from .rows import RowPlan, rewrite_rows
+from .shape_proof import prove_shapes
 from .step import BlockGraph
 
 
@@ -32,11 +33,17 @@ class PassContext:
     _branched: dict[tuple[int, BranchPlan], BranchedArm] = field(default_factory=dict)
 
     def arm(self, block: BlockGraph, plan: RowPlan) -> Arm:
-        """The callable of `block` under `plan`."""
+        """The callable of `block` under `plan`.
+
+        Raises:
+            Unsupported: the shapes of the rewritten block could not be proven.
+        """
         key = (id(block), plan)
         if key not in self._arms:
             assert block.facts is not None
             rewritten = rewrite_rows(block, plan)
+            if plan != RowPlan():
+                prove_shapes(block.graph.graph, block.facts, rewritten, plan)
             hints = self.named_hints(block.facts.length)
             region = Region(rewritten.graph, self.lowering, hints, f"block: {plan}")
             self._arms[key] = Arm(region, rewritten.select, rewritten.start)

@@ -14,13 +14,14 @@ from ..analysis.signature import signature
 from ..declaration import declare
 from ..lowering.known_sizes import fold_known_sizes
 from ..lowering.outline import Outline, extract, replace_by_calls
+from .canonical_caches import canonical_caches
 from .step import BlockGraph, Site, Step
 
 
 @declare(
-    rewrites="the captured graph: every block becomes a graph of its own, equal ones shared",
+    rewrites="the captured graph: caches get one form, blocks become graphs of their own, equal ones shared",
     ensures="the same values in the same order; a block that is not understood keeps its reason",
-    price="no operation; no fusion across block borders",
+    price="a padding for each joined cache instead of the joining; no fusion across block borders",
     when="always",
 )
 def outline_blocks(traced: fx.GraphModule) -> Step:
@@ -34,7 +35,8 @@ def outline_blocks(traced: fx.GraphModule) -> Step:
         Unsupported: the step has no blocks that could be found.
     """
     traced = fold_known_sizes(traced)
-    facts = read_step(traced.graph)
+    captured = canonical_caches(traced.graph)
+    facts = read_step(captured)
     known: dict[Hashable, BlockGraph] = {}
     outlines, sites, modules = [], [], {}
     for block in facts.blocks:
@@ -42,15 +44,15 @@ def outline_blocks(traced: fx.GraphModule) -> Step:
         key = signature(block.entry, block.nodes)
         if key not in known:
             known[key] = _read(extract(outline))
-        own = _unless_shared(known[key], traced.graph, block)
+        own = _unless_shared(known[key], captured, block)
         outlines.append(outline)
         sites.append(Site(block.layer, outline.name, own))
         modules[outline.name] = own.graph
-    for at, nodes in enumerate(_rest(traced.graph, facts.blocks)):
+    for at, nodes in enumerate(_rest(captured, facts.blocks)):
         outline = Outline(f"rest_{at}", _entry(nodes), tuple(nodes))
         outlines.append(outline)
         modules[outline.name] = extract(outline)
-    graph = replace_by_calls(traced.graph, outlines)
+    graph = replace_by_calls(captured, outlines)
     return Step(
         fx.GraphModule({**dict(traced.named_children()), **modules}, graph, class_name="Step"), tuple(sites)
     )

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any
 
+import sympy
 import torch
 from torch import fx
 
@@ -127,9 +128,10 @@ class Rewriter:
 
     def _placeholders(self) -> int | tuple[int] | None:
         sources = [node for node in self.source.nodes if node.op == "placeholder"]
-        for node in sources:
+        growing = {write.cache: write.axis for write in self.facts.writes}
+        for at, node in enumerate(sources):
             holder = self.mapped[node] = self.graph.placeholder(str(node.target))
-            holder.meta = {"toprovar_spec": spec_of(node)}
+            holder.meta = {"toprovar_spec": _with_own_slots(spec_of(node), growing.get(node), at)}
         self.own = [self.mapped[node] for node in sources]
         hidden = spec_of(self.facts.hidden)
         assert hidden.shape is not None and hidden.dtype is not None and hidden.device is not None
@@ -373,6 +375,16 @@ class Rewriter:
                 self.select.append(at)
             else:
                 self.graph.erase_node(holder)
+
+
+def _with_own_slots(spec: InputSpec, axis: int | None, at: int) -> InputSpec:
+    """The spec of a cache whose length is a sum of sizes, with a symbol of its own for that length."""
+    if axis is None or spec.shape is None or spec.shape[axis].is_Integer or spec.shape[axis].is_Symbol:
+        return spec
+    assert spec.dtype is not None and spec.device is not None
+    slots = sympy.Symbol(f"slots_{at}", integer=True, positive=True)
+    shape = (*spec.shape[:axis], slots, *spec.shape[axis + 1 :])
+    return tensor_spec(shape, spec.dtype, spec.device)
 
 
 def _slices(rank: int, axis: int, entry: slice) -> tuple[slice, ...]:

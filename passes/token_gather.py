@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from torch import nn
 
-from ..analysis.reasons import Fallback, Reason, fallback_at
+from ..analysis.reasons import Fallback, Reason, Unsupported, fallback_at
 from ..declaration import declare
 from ..options import Options
 from ..runtime.gates import OwnEntropyGate, ScaleDepthGate, TokenGate
@@ -38,13 +38,20 @@ def token_gather(step: Step, options: Options, context: PassContext) -> PassResu
     modules: dict[str, nn.Module] = {}
     for site in step.sites if gathers_tokens(options) else ():
         gate = step.module(site)
+        if not isinstance(gate, ScaleDepthGate):
+            continue
         refusal = short_cache(site, "dropped tokens") if _drops_keys(options) else None
-        if isinstance(gate, ScaleDepthGate) and refusal is not None:
+        if refusal is not None:
             record.fallbacks.append(refusal)
-        elif isinstance(gate, ScaleDepthGate):
-            late = _own_entropy if _ranks_itself(options) else _known_tokens
-            modules[site.name] = gate.like(ScaleDepthGate, gate.early, late(gate, site, options, context))
-            record.sites.append(site.layer)
+            continue
+        rewrite = _own_entropy if _ranks_itself(options) else _known_tokens
+        try:
+            late = rewrite(gate, site, options, context)
+        except Unsupported as verdict:
+            record.fallbacks.append(verdict.at(site.layer))
+            continue
+        modules[site.name] = gate.like(ScaleDepthGate, gate.early, late)
+        record.sites.append(site.layer)
     record.modified = bool(modules)
     return PassResult(step.with_modules(modules) if modules else step, record)
 

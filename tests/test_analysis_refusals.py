@@ -9,6 +9,7 @@ import torch
 
 from toprovar_fx.analysis.reasons import Reason
 from toprovar_fx.errors import GraphError
+from toprovar_fx.passes import rows
 from toprovar_fx.program import DenseProgram, programs
 from toprovar_fx.runtime.generation import generation
 
@@ -33,6 +34,19 @@ CASES = [
     (odd.GridConvolution, Reason.UNKNOWN_OPERATOR),
     (odd.Roll, Reason.UNKNOWN_OPERATOR),
     (odd.Cumulative, Reason.UNKNOWN_OPERATOR),
+    (odd.Sorted, Reason.UNKNOWN_OPERATOR),
+    (odd.Pooled, Reason.UNKNOWN_OPERATOR),
+    (odd.TokenNorm, Reason.TOKEN_MIXING),
+    (odd.Dropout, Reason.RANDOM),
+    (odd.Noise, Reason.RANDOM),
+    (odd.BatchMean, Reason.BATCH_ROWS),
+    (odd.SwappedRows, Reason.BATCH_ROWS),
+    (odd.Reflected, Reason.BATCH_ROWS),
+    (odd.IntoTable, Reason.IN_PLACE_WRITE),
+    (odd.UnknownPlaces, Reason.CACHE_LAYOUT),
+    (odd.RotatedCache, Reason.MASKED_ATTENTION),
+    (odd.EarlyRead, Reason.CACHE_LAYOUT),
+    (odd.SummedCache, Reason.TOKEN_MIXING),
     (odd.Unknown, Reason.UNKNOWN_OPERATOR),
     (odd.Branch, Reason.TOKEN_MIXING),
     (odd.Merged, Reason.RESHAPED_TOKENS),
@@ -71,8 +85,6 @@ CASES = [
     (odd_attention.Noise, Reason.RANDOM),
     (odd.NoAttention, Reason.NO_ATTENTION),
     (odd.TextOnly, Reason.NO_ATTENTION),
-    # Neither writes by slice assignment, so the keys do not seem to depend on the tokens.
-    (odd.IndexWrite, Reason.NO_ATTENTION),
     (odd.ConstantWrite, Reason.CACHE_WRITE),
     (odd.ShiftedWrite, Reason.CACHE_WRITE),
     (odd.Appended, Reason.TOKEN_MIXING),
@@ -215,6 +227,30 @@ def test_a_scale_of_one_token_is_no_reason_to_complain():
     }
 
 
+def test_a_block_that_changes_the_type_of_the_stream_stays_dense():
+    subject = odd.OddSubject(odd.Widened)
+    expected = generate(subject, subject.model)
+    outcome = generate(subject, compiled(subject, keep={3: {0: 0.5}, 5: {0: 0.5}}))
+    assert reasons(outcome) == {Reason.RESIDUAL_DTYPE}
+    assert {fallback.layer for fallback in outcome.controller.ledger.fallbacks} == {0}
+    assert identical(outcome.logits, expected.logits)
+    assert "pruned" in generate(subject, compiled(subject)).arms(5), "the second layer keeps its type"
+
+
+@pytest.mark.parametrize("settings", [{}, {"score": "entropy"}], ids=["gather", "tap and gather"])
+def test_a_rewrite_whose_shapes_do_not_come_out_right_runs_dense(settings, monkeypatch):
+    """A rewriter that forgets the token count among an operator's arguments."""
+    monkeypatch.setattr(rows._Rewriter, "_kept_sizes", lambda self, before, after: after)
+    subject = odd.OddSubject(odd.Plain)
+    expected = generate(subject, subject.model)
+    outcome = generate(subject, compiled(subject, **settings))
+    assert identical(outcome.logits, expected.logits)
+    assert reasons(outcome) == {Reason.SHAPE_PROOF}
+    assert {fallback.layer for fallback in outcome.controller.ledger.fallbacks} == {0, 1}
+    with pytest.raises(Exception, match=r"SHAPE_PROOF .*K tokens from block_input on"):
+        generate(subject, compiled(subject, strict=True, **settings))
+
+
 def test_every_reason_has_a_test():
     here = {reason for _, reason in CASES}
     here |= {
@@ -227,11 +263,13 @@ def test_every_reason_has_a_test():
         # Why a scale ran otherwise than was asked for: tests/test_whole_step.py, tests/test_cuda_graphs.py.
         Reason.UNDECIDED_STEP,
         Reason.NOT_CAPTURED,
+        Reason.RESIDUAL_DTYPE,
+        Reason.SHAPE_PROOF,
     }
     assert set(Reason) == here
 
 
-@pytest.mark.parametrize("kind", [odd.Plain, odd.TableInBlock])
+@pytest.mark.parametrize("kind", [odd.Plain, odd.TableInBlock, odd.NarrowWrite])
 def test_the_same_model_without_oddity_is_pruned(kind):
     subject = odd.OddSubject(kind)
     expected = generate(subject, subject.model)

@@ -31,6 +31,7 @@ from .runtime.cuda_recorder import graph_memory
 from .runtime.generation import current_generation
 from .runtime.graph_gate import GraphGate
 from .runtime.pricing import price_plan
+from .runtime.short_caches import refuse_short_caches
 from .runtime.silence import warn_outside_generation
 from .runtime.step_graphs import step_graphs
 from .runtime.whole_step import WholeStep
@@ -65,13 +66,16 @@ class StepProgram:
                 setattr(step.graph, name, RegionModule(self._rest[-1], self._seen))
         self._graphs = step_graphs([(site.layer, step.module(site)) for site in step.sites], self._rest)
         self._rows, self._length = (spec_of(facts.hidden).shape or ())[:2]
-        self._slots = {shape_of(write.cache)[write.axis] for write in facts.writes}
         self._weights: list[tuple[weakref.ref[nn.Parameter], int | None]] = []
         self._parameters_at: list[int] | None = None
         self._identity: str | None = None
         self._branches = any(isinstance(step.module(site), GraphGate) for site in step.sites)
         wants_whole = options.unit == "step"
         self._whole = WholeStep(step, options, lowering, self._step_hints) if wants_whole else None
+        slots = {shape_of(write.cache)[write.axis] for write in facts.writes}
+        # The others grow with the scales.
+        self._slots = {size for size in slots if size.is_Integer or size.is_Symbol}
+        self._cache_inputs = _cache_inputs(step)
         self._budget = None if options.budget is None else StepBudget(self._graphs, self._rows, self._length)
 
     def __call__(self, *arguments: Any) -> Any:
@@ -87,6 +91,7 @@ class StepProgram:
             self._warned = True
             warn_outside_generation()
         if controller is not None:
+            _refuse_short_caches(controller, self._cache_inputs, arguments)
             controller.enter()
             controller.branch(self._branches)
         if controller is not None and not controller.ledger.prunable:
@@ -239,6 +244,7 @@ class DenseProgram:
         running = current_generation()
         if running is not None:
             controller = running.controller(self.options, 0)
+            _refuse_short_caches(controller, {}, arguments)
             controller.enter()
             controller.ledger.other.append((running.scale, self._region, self._region.sizes(arguments)))
             if not self.one_token:
@@ -256,6 +262,33 @@ class DenseProgram:
     def regions(self) -> list[Region]:
         """The one graph."""
         return [self._region]
+
+
+def _cache_inputs(step: Step) -> dict[int, set[int]]:
+    """Positions of the step's inputs that are caches of layers with gates, and those layers."""
+    graph = step.graph.graph
+    position = {node: at for at, node in enumerate(n for n in graph.nodes if n.op == "placeholder")}
+    calls = {node.target: node for node in graph.nodes if node.op == "call_module"}
+    found: dict[int, set[int]] = {}
+    for site in step.sites:
+        if site.block.facts is None:
+            continue
+        inputs = [node for node in site.block.graph.graph.nodes if node.op == "placeholder"]
+        for write in site.block.facts.writes:
+            cache = calls[site.name].args[inputs.index(write.cache)]
+            while cache.op != "placeholder":
+                cache = cache.args[0]
+            found.setdefault(position[cache], set()).add(site.layer)
+    return found
+
+
+def _refuse_short_caches(
+    controller: Controller, inputs: Mapping[int, set[int]], arguments: tuple[Any, ...]
+) -> None:
+    running = current_generation()
+    assert running is not None
+    others = [each.caches for each in running.controllers]
+    refuse_short_caches(controller.caches, others, inputs, arguments)
 
 
 Program = TypeVar("Program", StepProgram, DenseProgram)

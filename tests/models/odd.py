@@ -26,6 +26,7 @@ class Plain(nn.Module):
         self.head = nn.Linear(WIDTH, 3)
         self.weight = nn.Parameter(torch.randn(WIDTH, WIDTH, 3) / 4)
         self.table = nn.Parameter(torch.randn(256, WIDTH))
+        self.register_buffer("places", torch.arange(256))
 
     def forward(self, hidden: Tensor, keys: list[Tensor], values: list[Tensor], end: int) -> Any:
         x = self.enter(hidden)
@@ -104,6 +105,97 @@ class Roll(Plain):
 class Cumulative(Plain):
     def feed(self, x: Tensor, end: int) -> Tensor:
         return x.cumsum(1)
+
+
+class Sorted(Plain):
+    def feed(self, x: Tensor, end: int) -> Tensor:
+        return x.sort(1).values
+
+
+class Pooled(Plain):
+    def feed(self, x: Tensor, end: int) -> Tensor:
+        return F.avg_pool1d(x.transpose(1, 2), 3, stride=1, padding=1).transpose(1, 2)
+
+
+class TokenNorm(Plain):
+    def feed(self, x: Tensor, end: int) -> Tensor:
+        return F.layer_norm(x.transpose(1, 2), (x.shape[1],)).transpose(1, 2)
+
+
+class Dropout(Plain):
+    """Random in general; here all is dropped, so that results can be compared."""
+
+    def feed(self, x: Tensor, end: int) -> Tensor:
+        return x + F.dropout(x, 1.0, training=True)
+
+
+class Noise(Plain):
+    def feed(self, x: Tensor, end: int) -> Tensor:
+        return x + 0 * torch.randn_like(x)
+
+
+class BatchMean(Plain):
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, end: int) -> Tensor:
+        return super().attend(q - q.mean(0, keepdim=True), k, v, keys, values, end)
+
+
+class SwappedRows(Plain):
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, end: int) -> Tensor:
+        first, second = k.chunk(2)
+        return super().attend(q, torch.cat((second, first)), v, keys, values, end)
+
+
+class Reflected(Plain):
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, end: int) -> Tensor:
+        mixed = super().attend(q, k, v, keys, values, end)
+        return mixed + mixed[:1]
+
+
+class IntoTable(Plain):
+    """Tokens are written into a value that has none."""
+
+    def feed(self, x: Tensor, end: int) -> Tensor:
+        rows = self.table[end - x.shape[1] : end].expand(len(x), -1, -1).clone()
+        return x + rows.mul_(x) + rows
+
+
+class Widened(Plain):
+    """The first block turns the stream into float64, in which it stays."""
+
+    def block(self, x: Tensor, layer: int, keys: list[Tensor], values: list[Tensor], end: int) -> Tensor:
+        q, k, v = self.heads(self.qkv[layer](F.layer_norm(x.float(), (WIDTH,))))
+        mixed = self.attend(q, k, v, keys[layer], values[layer], end)
+        x = x.double() + self.out[layer](mixed.transpose(1, 2).flatten(2))
+        return x + self.mlp[layer](F.silu(F.layer_norm(x.float(), (WIDTH,))))
+
+    def leave(self, x: Tensor) -> Tensor:
+        return self.head(x.float())
+
+
+class LateRoll(Plain):
+    """Mixes tokens at large scales alone, in a graph of their own."""
+
+    def feed(self, x: Tensor, end: int) -> Tensor:
+        return torch.roll(x, 1, 1) if x.shape[1] > 30 else x
+
+
+class GuidedInside(Plain):
+    """Guidance between attention and feed-forward: what follows it runs on all tokens."""
+
+    def feed(self, x: Tensor, end: int) -> Tensor:
+        first, second = x.chunk(2)
+        return x + torch.cat((second, first))
+
+
+class Guided(Plain):
+    """Guidance between the layers: both halves of the batch go on with the same mixture."""
+
+    def block(self, x: Tensor, layer: int, keys: list[Tensor], values: list[Tensor], end: int) -> Tensor:
+        if layer == 1:
+            half = x.shape[0] // 2
+            mixed = 1.5 * x[:half] - 0.5 * x[half:]
+            x = torch.cat((mixed, mixed))
+        return super().block(x, layer, keys, values, end)
 
 
 class TokenSlice(Plain):
@@ -201,12 +293,50 @@ class TextOnly(Plain):
         return F.scaled_dot_product_attention(q, keys[:, :, :3] + 1, values[:, :, :3] + 1)
 
 
-class IndexWrite(Plain):
+class NarrowWrite(Plain):
+    """Not odd: the same write in other words."""
+
     def attend(self, q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, end: int) -> Tensor:
         start = end - q.shape[2]
         keys.narrow(2, start, q.shape[2]).copy_(k)
         values.narrow(2, start, q.shape[2]).copy_(v)
         return F.scaled_dot_product_attention(q, keys[:, :, :end], values[:, :, :end])
+
+
+class UnknownPlaces(Plain):
+    """The places that are written come in from outside."""
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, end: int) -> Tensor:
+        start = end - q.shape[2]
+        keys.index_copy_(2, self.places[start:end], k)
+        values[:, :, start:end] = v
+        return F.scaled_dot_product_attention(q, keys[:, :, :end], values[:, :, :end])
+
+
+class RotatedCache(Plain):
+    """Keys are cached without their positions and get them when they are read."""
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, end: int) -> Tensor:
+        start = end - q.shape[2]
+        keys[:, :, start:end] = k
+        values[:, :, start:end] = v
+        turned = keys[:, :, :end] * self.table[:end, : WIDTH // HEADS]
+        return F.scaled_dot_product_attention(q, turned, values[:, :, :end])
+
+
+class EarlyRead(Plain):
+    """Looks into the cache before the scale is written."""
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, end: int) -> Tensor:
+        return super().attend(q + keys[:, :, : end - q.shape[2]].sum(), k, v, keys, values, end)
+
+
+class SummedCache(Plain):
+    """Looks at all cached values beside attention."""
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, end: int) -> Tensor:
+        mixed = super().attend(q, k, v, keys, values, end)
+        return mixed + values[:, :, :end].mean(2, keepdim=True)
 
 
 class ConstantWrite(Plain):

@@ -11,10 +11,11 @@ from .caches import CacheRead, CacheWrite, read_read, read_write, written_caches
 from .contractions import read_contraction
 from .facts import BlockFacts
 from .operators import flat_arguments, operator_name, states_length, writes_in_place
+from .random_numbers import refuse_random
 from .reasons import Fallback, Reason, Unsupported
 from .rules import transfer
 from .scores import ScoreReader
-from .shapes import Size, shape_of, size_of
+from .shapes import Size, dtype_of, same, shape_of, size_of
 from .transfers import Axes, Transfer
 
 __all__ = ["BlockFacts", "read_block"]
@@ -43,6 +44,7 @@ def read_block(graph: fx.Graph) -> BlockFacts:
     for node in graph.nodes:
         if node.op in ("placeholder", "output", "get_attr"):
             continue
+        refuse_random(node)
         tokens = [operand for operand in node.all_input_nodes if operand in facts.axes]
         keyed = [operand for operand in node.all_input_nodes if operand in facts.keyed]
         product = read_contraction(node) if tokens or keyed else None
@@ -59,6 +61,8 @@ def read_block(graph: fx.Graph) -> BlockFacts:
         elif any(operand in write_of for operand in node.all_input_nodes):
             cache = next(operand for operand in node.all_input_nodes if operand in write_of)
             _read(read_read(node, write_of[cache]), write_of[cache], facts)
+        elif any(operand in caches for operand in node.all_input_nodes):
+            raise Unsupported(Reason.CACHE_LAYOUT, node, "the cache is used before this scale is written")
         elif product is not None:
             attention = scores.product(node, product)
             own.extend([] if attention is None else [attention])
@@ -74,8 +78,14 @@ def read_block(graph: fx.Graph) -> BlockFacts:
     facts.attention = own[0]
     if hidden in (own[0].key, own[0].value):
         raise Unsupported(Reason.TOKEN_MIXING, own[0].node, "keys or values are the hidden state itself")
+    starts = [size_of(write.start) for write in facts.writes]
+    # Two caches, of keys and of values, begin alike or attention would not take them.
+    if len(starts) > 2 and not all(same(start, starts[0]) for start in starts[1:]):
+        raise Unsupported(Reason.CACHE_LAYOUT, facts.writes[-1].node, "caches of one block begin apart")
     if facts.axes.get(leave) != Axes(0, 1):
         raise Unsupported(Reason.RESHAPED_TOKENS, leave, "the block's result is not [rows, tokens, width]")
+    if dtype_of(leave) != dtype_of(hidden):
+        raise Unsupported(Reason.RESIDUAL_DTYPE, leave, f"{dtype_of(hidden)} becomes {dtype_of(leave)}")
     return facts
 
 
@@ -128,7 +138,7 @@ def _again(verdict: Fallback) -> Unsupported:
 
 
 def _row_operator(node: fx.Node, facts: BlockFacts) -> None:
-    if writes_in_place(node) and _root(node) in (facts.hidden,):
+    if writes_in_place(node) and (node.args[0] not in facts.axes or _root(node).op == "placeholder"):
         raise Unsupported(Reason.IN_PLACE_WRITE, node)
     result = transfer(node, facts.axes, facts.length)
     if any(operand in facts.keyed for operand in node.all_input_nodes):

@@ -10,17 +10,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import sympy
 import torch
 from torch import fx
 
 from .attention import AttentionCall, attention_calls, refused
-from .caches import written_caches
+from .batch_rows import before_mixed_rows
+from .caches import CACHE_HOLDER, written_caches
 from .contexts import is_context, refuse_split_regions
 from .handwritten import suspect
-from .operators import operator_name
+from .operators import operator_name, writes_in_place
 from .reasons import Reason, Unsupported
-from .shapes import Size, is_tensor, same, shape_of, size_of, value_of
+from .shapes import Size, dtype_of, is_tensor, same, shape_of, size_of, value_of
 from .signature import signature
+
+_SUMS = frozenset({"add", "iadd", "add_"})
+_CASTS = frozenset({"to", "type", "type_as", "float", "double", "half", "bfloat16"})
+_NORMS = frozenset({"layer_norm", "rms_norm"})
 
 
 @dataclass(frozen=True)
@@ -60,13 +66,13 @@ def read_step(graph: fx.Graph) -> StepFacts:
     if not calls:
         raise refused(graph) or suspect(graph) or Unsupported(Reason.NO_ATTENTION)
     length, hidden = _tokens(graph, calls)
+    if same(length, sympy.Integer(1)):
+        raise Unsupported(Reason.ONE_TOKEN, calls[0].node)
     dependent = _token_dependent(graph, hidden)
     own = [call for call in calls if call.key in dependent and same(call.query_length, length)]
     if not own:
         nothing = Unsupported(Reason.NO_ATTENTION, calls[0].node, "no attention over the scale's own tokens")
         raise refused(graph) or nothing
-    if same(length, size_of(1) or length):
-        raise Unsupported(Reason.ONE_TOKEN, own[0].node)
     if length.is_Integer:
         # Arithmetic on a constant L leaves no trace, and the graph of a later scale could turn out not
         # prunable: it would read a cache that this one left shorter than it expects.
@@ -74,7 +80,7 @@ def read_step(graph: fx.Graph) -> StepFacts:
     _refuse_float_sizes(graph)
     order = {node: at for at, node in enumerate(graph.nodes)}
     cuts = _cuts(graph, hidden, dependent, length)
-    blocks = _blocks(graph, own, cuts, dependent, order)
+    blocks = _blocks(graph, own, cuts, dependent, order, length)
     refuse_split_regions(graph, [block.nodes for block in blocks])
     return StepFacts(length, hidden, blocks)
 
@@ -119,7 +125,8 @@ def _token_input(graph: fx.Graph, call: AttentionCall, length: Size) -> fx.Node:
     ]
     if len(found) != 1:
         raise Unsupported(Reason.NO_TOKEN_AXIS, call.node, f"candidates: {[node.name for node in found]}")
-    if sum(same(size, length) for size in shape_of(found[0])) != 1:
+    # One token is never pruned, so it does not matter which size it is.
+    if length != 1 and sum(same(size, length) for size in shape_of(found[0])) != 1:
         raise Unsupported(Reason.AMBIGUOUS_LENGTH, found[0], f"shape {list(shape_of(found[0]))}")
     return found[0]
 
@@ -133,6 +140,9 @@ def _token_dependent(graph: fx.Graph, hidden: fx.Node) -> set[fx.Node]:
         if node.op in ("placeholder", "output"):
             continue
         inputs = node.all_input_nodes
+        # How many tokens there are does not depend on what they hold.
+        if operator_name(node) == "size" and size_of(node) is not None and inputs[0].op == "placeholder":
+            continue
         if any(operand in dependent or operand in written for operand in inputs):
             dependent.add(node)
             if operator_name(node) == "setitem" and node.args[0] in caches:
@@ -165,6 +175,7 @@ def _blocks(
     cuts: Sequence[fx.Node],
     dependent: set[fx.Node],
     order: dict[fx.Node, int],
+    length: Size,
 ) -> tuple[Block, ...]:
     starts = []
     for call in calls:
@@ -175,13 +186,41 @@ def _blocks(
     blocks: list[Block] = []
     for layer, call in enumerate(calls):
         if layer + 1 < len(calls):
-            block = _block(graph, layer, call, starts[layer], starts[layer + 1], dependent, order)
+            leave = _before_positions(starts[layer + 1], cuts, dependent, length)
+            if leave.op == "placeholder" or order[leave] <= order[call.node]:
+                leave = starts[layer + 1]
+            leave = before_mixed_rows(graph, call.node, cuts, leave, order)
+            block = _block(graph, layer, call, starts[layer], leave, dependent, order)
         else:
             block = _last_block(graph, layer, call, starts[layer], cuts, dependent, order, blocks)
         if not all(same(a, b) for a, b in zip(shape_of(block.entry), shape_of(block.exit), strict=True)):
             raise Unsupported(Reason.NO_BLOCK, call.node, "the block changes the shape of the hidden state")
         blocks.append(block)
     return tuple(blocks)
+
+
+def _before_positions(
+    cut: fx.Node, cuts: Sequence[fx.Node], dependent: set[fx.Node], length: Size
+) -> fx.Node:
+    """The cut before the sums that add position tables [L, C] to the stream.
+
+    They stay outside the block before them: its pruned tokens need their positions in the next layer as much
+    as the others.
+    """
+    while cut.op != "placeholder" and operator_name(cut) in _SUMS:
+        stream = [operand for operand in cut.all_input_nodes if operand in cuts]
+        tables = [operand for operand in cut.all_input_nodes if _is_table(operand, dependent, length)]
+        if len(stream) != 1 or len(tables) != 1:
+            break
+        cut = stream[0]
+    return cut
+
+
+def _is_table(node: fx.Node, dependent: set[fx.Node], length: Size) -> bool:
+    if node in dependent or not is_tensor(node):
+        return False
+    shape = shape_of(node)
+    return len(shape) >= 2 and same(shape[-2], length)
 
 
 def _block(
@@ -193,16 +232,38 @@ def _block(
     dependent: set[fx.Node],
     order: dict[fx.Node, int],
 ) -> Block:
-    """Nodes between two cuts: the token-dependent ones, what only they use, and autocast regions."""
+    """Nodes between two cuts: the token-dependent ones, what only they use, and autocast regions.
+
+    Sizes, and caches made for the block, come in from outside.
+    """
     first = -1 if entry.op == "placeholder" else order[entry]
     inside = [
         node for node in graph.nodes if first < order[node] <= order[leave] and node.op != "placeholder"
     ]
     members = {node for node in inside if node in dependent or is_context(node)}
     for node in reversed(inside):
-        if node not in members and node.users and all(user in members for user in node.users):
+        if node not in members and _may_move(node) and all(user in members for user in node.users):
             members.add(node)
+    for node in inside:
+        # A tuple of tensors cannot be an input: its elements are taken outside, where the tuple is.
+        if node not in dependent and any(_is_bundle(o) and o not in members for o in node.all_input_nodes):
+            members.discard(node)
     return Block(layer, entry, leave, tuple(node for node in inside if node in members), call)
+
+
+def _may_move(node: fx.Node) -> bool:
+    """Whether a node that the tokens do not reach may move into the one block that uses it.
+
+    Numbers computed from sizes stay outside: the first cache row to write must be an input of the block, and
+    whatever else is computed from L has to be computed from all L tokens.
+    """
+    number = isinstance(value_of(node), (int, float, torch.SymInt, torch.SymFloat, torch.SymBool))
+    dead_effect = not node.users and (writes_in_place(node) or operator_name(node) == "setitem")
+    return not number and not dead_effect and CACHE_HOLDER not in node.meta
+
+
+def _is_bundle(node: fx.Node) -> bool:
+    return isinstance(value_of(node), (tuple, list))
 
 
 def _last_block(
@@ -224,14 +285,28 @@ def _last_block(
     # A single block, or a last one of its own kind: it ends with the last sum that adds to the stream.
     # Another sum, such as the shift of a head's modulation, does not end it.
     for leave in reversed(later):
-        if leave is not entry and _carries(leave, entry):
+        if leave is not entry and _ends_with_sum(leave, entry) and _carries(leave, entry):
             return _block(graph, layer, call, entry, leave, dependent, order)
     raise Unsupported(Reason.NO_BLOCK, call.node, "no residual sum follows the last attention")
 
 
+def _ends_with_sum(node: fx.Node, entry: fx.Node) -> bool:
+    """Whether a value is a sum in the type of `entry`, or a sum in another type cast back to it."""
+    if dtype_of(node) != dtype_of(entry):
+        return False
+    if operator_name(node) in _CASTS:
+        return dtype_of(node.all_input_nodes[0]) != dtype_of(entry)
+    return operator_name(node) in _SUMS
+
+
 def _carries(node: fx.Node, entry: fx.Node) -> bool:
-    """Whether a value is `entry` plus updates: a chain of sums leads back to it."""
+    """Whether a value is `entry` plus updates.
+
+    A chain of sums leads back to it, in whatever precision and, in post-norm blocks, through norms.
+    """
     if node is entry:
         return True
-    is_sum = operator_name(node) in ("add", "iadd", "add_")
-    return is_sum and any(_carries(operand, entry) for operand in node.all_input_nodes)
+    name = operator_name(node)
+    if name in _CASTS | _NORMS and isinstance(node.args[0], fx.Node):
+        return _carries(node.args[0], entry)
+    return name in _SUMS and any(_carries(operand, entry) for operand in node.all_input_nodes)

@@ -11,8 +11,10 @@ from collections.abc import Collection, Iterable
 
 from torch import fx
 
+from .caches import CACHE_HOLDER
 from .operators import operator_name
 from .reasons import Reason, Unsupported
+from .shapes import size_of
 
 _ENTER = frozenset({"_enter_autocast", "_vmap_increment_nesting"})
 _EXIT = frozenset({"_exit_autocast", "_vmap_decrement_nesting"})
@@ -32,6 +34,9 @@ def refuse_split_regions(graph: fx.Graph, blocks: Iterable[Collection[fx.Node]])
     open_regions: list[fx.Node] = []
     for node in graph.nodes:
         if node.op in ("placeholder", "output", "get_attr"):
+            continue
+        if size_of(node) is not None or CACHE_HOLDER in node.meta:
+            # A number, or memory for a cache: autocast changes neither.
             continue
         if is_context(node) and operator_name(node) in _ENTER:
             open_regions.append(node)

@@ -76,3 +76,25 @@ def flat_arguments(node: fx.Node) -> list[object]:
 
     visit(list(node.args) + list(node.kwargs.values()))
     return found
+
+
+def full_index(index: object, rank: int) -> tuple[object, ...] | None:
+    """An index with one entry per dimension, `...` written out; None if it adds dimensions."""
+    entries = index if isinstance(index, tuple) else (index,)
+    if any(entry is None or isinstance(entry, bool) for entry in entries):
+        return None
+    if any(entry is Ellipsis for entry in entries):
+        at = next(at for at, entry in enumerate(entries) if entry is Ellipsis)
+        missing = rank - len(entries) + 1
+        entries = entries[:at] + (slice(None),) * missing + entries[at + 1 :]
+    return entries + (slice(None),) * (rank - len(entries))
+
+
+def leading_numbers(entries: tuple[object, ...], shape: tuple[Size, ...]) -> tuple[int, ...]:
+    """The numbers at the front of a full index, counted from the start where the size is known."""
+    found: list[int] = []
+    for entry, size in zip(entries, shape, strict=True):
+        if not isinstance(entry, int):
+            break
+        found.append(entry % int(size) if size.is_Integer else entry)
+    return tuple(found)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import fx
 
@@ -39,9 +39,18 @@ class Reason(enum.Enum):
     TOKEN_MIXING = "the operator mixes tokens, so rows cannot be dropped before it"
     RESHAPED_TOKENS = "the token axis is merged with another axis or split"
     LENGTH_IN_ARITHMETIC = "the token count enters arithmetic, so its value would change with the kept tokens"
-    IN_PLACE_WRITE = "an in-place write reaches the block's input"
+    IN_PLACE_WRITE = "an in-place write reaches the block's input, or a value without tokens"
     CACHE_WRITE = "the key/value cache is written in a way that is not a slice of the current scale's tokens"
+    CACHE_LAYOUT = (
+        "cached keys or values are kept or used in a way whose rows cannot be told; write the scale's rows "
+        "behind those before and read from the start, or join them with torch.cat((cache, rows), dim)"
+    )
     SHARED_STATE = "a cache is used by more than one block"
+    BATCH_ROWS = (
+        "rows of the batch meet inside the block, and each may keep other tokens; mix them between blocks"
+    )
+    RESIDUAL_DTYPE = "the block changes the type of the hidden state; cast it before the first block"
+    SHAPE_PROOF = "the rewritten graph's shapes did not come out right; please report the model"
     GRADIENTS = "pruning is for inference; call the model under torch.no_grad() or torch.inference_mode()"
     GATE_ON_HOST = "the host decides, with the same result; docs/design.md says what a graph can decide"
     VERIFICATION = "the permutation check did not reproduce the dense result"
@@ -88,6 +97,10 @@ class Unsupported(Exception):  # noqa: N818 - a verdict that the pipeline catche
     def __init__(self, reason: Reason, node: fx.Node | None = None, detail: str = "") -> None:
         self.fallback = Fallback(reason, detail=detail) if node is None else fallback_at(reason, node, detail)
         super().__init__(str(self.fallback))
+
+    def at(self, layer: int) -> Fallback:
+        """The fallback of one layer."""
+        return replace(self.fallback, layer=layer)
 
 
 def source_line(node: fx.Node) -> str:

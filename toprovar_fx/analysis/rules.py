@@ -54,10 +54,11 @@ RULES: dict[str, Rule] = {
     "cat": shaping.join(stacked=False),
     "stack": shaping.join(stacked=True),
     "expand": shaping.expand,
+    "view_as_complex": shaping.as_pairs,
+    "view_as_real": shaping.as_pairs,
     "repeat": shaping.repeat,
     "repeat_interleave": shaping.repeat_interleave,
     "dropout": computing.dropout,
-    **dict.fromkeys(("rand_like", "randn_like", "bernoulli", "normal_", "uniform_"), computing.random),
     "packed_attention": computing.rows_of_first,
 }
 

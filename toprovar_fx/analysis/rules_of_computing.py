@@ -61,11 +61,6 @@ def dropout(node: fx.Node, tagged: Tagged, length: Size) -> Transfer:
     return pointwise(node, tagged, length)
 
 
-def random(node: fx.Node, tagged: Tagged, length: Size) -> Transfer:
-    """Operators that draw numbers: which ones a token gets depends on how many tokens there are."""
-    raise Unsupported(Reason.RANDOM, node)
-
-
 def layer_norm(node: fx.Node, tagged: Tagged, length: Size) -> Transfer:
     """Statistics over the last dimensions, as many as `normalized_shape` names."""
     axes = main_axes(node, tagged)
@@ -86,8 +81,10 @@ def along(position: int, default: object, drops: bool) -> Rule:
         if not all(isinstance(dim, int) for dim in dims):
             raise Unsupported(Reason.TOKEN_MIXING, node, "it reduces over all dimensions")
         places = {dim % rank for dim in dims}
-        if axes.token in places or axes.batch in places:
-            raise Unsupported(Reason.TOKEN_MIXING, node, "it reduces over the tokens or the batch rows")
+        if axes.token in places:
+            raise Unsupported(Reason.TOKEN_MIXING, node, "it reduces over the tokens")
+        if axes.batch in places:
+            raise Unsupported(Reason.BATCH_ROWS, node, "it reduces over the batch rows")
         if not drops or len(shape_of(node)) == rank:
             return Transfer(axes)
         return Transfer(axes.moved(lambda axis: axis - sum(place < axis for place in places)))

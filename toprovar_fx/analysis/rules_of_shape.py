@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import sympy
 from torch import fx
 
-from .operators import argument, dimension
+from .operators import argument, dimension, operator_name
 from .reasons import Reason, Unsupported
 from .shapes import Size, product, same, shape_of, value_of
 from .transfers import Axes, Rule, Tagged, Transfer, input_shape, main_axes
@@ -80,8 +80,10 @@ def bundle(position: int, drops: bool, default: int) -> Rule:
     def rule(node: fx.Node, tagged: Tagged, length: Size) -> Transfer:
         axes, rank = main_axes(node, tagged), len(input_shape(node))
         at = dimension(node, position, rank, default=default)
-        if at in (axes.token, axes.batch):
-            raise Unsupported(Reason.TOKEN_MIXING, node, "it cuts the token or the batch axis")
+        if at == axes.batch:
+            raise Unsupported(Reason.BATCH_ROWS, node, "it cuts the batch axis")
+        if at == axes.token:
+            raise Unsupported(Reason.TOKEN_MIXING, node, "it cuts the token axis")
         if not drops:
             return Transfer(axes)
         return Transfer(axes.moved(lambda axis: axis - (at < axis)))
@@ -108,13 +110,17 @@ def getitem(node: fx.Node, tagged: Tagged, length: Size) -> Transfer:
         if entry is None:
             result += 1
         elif isinstance(entry, slice):
-            if source_axis in (axes.token, axes.batch) and entry != slice(None):
-                raise Unsupported(Reason.TOKEN_MIXING, node, "it slices the token or the batch axis")
+            if source_axis == axes.batch and entry != slice(None):
+                raise Unsupported(Reason.BATCH_ROWS, node, "it slices the batch axis")
+            if source_axis == axes.token and entry != slice(None):
+                raise Unsupported(Reason.TOKEN_MIXING, node, "it slices the token axis")
             moved[source_axis] = result
             source_axis, result = source_axis + 1, result + 1
         elif isinstance(entry, int):
-            if source_axis in (axes.token, axes.batch):
-                raise Unsupported(Reason.TOKEN_MIXING, node, "it picks one token or one batch row")
+            if source_axis == axes.batch:
+                raise Unsupported(Reason.BATCH_ROWS, node, "it picks one batch row")
+            if source_axis == axes.token:
+                raise Unsupported(Reason.TOKEN_MIXING, node, "it picks one token")
             source_axis += 1
         else:
             raise Unsupported(Reason.UNKNOWN_OPERATOR, node, "indexing by a tensor")
@@ -136,8 +142,10 @@ def join(stacked: bool) -> Rule:
         at = dimension(node, 1, rank, default=0)
         if stacked:
             return Transfer(axes.moved(lambda axis: axis + (axis >= at)))
-        if at in (axes.token, axes.batch):
-            raise Unsupported(Reason.TOKEN_MIXING, node, "it joins along the token or the batch axis")
+        if at == axes.batch:
+            raise Unsupported(Reason.BATCH_ROWS, node, "it joins along the batch axis")
+        if at == axes.token:
+            raise Unsupported(Reason.TOKEN_MIXING, node, "it joins along the token axis")
         return Transfer(axes)
 
     return rule
@@ -169,3 +177,11 @@ def expand(node: fx.Node, tagged: Tagged, length: Size) -> Transfer:
     """Broadcasting to more dimensions in front."""
     axes = main_axes(node, tagged)
     return Transfer(axes.shifted(len(shape_of(node)) - len(input_shape(node))))
+
+
+def as_pairs(node: fx.Node, tagged: Tagged, length: Size) -> Transfer:
+    """`view_as_complex` and `view_as_real`: the last dimension, of two numbers each, goes or comes."""
+    axes, rank = main_axes(node, tagged), len(input_shape(node))
+    if operator_name(node) == "view_as_complex" and rank - 1 in (axes.token, axes.batch):
+        raise Unsupported(Reason.RESHAPED_TOKENS, node, "the tokens are pairs of numbers")
+    return Transfer(axes)

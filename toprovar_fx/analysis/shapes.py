@@ -48,6 +48,12 @@ def shape_of(node: fx.Node) -> tuple[Size, ...]:
     return tuple(as_size(size) for size in value.shape)
 
 
+def dtype_of(node: fx.Node) -> torch.dtype | None:
+    """The element type of a tensor-valued node, or None for anything else."""
+    value = value_of(node)
+    return value.dtype if isinstance(value, torch.Tensor) else None
+
+
 def size_of(argument: object) -> Size | None:
     """The integer that an argument stands for (an int or a SymInt-valued node), or None."""
     if isinstance(argument, bool):

@@ -144,9 +144,11 @@ class GraphCosts:
         return _Evaluated(count_cost(self._graph, self.specs, values)).cost(values)
 
     def _values(self, sizes: Sizes) -> dict[sympy.Symbol, int]:
-        # A symbol without a value stands in a stride alone; no cost depends on it.
+        # A symbol without a value stands in a stride, or for the slots of a joined cache, of which there are
+        # enough; no cost depends on it.
         given = dict(sizes)
-        return {symbol: given.get(symbol, 1) for symbol in self._symbols}
+        enough = 1 + sum(given.values())
+        return {symbol: given.get(symbol, enough) for symbol in self._symbols}
 
     def _holding(self, values: Mapping[sympy.Symbol, int]) -> _Evaluated:
         for traced in self._traced:

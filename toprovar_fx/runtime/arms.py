@@ -36,6 +36,10 @@ class Arm:
         own = tuple(inputs[at] for at in self.select)
         return (*own, *(() if offset is None else (offset,)), *extra)
 
+    def caches(self, inputs: tuple[Any, ...]) -> list[Tensor]:
+        """Those of the block's inputs that it writes to."""
+        return [inputs[self.select[at]] for at in sorted(self.region.written)]
+
     def sizes(self, arguments: tuple[Any, ...]) -> Sizes:
         """Values of the size symbols at these arguments."""
         return self.region.sizes(arguments)

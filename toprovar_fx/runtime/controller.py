@@ -29,6 +29,7 @@ from .ledger import Ledger
 from .maps import ScaleMaps
 from .on_device import DepthOnDevice, ScopeOnDevice
 from .scope import ScopeTracker
+from .short_caches import ShortCaches
 from .taps import ranking_layer, ranks_others
 
 
@@ -40,6 +41,7 @@ class Controller:
         layers: number of layers of the model.
         ledger: what was run, for the report.
         branching: what is known on the device alone where graphs decide, or None.
+        caches: what the layers wrote, and how many rows each left out.
     """
 
     def __init__(self, options: Options, generation: Generation) -> None:
@@ -54,7 +56,7 @@ class Controller:
         self._updates = GraphUpdates(schedule)
         self.branching: Branching | None = None
         self._latest: int | None = None
-        self._dropped: dict[int, int] = {}
+        self.caches = ShortCaches()
         self._plans: dict[int, LayerPlan] = {}
         self._counts: dict[int, Counts] = {}
         self._sizes: list[tuple[int, Mapping[sympy.Symbol, int]]] = []
@@ -128,7 +130,7 @@ class Controller:
             measures_scope=self._scope.mapped_at,
             may_prune=self._budget_allows,
             detail=self._scope.detail,
-            dropped=self._dropped,
+            dropped=self.caches.dropped,
             ledger=self.ledger,
         )
 
@@ -284,7 +286,7 @@ class Controller:
 
     def offset(self, layer: int, start: int) -> int:
         """First cache row that `layer` writes: the graph's own start less the rows that pruning left out."""
-        return start - self._dropped.get(layer, 0)
+        return start - self.caches.dropped.get(layer, 0)
 
     def finish(self, layer: int, before: Tensor, after: Tensor, rows_cached: int, *, whole: bool) -> None:
         """Account for a layer that ran: its cache rows, and its update if `whole` and needed later."""
@@ -300,7 +302,7 @@ class Controller:
     def account(self, layer: int, missing: int, update: Tensor | None) -> None:
         """Account for the cache rows that a layer left out, and for its update [R, L, C] if needed later."""
         if missing:
-            self._dropped[layer] = self._dropped.get(layer, 0) + missing
+            self.caches.drop(layer, missing)
         if update is not None:
             self._updates.put(layer, self.scale, update)
 

@@ -59,7 +59,8 @@ class Gate(nn.Module):
         ran: Arm | None,
         arguments: tuple[Any, ...],
     ) -> None:
-        """Write down what ran."""
+        """Write down what ran, and where the layer's keys and values are."""
+        controller.caches.hold(self.layer, self.dense.caches(inputs))
         whole = self.dense.arguments(inputs, self.dense.begin(inputs))
         controller.ledger.runs.append(
             Run(

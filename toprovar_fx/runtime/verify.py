@@ -12,13 +12,16 @@ import torch
 from torch import Tensor
 
 from ..analysis.operators import operator_name
+from ..analysis.shapes import value_of
 from .arms import Arm
 
 # Largest deviation relative to the result's magnitude; a table that is not gathered deviates by 0.1 and more.
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 6e-2}
-# A part in half precision turns differences of 1e-7 into steps of its own where a value lies between two.
-_HALF_INSIDE = 1e-2
-_IN_HALF_PRECISION = frozenset({"half", "bfloat16", "packed_attention"})
+# A part in less precision than the hidden state: half precision turns differences of 1e-7 into steps of its
+# own where a value lies between two.
+_INSIDE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 1e-2}
+# Operators that compute in bfloat16 whatever their operands are.
+_IN_HALF_PRECISION = frozenset({"packed_attention"})
 
 
 class PermutationCheck:
@@ -66,9 +69,12 @@ class PermutationCheck:
         accepted = _TOLERANCE.get(hidden.dtype, 1e-4)
         if torch.is_autocast_enabled(kind):
             accepted = max(accepted, _TOLERANCE.get(torch.get_autocast_dtype(kind), 1e-4))
-        nodes = pruned.region.graph.graph.nodes
-        if any(operator_name(node) in _IN_HALF_PRECISION for node in nodes):
-            accepted = max(accepted, _HALF_INSIDE)
+        graph = pruned.region.graph.graph
+        inside = {value.dtype for node in graph.nodes if isinstance(value := value_of(node), Tensor)}
+        inside |= {spec.dtype for spec in pruned.region.specs if spec.dtype is not None}
+        if any(operator_name(node) in _IN_HALF_PRECISION for node in graph.nodes):
+            inside.add(torch.bfloat16)
+        accepted = max([accepted, *(_INSIDE.get(dtype, 0.0) for dtype in inside)])
         return accepted
 
 

@@ -1,0 +1,126 @@
+"""Proves the shapes of a rewritten block: it runs on fake tensors, K unlike every other size.
+
+A node whose rows were forgotten, or dropped twice, meets L rows where K are expected, and no size that is
+equal by chance hides it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import sympy
+from torch import fx
+
+from .._torch_private import SymbolicInputs, fake_run
+from ..analysis.block_facts import BlockFacts
+from ..analysis.reasons import Reason, Unsupported
+from ..analysis.shapes import dtype_of, shape_of, size_of
+from ..lowering.sizes import IMAGES, KEPT, OFFSET, InputSpec, at_sizes, graph_specs, traced_sizes
+from .rows import BlockArm, GatherAt, RowPlan
+
+Values = dict[sympy.Symbol, int]
+
+
+def prove_shapes(source: fx.Graph, facts: BlockFacts, arm: BlockArm, plan: RowPlan) -> None:
+    """Run `arm` at sizes that are all different.
+
+    Args:
+        source: the block as traced.
+        facts: what is known of it.
+        arm: the block under `plan`.
+        plan: what was done with its rows.
+
+    Raises:
+        Unsupported: an operator refuses its operands, or a result has another shape or type than it must.
+    """
+    specs = graph_specs(arm.graph.graph)
+    failure = ""
+    for values in (_distinct(specs, facts), _as_traced(specs, source, facts)):
+        try:
+            result: Any = fake_run(arm.graph, SymbolicInputs([at_sizes(spec, values) for spec in specs], {}))
+        except Exception as error:
+            failure = failure or f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+            continue
+        found = [(*map(int, part.shape),) for part in (result if isinstance(result, tuple) else (result,))]
+        expected = list(_expected(facts, plan, values))
+        if found != expected:
+            raise Unsupported(Reason.SHAPE_PROOF, facts.exit, f"{plan}: shapes {found}, expected {expected}")
+        first = result[0] if isinstance(result, tuple) else result
+        if first.dtype != dtype_of(facts.hidden):
+            raise Unsupported(Reason.SHAPE_PROOF, facts.exit, f"{plan}: the result is {first.dtype}")
+        return
+    raise Unsupported(Reason.SHAPE_PROOF, facts.exit, f"{plan}: {failure}")
+
+
+def _expected(facts: BlockFacts, plan: RowPlan, values: Values) -> Iterator[tuple[int, ...]]:
+    rows, length, width = (int(size.xreplace(values)) for size in shape_of(facts.hidden))
+    yield rows, length, width
+    if plan.entropy:
+        some = plan.gather_at in (GatherAt.BLOCK_INPUT, GatherAt.QUERY)
+        yield rows, values[KEPT] if some else length
+    if plan.select is not None:
+        yield rows, values[KEPT]
+
+
+def _distinct(specs: list[InputSpec], facts: BlockFacts) -> Values:
+    """A size for every symbol, none equal to another or to a constant of the inputs."""
+    symbols: set[sympy.Symbol] = set().union(*(spec.symbols for spec in specs))
+    taken = {int(size) for spec in specs for size in spec.shape or () if size.is_Integer}
+    slots = [shape_of(write.cache)[write.axis] for write in facts.writes]
+    room = min((int(size) for size in slots if size.is_Integer), default=64)
+
+    def largest_below(limit: int) -> int:
+        free = next((size for size in range(limit - 1, 1, -1) if size not in taken), limit - 1)
+        taken.add(free)
+        return free
+
+    offset = 1 if room > 3 else 0
+    length = largest_below(room - offset)
+    values: Values = {KEPT: largest_below(length), OFFSET: offset}
+    (tokens,) = facts.length.free_symbols
+    values[tokens] = length
+    rows = shape_of(facts.hidden)[0]
+    if rows.is_Symbol:
+        values[rows] = next(size for size in range(6, 99, 2) if size not in taken)
+    values[IMAGES] = max(1, int(rows.xreplace(values)) // 2)
+    _meet_start(values, facts)
+    for spec in specs:
+        # A number that comes in is a place in the schedule: the end of this scale, if nothing else is known.
+        if spec.value is not None and spec.value.is_Symbol:
+            values.setdefault(spec.value, offset + length)
+    larger = room + offset + 1
+    for symbol in sorted(symbols - values.keys(), key=str):
+        while larger in taken:
+            larger += 1
+        values[symbol] = larger
+        taken.add(larger)
+    return values
+
+
+def _meet_start(values: Values, facts: BlockFacts) -> None:
+    """Choose the symbols in the traced first rows of the caches so that these are the offset."""
+    for write in facts.writes:
+        start = size_of(write.start)
+        if start is None:
+            continue
+        unknown = sorted(start.free_symbols - values.keys(), key=str)
+        if len(unknown) == 1:
+            (symbol,) = unknown
+            solutions = sympy.solve(start.xreplace(values) - values[OFFSET], symbol)
+            if len(solutions) == 1 and solutions[0].is_Integer:
+                values[symbol] = int(solutions[0])
+
+
+def _as_traced(specs: list[InputSpec], source: fx.Graph, facts: BlockFacts) -> Values:
+    """The sizes of the trace, where others break a relation that the model keeps between them."""
+    values = traced_sizes(source)
+    taken = {*values.values(), *(int(size) for spec in specs for size in spec.shape or () if size.is_Integer)}
+    length = int(facts.length.xreplace(values))
+    start = size_of(facts.writes[0].start) if facts.writes else None
+    values[OFFSET] = 0 if start is None else int(start.xreplace(values))
+    values[KEPT] = next((size for size in range(length - 1, 1, -1) if size not in taken), max(1, length - 1))
+    values[IMAGES] = max(1, int(shape_of(facts.hidden)[0].xreplace(values)) // 2)
+    for symbol in set().union(*(spec.symbols for spec in specs)) - values.keys():
+        values[symbol] = values[OFFSET] + length
+    return values

@@ -1,0 +1,95 @@
+"""Transformers drawn from a grammar of constructs: never a wrong result, never an exception."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+
+from .grammar.judge import Verdict, judge
+from .grammar.spec import CaseSpec, all_constructs, constructs_of
+from .grammar.strategy import cases
+
+
+@dataclass
+class Tally:
+    """Cases seen so far, and how they were treated."""
+
+    seen: set[str] = field(default_factory=set)
+    counts: Counter[str] = field(default_factory=Counter)
+    reasons: Counter[str] = field(default_factory=Counter)
+
+    def add(self, case: CaseSpec, verdict: Verdict) -> None:
+        self.seen |= constructs_of(case)
+        self.counts["cases"] += 1
+        self.counts["blocks"] += verdict.layers
+        if case.invalid_layers:
+            self.counts["invalid cases"] += 1
+            return
+        self.counts["valid cases"] += 1
+        self.counts["rewritten cases"] += len(verdict.pruned) == verdict.layers
+        self.counts["valid blocks"] += verdict.layers
+        self.counts["rewritten blocks"] += len(verdict.pruned)
+        if len(verdict.pruned) < verdict.layers:
+            self.reasons.update({reason.name for found in verdict.reasons.values() for reason in found})
+
+    def share(self, what: str) -> float:
+        return self.counts[f"rewritten {what}"] / max(1, self.counts[f"valid {what}"])
+
+    def __str__(self) -> str:
+        missing = sorted(all_constructs() - self.seen)
+        return (
+            f"{dict(self.counts)}; rewritten: {self.share('cases'):.0%} of valid cases, "
+            f"{self.share('blocks'):.0%} of their blocks; reasons of the others: {dict(self.reasons)}; "
+            f"constructs not drawn: {missing or 'none'}"
+        )
+
+
+def draw_and_judge(count: int, lowering: str = "eager", **given_settings: object) -> Tally:
+    tally = Tally()
+
+    # No shrinking: a drawn model is small as it is, and a failure is to be quick.
+    @settings(
+        max_examples=count,
+        phases=(Phase.explicit, Phase.generate),
+        deadline=None,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+        **given_settings,
+    )
+    @given(cases())
+    def one(case: CaseSpec) -> None:
+        tally.add(case, judge(case, lowering))
+
+    one()
+    return tally
+
+
+def report(tally: Tally, record_property: Callable[[str, object], None]) -> None:
+    record_property("grammar", str(tally))
+    print(f"\ngrammar: {tally}")
+
+
+def test_forty_drawn_models(record_property):
+    tally = draw_and_judge(40, derandomize=True)
+    report(tally, record_property)
+    assert tally.share("cases") >= 0.7, str(tally)
+    assert len(tally.seen) >= 0.9 * len(all_constructs()), str(tally)
+
+
+@pytest.mark.nightly
+@pytest.mark.timeout(3600)
+def test_three_hundred_drawn_models(record_property):
+    tally = draw_and_judge(300)
+    report(tally, record_property)
+    assert tally.share("cases") >= 0.7, str(tally)
+    assert tally.seen == all_constructs(), str(tally)
+
+
+@pytest.mark.nightly
+@pytest.mark.timeout(3600)
+def test_a_handful_of_drawn_models_through_inductor(record_property):
+    report(draw_and_judge(6, "inductor"), record_property)

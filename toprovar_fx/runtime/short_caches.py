@@ -1,0 +1,78 @@
+"""Caches that lack rows: who may read them.
+
+A pruned layer leaves fewer rows in its cache than there were tokens. Its own gates know how many; a graph
+that stayed dense, another layer or another model would read the missing rows as keys. Nothing in the tensor
+shows it, so the generation remembers which memory lacks rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from .._torch_private import storage_of
+from ..errors import GraphError
+
+
+class ShortCaches:
+    """The caches that the layers of one model wrote last, and how many rows each lacks."""
+
+    def __init__(self) -> None:
+        self.dropped: dict[int, int] = {}
+        # The tensors are kept: memory that is given back may become that of another tensor.
+        self._held: dict[int, list[Tensor]] = {}
+
+    def hold(self, layer: int, caches: Iterable[Tensor]) -> None:
+        """Note what `layer` wrote at this scale."""
+        self._held[layer] = list(caches)
+
+    def drop(self, layer: int, rows: int) -> None:
+        """Note that `layer` left out `rows` rows."""
+        self.dropped[layer] = self.dropped.get(layer, 0) + rows
+
+    def owners(self) -> dict[int, set[int]]:
+        """The layers whose caches lack rows, by the memory of the cache."""
+        found: dict[int, set[int]] = {}
+        for layer in self.dropped:
+            for cache in self._held.get(layer, ()):
+                found.setdefault(storage_of(cache), set()).add(layer)
+        return found
+
+
+def refuse_short_caches(
+    own: ShortCaches, others: Iterable[ShortCaches], inputs: Mapping[int, set[int]], arguments: Sequence[Any]
+) -> None:
+    """Refuse to run a graph on caches that lack rows, unless it is their layers' own.
+
+    Args:
+        own: the caches of the model that is about to run.
+        others: those of other models in the same generation.
+        inputs: positions of the arguments that are caches of layers with gates, and those layers.
+        arguments: of the graph.
+
+    Raises:
+        GraphError: one of the arguments lacks rows and something else than its layer's gates would read it,
+            or a layer that left out rows gets another cache than the one it wrote.
+    """
+    owners = own.owners()
+    foreign = {memory for each in others if each is not own for memory in each.owners()}
+    if not owners and not foreign:
+        return
+    for at, value in enumerate(arguments):
+        if not isinstance(value, Tensor) or isinstance(value, nn.Parameter):
+            continue
+        memory = storage_of(value)
+        layers, readers = owners.get(memory, set()), inputs.get(at, set())
+        if memory in foreign or not layers <= readers:
+            raise GraphError(
+                f"input {at} is a cache that lacks the rows of pruned tokens: expected to be read by its own "
+                "layer, which this graph cannot prune; nearest valid: keep ratios of 1 up to this scale"
+            )
+        lost = sorted(readers & own.dropped.keys() - layers)
+        if lost:
+            raise GraphError(
+                f"input {at} is not the cache that layer {lost[0]} wrote at the scale before, which lacks "
+                "the rows of pruned tokens: expected that tensor itself, not a copy or another"
+            )
