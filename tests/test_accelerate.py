@@ -65,7 +65,7 @@ def test_positions_are_gathered_with_the_tokens(kind, monkeypatch):
         index = (*[slice(None)] * dimension, slice(None, self._count(kept=True)))
         return self.graph.call_function(operator.getitem, (self.mapped[operand], index))
 
-    monkeypatch.setattr(rows._Rewriter, "_gather_table", first_rows)
+    monkeypatch.setattr(rows.Rewriter, "_gather_table", first_rows)
     handle = accelerate(case.model, RANKED)
     case.generate()
     assert {fallback.reason for fallback in handle.report.fallbacks} == {Reason.VERIFICATION}

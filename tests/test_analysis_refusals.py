@@ -240,7 +240,7 @@ def test_a_block_that_changes_the_type_of_the_stream_stays_dense():
 @pytest.mark.parametrize("settings", [{}, {"score": "entropy"}], ids=["gather", "tap and gather"])
 def test_a_rewrite_whose_shapes_do_not_come_out_right_runs_dense(settings, monkeypatch):
     """A rewriter that forgets the token count among an operator's arguments."""
-    monkeypatch.setattr(rows._Rewriter, "_kept_sizes", lambda self, before, after: after)
+    monkeypatch.setattr(rows.Rewriter, "_kept_sizes", lambda self, before, after: after)
     subject = odd.OddSubject(odd.Plain)
     expected = generate(subject, subject.model)
     outcome = generate(subject, compiled(subject, **settings))

@@ -129,7 +129,7 @@ def without_table_gather(monkeypatch):
     def ungathered(self, operand, dimension, axes, rank):
         return self.graph.call_method("narrow", (self.mapped[operand], dimension, 0, self._count(kept=True)))
 
-    monkeypatch.setattr(rows_module._Rewriter, "_gather_table", ungathered)
+    monkeypatch.setattr(rows_module.Rewriter, "_gather_table", ungathered)
 
 
 @pytest.mark.parametrize("name", ROTATED)

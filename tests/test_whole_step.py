@@ -65,7 +65,7 @@ def assert_same(found: Outcome, expected: Outcome) -> None:
     assert (ours.depth, ours.rho, ours.detail) == (theirs.depth, theirs.rho, theirs.detail)
     plain = [[replace(run, region=None, dense=None) for run in ledger.runs] for ledger in (ours, theirs)]
     assert plain[0] == plain[1]
-    for mine, its in ((ours.keep_sets, theirs.keep_sets), (ours.entropy, theirs.entropy)):
+    for mine, its in ((ours.keep_sets, theirs.keep_sets), (ours.maps, theirs.maps)):
         assert mine.keys() == its.keys()
         assert all(torch.equal(value, its[place]) for place, value in mine.items())
 
@@ -124,7 +124,7 @@ def test_a_wrong_rewrite_runs_dense_and_is_reported(monkeypatch):
     def ungathered(self, operand, dimension, axes, rank):
         return self.mapped[operand]
 
-    monkeypatch.setattr(rows_module._Rewriter, "_gather_table", ungathered)
+    monkeypatch.setattr(rows_module.Rewriter, "_gather_table", ungathered)
     model = replace(traced("infinity"), programs={})
     found = model({**OPEN, "keep": {-2: 0.5, -1: 0.5}, **BEFORE, "unit": "step"})
     assert identical(found.logits, eager("infinity").logits)

@@ -104,8 +104,18 @@ class StepProgram:
         if controller is not None and self._whole is not None:
             results = self._whole.run(controller, arguments, sizes)
             if results is not None:
+                self._hold_caches(controller, arguments)
                 return results
         return self.step.graph(*arguments)
+
+    def _hold_caches(self, controller: Controller, arguments: tuple[Any, ...]) -> None:
+        """Note the caches of all layers, as their gates do where a step runs by blocks."""
+        held: dict[int, list[Any]] = {}
+        for at, layers in self._cache_inputs.items():
+            for layer in layers:
+                held.setdefault(layer, []).append(arguments[at])
+        for layer, caches in held.items():
+            controller.caches.hold(layer, caches)
 
     def identity(self) -> str:
         """Identity of the weights that the step ran with last; read from the device once.

@@ -88,6 +88,8 @@ class GraphGate(Gate):
         extra.append(torch.full((), counts.serves if may else -1, dtype=torch.float64, device=device))
         extra += [counts.kept] if self.branched.keeps else []
         extra += [controller.images, *(() if update is None else (update,))]
+        controller.caches.hold(self.layer, self.dense.caches(inputs))
+        controller.caches.suspect(self.layer)
         found = self.branched.region(*self.branched.arguments(inputs, None, *extra))
         after, branch, missing = found[:3]
         keep = found[3] if self.branched.keeps else None

@@ -21,6 +21,7 @@ class ShortCaches:
 
     def __init__(self) -> None:
         self.dropped: dict[int, int] = {}
+        self._uncertain: set[int] = set()
         # The tensors are kept: memory that is given back may become that of another tensor.
         self._held: dict[int, list[Tensor]] = {}
 
@@ -32,10 +33,19 @@ class ShortCaches:
         """Note that `layer` left out `rows` rows."""
         self.dropped[layer] = self.dropped.get(layer, 0) + rows
 
+    def suspect(self, layer: int) -> None:
+        """Note that `layer` may have left out rows: its graph decides, and only the device knows."""
+        self._uncertain.add(layer)
+
+    @property
+    def short(self) -> set[int]:
+        """The layers that left out rows, or may have."""
+        return {*self.dropped, *self._uncertain}
+
     def owners(self) -> dict[int, set[int]]:
         """The layers whose caches lack rows, by the memory of the cache."""
         found: dict[int, set[int]] = {}
-        for layer in self.dropped:
+        for layer in self.short:
             for cache in self._held.get(layer, ()):
                 found.setdefault(storage_of(cache), set()).add(layer)
         return found
@@ -70,7 +80,7 @@ def refuse_short_caches(
                 f"input {at} is a cache that lacks the rows of pruned tokens: expected to be read by its own "
                 "layer, which this graph cannot prune; nearest valid: keep ratios of 1 up to this scale"
             )
-        lost = sorted(readers & own.dropped.keys() - layers)
+        lost = sorted(readers & own.short - layers)
         if lost:
             raise GraphError(
                 f"input {at} is not the cache that layer {lost[0]} wrote at the scale before, which lacks "
