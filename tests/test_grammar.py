@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 
 from .grammar.judge import Verdict, judge
-from .grammar.spec import CaseSpec, all_constructs, constructs_of
+from .grammar.spec import CaseSpec, all_constructs, constructs_of, expected_dense
 from .grammar.strategy import cases
 
 
@@ -21,6 +21,7 @@ class Tally:
     seen: set[str] = field(default_factory=set)
     counts: Counter[str] = field(default_factory=Counter)
     reasons: Counter[str] = field(default_factory=Counter)
+    unexpected: list[str] = field(default_factory=list)
 
     def add(self, case: CaseSpec, verdict: Verdict) -> None:
         self.seen |= constructs_of(case)
@@ -35,6 +36,8 @@ class Tally:
         self.counts["rewritten blocks"] += len(verdict.pruned)
         if len(verdict.pruned) < verdict.layers:
             self.reasons.update({reason.name for found in verdict.reasons.values() for reason in found})
+            if not expected_dense(case):
+                self.unexpected.append(f"{case}: {verdict.fallbacks[0]}")
 
     def share(self, what: str) -> float:
         return self.counts[f"rewritten {what}"] / max(1, self.counts[f"valid {what}"])
@@ -43,7 +46,8 @@ class Tally:
         missing = sorted(all_constructs() - self.seen)
         return (
             f"{dict(self.counts)}; rewritten: {self.share('cases'):.0%} of valid cases, "
-            f"{self.share('blocks'):.0%} of their blocks; reasons of the others: {dict(self.reasons)}; "
+            f"{self.share('blocks'):.0%} of their blocks; reasons of the others: {dict(self.reasons)}, "
+            f"of them {len(self.unexpected)} without a construct that is known to be refused; "
             f"constructs not drawn: {missing or 'none'}"
         )
 
@@ -71,6 +75,8 @@ def draw_and_judge(count: int, lowering: str = "eager", **given_settings: object
 def report(tally: Tally, record_property: Callable[[str, object], None]) -> None:
     record_property("grammar", str(tally))
     print(f"\ngrammar: {tally}")
+    for line in tally.unexpected:
+        print(f"dense, and not known to be: {line}")
 
 
 def test_forty_drawn_models(record_property):
