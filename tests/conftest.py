@@ -45,7 +45,7 @@ def fixed_random_state() -> None:
 
 @pytest.fixture
 def entropies_as_on_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The entropies' operator looks at its bounds on a CPU, where nobody waits; elsewhere it reads nothing."""
+    """The entropies' operator looks at its bounds on a CPU, where nobody waits, and nowhere else."""
     module = import_module("toprovar_fx.ops.attention_entropy")
     monkeypatch.setattr(module, "_sharp_groups", lambda q, k, scale: [False] * len(q))
 
