@@ -15,6 +15,8 @@ from .criteria.score_registry import SCORES, Score
 from .declaration import PASSES
 from .errors import OptionError, nearest
 from .extension_use import Extensions
+from .policies.policy import Policy
+from .policies.registry import POLICIES
 from .presets import DEFAULT_PRESET, PRESETS
 
 
@@ -187,6 +189,11 @@ class Options:
         "mean", check.choice("mean", "max"), "How K of different samples becomes one; D is always the latest."
     )
 
+    policy: str = _option(
+        "toprovar",
+        check.registered(POLICIES),
+        "The method that decides; its constants go over the preset's (docs/policies.md).",
+    )
     passes: tuple[str, ...] = _option(
         (), check.registered_names(PASSES), "Passes of one's own to run; see docs/extending.md."
     )
@@ -218,6 +225,8 @@ class Options:
         """Fill unset fields from the preset, normalise and check every value."""
         preset = DEFAULT_PRESET if self.preset is _UNSET else self.preset  # type: ignore[comparison-overlap]
         base = dict(PRESETS[_checked(_FIELDS["preset"], preset)])
+        policy = _FIELDS["policy"].metadata["default"] if self.policy is _UNSET else self.policy  # type: ignore[comparison-overlap]
+        base.update(POLICIES.find("policy", policy).constants)
         if isinstance(self.budget, (int, float, str)):
             # A budget solves the ratios that the preset would have given.
             base.pop("keep", None)
@@ -228,7 +237,7 @@ class Options:
             object.__setattr__(self, name, _checked(spec, value))
         if self.buckets[-1] < 1:
             object.__setattr__(self, "buckets", (*self.buckets, 1.0))
-        object.__setattr__(self, "extensions", Extensions.named(self.score, self.passes))
+        object.__setattr__(self, "extensions", Extensions.named(self.policy, self.score, self.passes))
         self._check_combinations()
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -303,6 +312,11 @@ class Options:
                 scale: dict(ratio) if isinstance(ratio, tuple) else ratio for scale, ratio in self.keep
             }
         return values
+
+    @property
+    def deciding(self) -> type[Policy]:
+        """What `policy` stands for."""
+        return self.extensions.policy
 
     @property
     def scoring(self) -> Score:

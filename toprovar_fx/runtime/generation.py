@@ -75,15 +75,21 @@ class Generation:
                 stacklevel=3,
             )
 
-    def controller(self, options: Options, layers: int) -> Controller:
-        """The controller for these options, made on first use; `layers` is 0 for a graph without blocks."""
+    def controller(self, options: Options, layers: int, parts: int = 1) -> Controller:
+        """The controller for these options, made on first use.
+
+        Args:
+            options: the settings.
+            layers: of the model, 0 for a graph without blocks; each of the `parts` of a layer counts.
+            parts: in which every layer was cut.
+        """
         found = self._controllers.get(options)
         if found is None:
             from .controller import Controller
 
             found = self._controllers[options] = Controller(options, self)
         if layers > found.layers:
-            found.adopt(layers)
+            found.adopt(layers, parts)
         return found
 
 

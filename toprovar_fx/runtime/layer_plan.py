@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -12,7 +13,9 @@ from ..criteria.saliency import keep_probability, normalise_entropy, scale_weigh
 from ..criteria.score_registry import ScoreContext
 from ..criteria.scores import prunability
 from ..criteria.selection import bernoulli_tokens, keep_count, round_to_bucket, select_tokens
-from ..options import Options
+
+if TYPE_CHECKING:
+    from ..options import Options
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,22 @@
+"""The policies by name, and tables of them."""
+
+from __future__ import annotations
+
+from ..registry import Registry
+from .policy import Policy
+from .toprovar import ToProVAR
+
+_BUILT_IN: tuple[type[Policy], ...] = (ToProVAR,)
+
+POLICIES: Registry[type[Policy]] = Registry("policy", {policy.name: policy for policy in _BUILT_IN})
+
+
+def policies_table() -> str:
+    """Return a Markdown table of every policy: name, what it decides, its constants, its source."""
+    rows = ["| Policy | Decides | Constants | Published in |", "|---|---|---|---|"]
+    for name in POLICIES:
+        policy = POLICIES.find("policy", name)
+        constants = ", ".join(f"`{option}={value!r}`" for option, value in policy.constants.items())
+        cells = f"`{name}`", policy.summary, constants or "those of the preset", policy.source
+        rows.append(f"| {' | '.join(cells)} |")
+    return "\n".join(rows) + "\n"
