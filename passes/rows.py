@@ -16,6 +16,7 @@ import sympy
 import torch
 from torch import fx
 
+from ..analysis.attention import AttentionCall
 from ..analysis.block_facts import BlockFacts
 from ..analysis.caches import CacheRead, CacheWrite
 from ..analysis.operators import states_length
@@ -162,10 +163,11 @@ class _Rewriter:
     def _copy_row_node(self, node: fx.Node) -> None:
         operands = [operand for operand in node.all_input_nodes if operand in self.facts.axes]
         replaced: dict[fx.Node, fx.Node] = {}
-        is_attention = node is self.facts.attention.node
-        if is_attention:
+        attention = self.facts.attention
+        call = attention if attention is not None and attention.node is node else None
+        if call is not None:
             # Keys and values pair with nothing by position: kept or full, they stay as they are.
-            operands = [self.facts.attention.query]
+            operands = [call.query]
             if self._gathers(GatherAt.QUERY, operands[0]):
                 replaced[operands[0]] = self._gather(operands[0], self.facts.axes[operands[0]])
         elif self._gathers(GatherAt.BLOCK_INPUT, *operands):
@@ -184,11 +186,10 @@ class _Rewriter:
         copied = self.graph.node_copy(node, lambda operand: replaced.get(operand, self.mapped[operand]))
         if resized:
             copied.args = self._kept_sizes(node.args, copied.args)
-        if is_attention and self.plan.entropy:
-            query = self.facts.attention.query
-            copied = self._tap(replaced.get(query, self.mapped[query]))
+        if call is not None and self.plan.entropy:
+            copied = self._tap(call, replaced.get(call.query, self.mapped[call.query]))
         self.mapped[node] = copied
-        if is_attention and self.plan.gather_at is GatherAt.ATTENTION_OUTPUT:
+        if call is not None and self.plan.gather_at is GatherAt.ATTENTION_OUTPUT:
             self.mapped[node] = self._gather(node, self.facts.axes[node])
             self.kept.add(node)
 
@@ -254,9 +255,8 @@ class _Rewriter:
         index = _slices(len(shape_of(read.cache)), read.axis, slice(None, self._end(self._written_kept)))
         self.mapped[read.node] = self.graph.call_function(operator.getitem, (self.mapped[read.cache], index))
 
-    def _tap(self, query: fx.Node) -> fx.Node:
+    def _tap(self, call: AttentionCall, query: fx.Node) -> fx.Node:
         """Attention by the operator that also returns the entropies."""
-        call = self.facts.attention
         first = self.offset if self.plan.scale_keys and self.offset is not None else 0
         both = self.graph.call_function(
             torch.ops.toprovar.attention_with_entropy.default,

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import ClassVar
 
 import pytest
+import torch
 
 from toprovar_fx.__main__ import main
 from toprovar_fx.cli.variants import parse_variant
@@ -16,6 +17,7 @@ from toprovar_fx.options import Options
 from toprovar_fx.policies.policy import Policy
 from toprovar_fx.policies.registry import POLICIES, policies_table
 from toprovar_fx.presets import PRESETS
+from toprovar_fx.runtime.report import report_of
 
 from .models.fixtures import traced
 from .models.subjects import OPEN, identical
@@ -112,3 +114,23 @@ def test_a_policy_that_was_replaced_is_not_the_same_options(evens):
     POLICIES.remove("evens")
     POLICIES.add("evens", type("Other", (Evens,), {}))
     assert first != Options(policy="evens")
+
+
+def test_random_keeps_the_counts_of_the_preset_and_not_its_tokens():
+    named = {"preset": "balanced", "protected_layers_first": 1}
+    own, drawn = (traced("infinity")({**named, "policy": policy}) for policy in ("toprovar", "random"))
+    assert own.counts(5) == drawn.counts(5)
+    sets = drawn.controller.ledger.keep_sets
+    assert sets.keys() == own.controller.ledger.keep_sets.keys()
+    assert any(not torch.equal(keep, own.keeps[place]) for place, keep in sets.items())
+    assert not torch.equal(sets[5, 1], sets[5, 2])
+    assert not drawn.controller.ledger.entropy
+    again = traced("infinity")({**named, "policy": "random"})
+    assert identical(again.logits, drawn.logits)
+
+
+@pytest.mark.parametrize("name", list(POLICIES))
+def test_every_policy_meets_the_same_budget(name):
+    options = {**OPEN, "policy": name, "budget": 1.4, "scale_exit": None, "min_scale": -3}
+    report = report_of(traced("prenorm-fused-rope")(options).run)
+    assert 1.4 <= report.flops_dense / report.flops <= 1.45

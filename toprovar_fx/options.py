@@ -277,6 +277,11 @@ class Options:
                 f"score={self.score!r}: expected score='entropy' with entropy_source='same_layer', "
                 "whose graph selects the tokens itself; nearest valid: entropy_source='dense_layer'"
             )
+        if self.deciding.granularity == "sublayer" and self.scoring.reads_entropy:
+            raise OptionError(
+                f"score={self.score!r}: expected one that reads no entropies with policy={self.policy!r}, "
+                "whose sublayers have none of their own; nearest valid: score='frequency'"
+            )
         if self.scale_exit == "depth" and self.depth == "off":
             raise OptionError("scale_exit='depth': expected depth='online' or depth='fixed', not depth='off'")
 

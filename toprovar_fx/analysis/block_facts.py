@@ -23,7 +23,7 @@ class BlockFacts:
         length: the token count L.
         axes: batch and token axis of every value with one row per token.
         transfers: for every such node, what its operator does with the rows.
-        attention: the self-attention.
+        attention: the self-attention; None in a sublayer without one.
         writes, reads: cache accesses.
         hidden, exit: the entering and the leaving hidden state.
     """
@@ -31,15 +31,19 @@ class BlockFacts:
     length: Size
     hidden: fx.Node
     exit: fx.Node
-    attention: AttentionCall
+    attention: AttentionCall | None
     axes: dict[fx.Node, Axes] = field(default_factory=dict)
     transfers: dict[fx.Node, Transfer] = field(default_factory=dict)
     writes: list[CacheWrite] = field(default_factory=list)
     reads: list[CacheRead] = field(default_factory=list)
 
 
-def read_block(graph: fx.Graph) -> BlockFacts:
+def read_block(graph: fx.Graph, attends: bool = True) -> BlockFacts:
     """Understand a block completely, or refuse it.
+
+    Args:
+        graph: of the block.
+        attends: whether it has a self-attention; a block has, not every sublayer.
 
     Raises:
         Unsupported: at the first node whose effect on single tokens is not certain.
@@ -49,7 +53,7 @@ def read_block(graph: fx.Graph) -> BlockFacts:
     leave = output.all_input_nodes[0]
     length = shape_of(hidden)[1]
     calls = attention_calls(graph)
-    facts = BlockFacts(length, hidden, leave, calls[0], axes={hidden: Axes(0, 1)})
+    facts = BlockFacts(length, hidden, leave, None, axes={hidden: Axes(0, 1)})
     caches = written_caches(graph)
     own: list[AttentionCall] = []
     by_node = {call.node: call for call in calls}
@@ -77,9 +81,10 @@ def read_block(graph: fx.Graph) -> BlockFacts:
             _row_operator(node, facts)
         elif any(operand in read_of for operand in node.all_input_nodes):
             raise Unsupported(Reason.TOKEN_MIXING, node, "a cached value is used outside attention")
-    if len(own) != 1:
-        raise Unsupported(Reason.NO_ATTENTION, calls[0].node, f"{len(own)} self-attentions in one block")
-    facts.attention = own[0]
+    if len(own) != attends:
+        where = calls[0].node if calls else leave
+        raise Unsupported(Reason.NO_ATTENTION, where, f"{len(own)} self-attentions in one block")
+    facts.attention = own[0] if own else None
     if facts.axes.get(leave) != Axes(0, 1):
         raise Unsupported(Reason.RESHAPED_TOKENS, leave, "the block's result is not [rows, tokens, width]")
     return facts

@@ -30,23 +30,28 @@ class Block:
         layer: position in the step, 0-based.
         entry: the hidden state [R, L, C] that enters; `exit`: the one that leaves.
         nodes: the block's nodes in execution order, `exit` last.
-        attention: its self-attention.
+        attention: its self-attention; None for a sublayer without one.
     """
 
     layer: int
     entry: fx.Node
     exit: fx.Node
     nodes: tuple[fx.Node, ...]
-    attention: AttentionCall
+    attention: AttentionCall | None
 
 
 @dataclass(frozen=True)
 class StepFacts:
-    """What is known of a scale step: its token count, token input and blocks."""
+    """What is known of a scale step: its token count, token input, blocks, and what they are cut at.
+
+    `cuts` are hidden states that alone are alive where they are computed; `dependent` depends on the tokens.
+    """
 
     length: Size
     hidden: fx.Node
     blocks: tuple[Block, ...]
+    cuts: tuple[fx.Node, ...]
+    dependent: frozenset[fx.Node]
 
 
 def read_step(graph: fx.Graph) -> StepFacts:
@@ -75,7 +80,7 @@ def read_step(graph: fx.Graph) -> StepFacts:
     cuts = _cuts(graph, hidden, dependent, length)
     blocks = _blocks(graph, own, cuts, dependent, order)
     refuse_split_regions(graph, [block.nodes for block in blocks])
-    return StepFacts(length, hidden, blocks)
+    return StepFacts(length, hidden, blocks, tuple(cuts), frozenset(dependent))
 
 
 def _refuse_float_sizes(graph: fx.Graph) -> None:
@@ -212,14 +217,14 @@ def _last_block(
     # A single block, or a last one of its own kind: it ends with the last sum that adds to the stream.
     # Another sum, such as the shift of a head's modulation, does not end it.
     for leave in reversed(later):
-        if leave is not entry and _carries(leave, entry):
+        if leave is not entry and carries(leave, entry):
             return _block(graph, layer, call, entry, leave, dependent, order)
     raise Unsupported(Reason.NO_BLOCK, call.node, "no residual sum follows the last attention")
 
 
-def _carries(node: fx.Node, entry: fx.Node) -> bool:
+def carries(node: fx.Node, entry: fx.Node) -> bool:
     """Whether a value is `entry` plus updates: a chain of sums leads back to it."""
     if node is entry:
         return True
     is_sum = operator_name(node) in ("add", "iadd", "add_")
-    return is_sum and any(_carries(operand, entry) for operand in node.all_input_nodes)
+    return is_sum and any(carries(operand, entry) for operand in node.all_input_nodes)

@@ -21,10 +21,28 @@ def is_context(node: fx.Node) -> bool:
     return node.op == "call_function" and operator_name(node) in (_ENTER, _EXIT)
 
 
-def refuse_split_regions(graph: fx.Graph, blocks: Iterable[Collection[fx.Node]]) -> None:
+def regions(graph: fx.Graph) -> list[list[fx.Node]]:
+    """The nodes of every autocast region, its enter and exit node included."""
+    found: list[list[fx.Node]] = []
+    running: list[list[fx.Node]] = []
+    for node in graph.nodes:
+        if is_context(node) and operator_name(node) == _ENTER:
+            running.append([])
+            found.append(running[-1])
+        for region in running:
+            region.append(node)
+        if is_context(node) and operator_name(node) == _EXIT:
+            running = [region for region in running if region[0] is not node.args[0]]
+    return found
+
+
+def refuse_split_regions(
+    graph: fx.Graph, blocks: Iterable[Collection[fx.Node]], apart: Collection[fx.Node] = ()
+) -> None:
     """Refuse a step with an autocast region that is not whole inside one of its blocks.
 
-    Outlining moves a block's nodes together, away from the enter and exit nodes of such a region.
+    Outlining moves a block's nodes together, away from the enter and exit nodes of such a region. A region
+    whose nodes are among `apart` may lie outside all blocks: none of its nodes depends on the tokens.
     """
     owner = {node: at for at, nodes in enumerate(blocks) for node in nodes}
     open_regions: list[fx.Node] = []
@@ -34,7 +52,8 @@ def refuse_split_regions(graph: fx.Graph, blocks: Iterable[Collection[fx.Node]])
         if is_context(node) and operator_name(node) == _ENTER:
             open_regions.append(node)
         for region in open_regions:
-            if region not in owner or owner.get(node) != owner[region]:
+            outside = region not in owner and region not in apart
+            if outside or owner.get(node) != owner.get(region):
                 raise Unsupported(Reason.NO_BLOCK, node, "an autocast region is not whole inside one block")
         if is_context(node) and operator_name(node) == _EXIT:
             open_regions.remove(node.args[0])  # type: ignore[arg-type]

@@ -25,6 +25,7 @@ class Reason(enum.Enum):
     LENGTH_IN_ARITHMETIC = "the token count enters arithmetic, so its value would change with the kept tokens"
     IN_PLACE_WRITE = "an in-place write reaches the block's input"
     CACHE_WRITE = "the key/value cache is written in a way that is not a slice of the current scale's tokens"
+    NO_SUBLAYERS = "blocks are no chains of equally many residual sums; the policy decides for whole layers"
     SHARED_STATE = "a cache is used by more than one block"
     GRADIENTS = "pruning is for inference; call the model under torch.no_grad() or torch.inference_mode()"
     VERIFICATION = "the permutation check did not reproduce the dense result"

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from ..registry import Registry
+from .fastvar import FastVAR
 from .policy import Policy
+from .random_tokens import RandomTokens
 from .toprovar import ToProVAR
 
-_BUILT_IN: tuple[type[Policy], ...] = (ToProVAR,)
+_BUILT_IN: tuple[type[Policy], ...] = (ToProVAR, FastVAR, RandomTokens)
 
 POLICIES: Registry[type[Policy]] = Registry("policy", {policy.name: policy for policy in _BUILT_IN})
 
