@@ -1,10 +1,10 @@
 """Policies of this backend against the published code of the methods, run from clones with random weights.
 
-    python -m benchmarks.peers --fastvar PATH
+    python -m benchmarks.peers --fastvar PATH --skipvar PATH
 
-PATH is a clone of csguoh/FastVAR. The clone's code runs as it is, on a CPU in float32, with stand-ins for
-packages that are not installed (`benchmarks/upstream_shims.py`). FastVAR runs at its own depth of 32 layers
-and its own thirteen scales, with narrow layers: a minute or two on one core.
+PATH is a clone of csguoh/FastVAR, or of fakerone-li/SkipVAR; either may be left out. The clones' code runs as
+it is, on a CPU in float32, with stand-ins for packages that are not installed (`upstream_shims.py`,
+`peers_pickles.py`), at their own thirteen scales, with narrow layers: a minute or two on one core each.
 """
 
 from __future__ import annotations
@@ -36,6 +36,11 @@ def rows(arguments: argparse.Namespace) -> Iterator[Row]:
 
         for check, found, wanted, passed in compare(arguments.fastvar, arguments.seed, arguments.lowering):
             yield Row("fastvar", check, found, wanted, passed)
+    if arguments.skipvar is not None:
+        from benchmarks.peers_skipvar import compare as compare_skipvar
+
+        for check, found, wanted, passed in compare_skipvar(arguments.skipvar, arguments.seed):
+            yield Row("skipvar", check, found, wanted, passed)
 
 
 def main() -> int:
@@ -44,11 +49,12 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--fastvar", type=Path, help="clone of csguoh/FastVAR")
+    parser.add_argument("--skipvar", type=Path, help="clone of fakerone-li/SkipVAR")
     parser.add_argument("--seed", type=int, default=0, help="of weights, text and sampling")
     parser.add_argument("--lowering", default="eager", choices=["eager", "inductor"], help="of this backend")
     arguments = parser.parse_args()
-    if arguments.fastvar is None:
-        parser.error("expected --fastvar PATH")
+    if arguments.fastvar is None and arguments.skipvar is None:
+        parser.error("expected --fastvar PATH or --skipvar PATH")
     done = []
     print(f"| {'method':8} | {'check':46} | {'found':44} | {'wanted':16} | passed |")
     print(f"|{'-' * 10}|{'-' * 48}|{'-' * 46}|{'-' * 18}|{'-' * 8}|")

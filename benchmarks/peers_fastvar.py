@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.upstream_models import randomise
-from benchmarks.upstream_shims import clone_on_path
+from benchmarks.upstream_shims import clone_on_path, forget
 from toprovar_fx.adapters.rebinding import rebound, torch_with
 from toprovar_fx.backend import toprovar
 from toprovar_fx.models.cache import KVCache
@@ -61,6 +61,7 @@ class Clone:
 
     def __init__(self, clone: Path, seed: int) -> None:
         folder = clone / "Infinity" if (clone / "Infinity").is_dir() else clone
+        forget("infinity")
         probe = "infinity/models/fastvar_basic.py"
         with clone_on_path(folder, probe), contextlib.redirect_stdout(io.StringIO()):
             from infinity.models import basic, fastvar_basic

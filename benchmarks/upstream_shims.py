@@ -1,8 +1,7 @@
 """Stand-ins for packages that upstream VAR and Infinity import, so that clones run on a machine without them.
 
-A package that is installed is used as it is. Three stand-ins compute something, in plain PyTorch:
-flash-attn's attention, its attention of variable length, one text after another, and timm's stochastic depth, which does
-nothing in evaluation.
+A package that is installed is used as it is. Three stand-ins compute something, in plain PyTorch: attention
+and attention of variable length of flash-attn, and timm's stochastic depth, which does nothing in evaluation.
 """
 
 from __future__ import annotations
@@ -97,6 +96,13 @@ def clone_on_path(clone: Path, probe: str) -> Iterator[None]:
         yield
     finally:
         sys.path.remove(str(clone))
+
+
+def forget(package: str) -> None:
+    """Take a clone's package out of the imported modules, so that another clone's can take its name."""
+    for name in list(sys.modules):
+        if name == package or name.startswith(f"{package}."):
+            del sys.modules[name]
 
 
 @contextlib.contextmanager

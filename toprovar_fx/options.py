@@ -194,6 +194,11 @@ class Options:
         check.registered(POLICIES),
         "The method that decides; its constants go over the preset's (docs/policies.md).",
     )
+    classifier: str = _option(
+        "skipvar_ssim_84",
+        check.text(),
+        "Coefficients of `policy='skipvar'`: a name that comes with the package, or a JSON file.",
+    )
     passes: tuple[str, ...] = _option(
         (), check.registered_names(PASSES), "Passes of one's own to run; see docs/extending.md."
     )
@@ -337,7 +342,7 @@ class Options:
     def prunes(self) -> bool:
         """Whether any setting can make the result differ from the dense model's."""
         axes = self.prune_scales or self.prune_layers or self.prune_tokens
-        return axes or self.scale_exit is not None or self.explicit
+        return axes or self.scale_exit is not None or self.explicit or self.deciding.skips
 
     @property
     def explicit(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import numpy as np
@@ -36,6 +37,13 @@ class KVCache:
         self.max_tokens = max_tokens
         self.keys: list[Tensor] = [_zeros(shape, device, dtype) for _ in range(config.depth)]
         self.values: list[Tensor] = [_zeros(shape, device, dtype) for _ in range(config.depth)]
+
+    def first(self, rows: int) -> KVCache:
+        """The same memory, for the first so many batch rows alone."""
+        part = copy.copy(self)
+        part.keys = [key[:rows] for key in self.keys]
+        part.values = [value[:rows] for value in self.values]
+        return part
 
     @staticmethod
     def bytes_needed(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, ClassVar, Literal
+
+from torch import Tensor
 
 from ..runtime.layer_plan import LayerPlan, LayerQuestion, plan_layer
 
@@ -32,6 +34,7 @@ class Policy:
         deviations: where it differs from what was published, and why; sentences.
         constants: option values that it starts from; they go over those of the preset.
         granularity: what it decides about at once.
+        skips: whether it leaves out scales or rows although no option asks for it.
         parts: units of a layer.
         units: units of the model.
     """
@@ -42,6 +45,7 @@ class Policy:
     deviations: ClassVar[tuple[str, ...]] = ()
     constants: ClassVar[Mapping[str, object]] = {}
     granularity: ClassVar[Literal["layer", "sublayer"]] = "layer"
+    skips: ClassVar[bool] = False
 
     def __init__(self, options: Options, schedule: Schedule, images: int, depth: DepthTracker) -> None:
         self.options, self.schedule, self.images, self.depth = options, schedule, images, depth
@@ -56,11 +60,18 @@ class Policy:
         """Number of layers of the model."""
         return self.units // self.parts
 
-    # Which scales.
+    # Which scales, and which rows of them.
 
     def exits(self, scale: int) -> bool:
         """Whether `scale` and all later ones are not run at all."""
         return self.depth.exits(scale)
+
+    def observe_codes(self, scale: int, summed: Tensor, decode: Callable[[Tensor], Tensor]) -> None:
+        """Look at the code sum [B, d, h, w] after a scale; `decode` makes images [B, 3, H, W] of it."""
+
+    def conditional_only(self, scale: int) -> bool:
+        """Whether the unconditional rows of a guided generation are left out at `scale`."""
+        return False
 
     # Which layers.
 

@@ -6,9 +6,10 @@ from ..registry import Registry
 from .fastvar import FastVAR
 from .policy import Policy
 from .random_tokens import RandomTokens
+from .skipvar import SkipVAR
 from .toprovar import ToProVAR
 
-_BUILT_IN: tuple[type[Policy], ...] = (ToProVAR, FastVAR, RandomTokens)
+_BUILT_IN: tuple[type[Policy], ...] = (ToProVAR, FastVAR, SkipVAR, RandomTokens)
 
 POLICIES: Registry[type[Policy]] = Registry("policy", {policy.name: policy for policy in _BUILT_IN})
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING
@@ -12,6 +12,8 @@ from ..options import Options
 from ..schedules import Schedule
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from .controller import Controller
 
 _CURRENT: ContextVar[Generation | None] = ContextVar("toprovar_generation", default=None)
@@ -51,6 +53,23 @@ class Generation:
             self.exited_at = scale
         self.scale = scale
         return self.exited_at is None
+
+    def note_codes(self, summed: Tensor, decode: Callable[[Tensor], Tensor]) -> None:
+        """Tell the policies the code sum after the scale that ran; some decide by what it shows.
+
+        Args:
+            summed: the codes of all scales so far, [B, d, h, w] at the sides of the last one.
+            decode: makes images [B, 3, H, W] in [-1, 1] of a code sum of any sides.
+        """
+        for controller in self.controllers:
+            controller.policy.observe_codes(self.scale, summed, decode)
+
+    def conditional_only(self) -> bool:
+        """Whether the scale that runs is to be run without its unconditional rows."""
+        found = any(controller.policy.conditional_only(self.scale) for controller in self.controllers)
+        for controller in self.controllers if found else ():
+            controller.ledger.conditional_scales.add(self.scale)
+        return found
 
     def enter_compiled(self) -> None:
         """Note that this scale runs in a graph of this backend."""

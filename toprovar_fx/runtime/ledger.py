@@ -53,6 +53,7 @@ class Ledger:
         deviations: by (scale, layer) that was pruned, the relative deviation in its permutation check.
         prunable: whether any graph of the model could be pruned.
         gates: by (gate, layer), how often it was asked and how often its answer was yes.
+        conditional_scales: guided scales that were run without their unconditional rows.
         other: calls of the parts outside the blocks, as (scale, region, sizes).
     """
 
@@ -66,12 +67,17 @@ class Ledger:
     deviations: dict[tuple[int, int], float] = field(default_factory=dict)
     prunable: bool = False
     gates: dict[tuple[str, int], tuple[int, int]] = field(default_factory=dict)
+    conditional_scales: set[int] = field(default_factory=set)
     other: list[tuple[int, Region, Sizes]] = field(default_factory=list)
 
     def answer(self, gate: str, layer: int, yes: bool) -> None:
         """Write down what a gate decided."""
         asked, fired = self.gates.get((gate, layer), (0, 0))
         self.gates[gate, layer] = asked + 1, fired + yes
+
+    def rows_factor(self, scale: int) -> int:
+        """How many times the rows that ran the dense model would have run."""
+        return 2 if scale in self.conditional_scales else 1
 
     def reasons(self) -> str:
         """The distinct reasons for staying dense, in words."""
