@@ -53,7 +53,7 @@ class Clone:
             quantizer = SimpleNamespace(
                 lfq=SimpleNamespace(mask=None, indices_to_codes=self._codes), z_interplote_up="trilinear"
             )
-            self.tokenizer = SimpleNamespace(embed_dim=BITS, decode=self._decode, quantizer=quantizer)
+            self.tokenizer = SimpleNamespace(embed_dim=BITS, decode=self.decode, quantizer=quantizer)
             self.model: Any = Theirs(
                 vae_local=self.tokenizer,
                 text_channels=TEXT,
@@ -79,6 +79,8 @@ class Clone:
             BITS, ch=16, encoder_mult=(1, 1), decoder_mult=(1, 1, 1, 1, 1), quantizer=BSQConfig(BITS)
         )
         self.decoder = ImageVAE(config).eval()
+        # Random weights draw noise, for which the answer is always the same: smoother images get others.
+        self.blur = 1
         self.drawn: list[Tensor] = []
         self.asked: list[tuple[float, float]] = []
         scaler, transform = (
@@ -131,8 +133,11 @@ class Clone:
         return codes
 
     @torch.no_grad()
-    def _decode(self, latent: Tensor) -> Tensor:
-        return self.decoder.decode(latent)
+    def decode(self, latent: Tensor) -> Tensor:
+        """Images of a code sum, blurred over `blur` pixels."""
+        image = self.decoder.decode(latent)
+        smooth = F.avg_pool2d(image, self.blur)
+        return F.interpolate(smooth, size=image.shape[-2:], mode="bilinear")
 
 
 @contextlib.contextmanager
@@ -154,10 +159,11 @@ def compare(path: Path, seed: int) -> Iterator[tuple[str, str, str, bool | None]
     clone = Clone(path, seed)
     schedule, worst, equal, seen = Schedule.infinity("1M"), 0.0, 0, []
     for number in range(GENERATIONS):
+        clone.blur = 2**number
         ran = clone.generate(seed + number)
         policy = SkipVAR(Options(policy="skipvar"), schedule, 1, None)  # type: ignore[arg-type]
         for scale, summed in enumerate(clone.sums()):
-            policy.observe_codes(scale, summed, clone.decoder.decode)
+            policy.observe_codes(scale, summed, clone.decode)
         assert policy.features is not None
         pairs = zip(policy.features[0], clone.asked[0], strict=True)
         worst = max(worst, *(abs(ours - theirs) / abs(theirs) for ours, theirs in pairs))
@@ -179,6 +185,6 @@ def compare(path: Path, seed: int) -> Iterator[tuple[str, str, str, bool | None]
         grid = [(x, y) for x in np.linspace(0, 0.6, GRID) for y in np.linspace(0.2, 0.9, GRID)]
         theirs = model.predict(Holder.transform(scaler, grid))
         found = [ours[stage].decide(pair) for pair in grid]
-        same = sum(a == b for a, b in zip(found, theirs, strict=True))
+        same = sum(a == int(b) for a, b in zip(found, theirs, strict=True))
         text = f"{same} of {len(grid)}, classes {sorted(set(found))}"
         yield f"decisions of `{stage}` on a grid of features", text, "all equal", same == len(grid)
