@@ -96,8 +96,15 @@ class Policy:
         """Relative weight of a unit when a budget is shared out; `detail` is R of eq. 4."""
         return 1.0
 
-    # Which tokens.
+    def observe_layer(self, scale: int, unit: int, before: Tensor, after: Tensor) -> None:
+        """Look at the residual stream [R, L, C] around a unit that ran, in whole or in part."""
+
+    # Which tokens, and what the others get.
 
     def plan(self, ask: LayerQuestion) -> LayerPlan:
         """K and the keep set of one unit at one scale."""
         return plan_layer(self.options, ask)
+
+    def complete(self, scale: int, unit: int, keep: Tensor, hidden: Tensor) -> Tensor:
+        """What a unit hands on that computed the tokens `keep` [R, K] and made `hidden` [R, L, C]."""
+        return hidden

@@ -7,9 +7,10 @@ from .fastvar import FastVAR
 from .policy import Policy
 from .random_tokens import RandomTokens
 from .skipvar import SkipVAR
+from .sparsevar import SparseVAR
 from .toprovar import ToProVAR
 
-_BUILT_IN: tuple[type[Policy], ...] = (ToProVAR, FastVAR, SkipVAR, RandomTokens)
+_BUILT_IN: tuple[type[Policy], ...] = (ToProVAR, FastVAR, SkipVAR, SparseVAR, RandomTokens)
 
 POLICIES: Registry[type[Policy]] = Registry("policy", {policy.name: policy for policy in _BUILT_IN})
 

@@ -234,6 +234,7 @@ class Controller:
         if whole and self._needs_update(layer):
             self._updates.put(layer, self.scale, after - before)
         self._scope.observe_tokens(layer, self.scale, after)
+        self.policy.observe_layer(self.scale, layer, before, after)
 
     def _needs_update(self, layer: int) -> bool:
         """Whether the next scale may give the update of `layer` to tokens that it does not compute."""
