@@ -124,7 +124,7 @@ def test_random_keeps_the_counts_of_the_preset_and_not_its_tokens():
     assert sets.keys() == own.controller.ledger.keep_sets.keys()
     assert any(not torch.equal(keep, own.keeps[place]) for place, keep in sets.items())
     assert not torch.equal(sets[5, 1], sets[5, 2])
-    assert not drawn.controller.ledger.entropy
+    assert not drawn.controller.ledger.maps
     again = traced("infinity")({**named, "policy": "random"})
     assert identical(again.logits, drawn.logits)
 

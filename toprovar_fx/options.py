@@ -294,8 +294,8 @@ class Options:
         name = default if self.policy is _UNSET else _checked(_FIELDS["policy"], self.policy)  # type: ignore[comparison-overlap]
         if bound and name not in BY_CRITERION:
             raise OptionError(
-                f"policy={name!r}: expected one of {' or '.join(map(repr, BY_CRITERION))} with a profile, "
-                f"which holds their decisions alone; nearest valid: {default!r}, or no profile"
+                f"policy={name!r}: expected {' or '.join(map(repr, BY_CRITERION))} with a profile, "
+                f"which holds their decisions alone; nearest valid: {BY_CRITERION[0]!r}, or no profile"
             )
         if bound and name != default:
             raise _contradiction(self.profile, "policy", name, default)
