@@ -329,8 +329,7 @@ class Rewriter:
     def _tap(self, node: fx.Node, value_of_operand: Callable[[fx.Node], fx.Node]) -> None:
         """Add the entropies where `node` is the place to take them, the attention or its softmax."""
         call, facts = self.facts.attention, self.facts
-        if call is None:
-            return
+        assert call is not None, "no entropies without attention: the options refuse them"
         first = self.offset if self.plan.scale_keys and self.offset is not None else 0
         if call.logits is not None:
             if node is not call.logits:

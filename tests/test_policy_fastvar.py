@@ -102,9 +102,17 @@ def test_a_budget_is_met():
     assert 1.5 <= report.flops_dense / report.flops <= 1.55
 
 
-def test_a_score_of_entropies_is_refused():
-    with pytest.raises(OptionError, match=r"score='entropy': .* nearest valid: score='frequency'"):
-        Options(policy="fastvar", score="entropy")
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"score": "entropy"}, r"score='entropy': .* nearest valid: score='frequency'"),
+        ({"depth": "online", "prune_scales": True}, r"depth='online': .* nearest valid: depth='off'"),
+        ({"layer_scope": "online", "prune_layers": True}, r"layer_scope='online': .*: layer_scope='off'"),
+    ],
+)
+def test_what_reads_entropies_is_refused(given, message):
+    with pytest.raises(OptionError, match=message):
+        Options(policy="fastvar", **given)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -357,13 +357,25 @@ class Options:
             raise OptionError("cuda_graphs=True: expected unit='step', not unit='block'")
         if self.unit == "block" and self.step_sizes == "static":
             raise OptionError("step_sizes='static': expected unit='step', not unit='block'")
-        if self.deciding.granularity == "sublayer" and self.scoring.reads_entropy:
-            raise OptionError(
-                f"score={self.score!r}: expected one that reads no entropies with policy={self.policy!r}, "
-                "whose sublayers have none of their own; nearest valid: score='frequency'"
-            )
+        if self.deciding.granularity == "sublayer":
+            self._refuse_entropies()
         if self.scale_exit == "depth" and self.depth == "off":
             raise OptionError("scale_exit='depth': expected depth='online' or depth='fixed', not depth='off'")
+
+    def _refuse_entropies(self) -> None:
+        """Refuse settings that read entropies where not everything that is decided about has some."""
+        scope = self.layer_scope == "online" and self.scope_of == "entropy_map"
+        for name, reads, valid in (
+            ("score", self.scoring.reads_entropy, "frequency"),
+            ("depth", self.prune_scales and self.depth == "online", "off"),
+            ("layer_scope", self.prune_layers and scope, "off"),
+        ):
+            if reads:
+                raise OptionError(
+                    f"{name}={getattr(self, name)!r}: expected one that reads no entropies with "
+                    f"policy={self.policy!r}, whose sublayers have none of their own; "
+                    f"nearest valid: {name}={valid!r}"
+                )
 
     @classmethod
     def parse(cls, options: Mapping[str, object] | Options | None = None) -> Options:
