@@ -1,8 +1,7 @@
 """Stand-ins for packages that upstream VAR and Infinity import, so that clones run on a machine without them.
 
-A package that is installed is used as it is. Two stand-ins compute something, in plain PyTorch: flash-attn's
-variable-length attention, one text after another, and timm's stochastic depth, which does nothing in
-evaluation.
+A package that is installed is used as it is. Three stand-ins compute something, in plain PyTorch: attention
+and attention of variable length of flash-attn, and timm's stochastic depth, which does nothing in evaluation.
 """
 
 from __future__ import annotations
@@ -14,7 +13,6 @@ import sys
 import types
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 from unittest import mock
 
 import torch
@@ -22,8 +20,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-def flash_attn_func(*args: Any, **kwargs: Any) -> Tensor:
-    raise NotImplementedError("flash-attn is not installed; upstream inference does not call this")
+def flash_attn_func(
+    q: Tensor, k: Tensor, v: Tensor, dropout_p: float = 0.0, softmax_scale: float | None = None
+) -> Tensor:
+    """Attention of [B, L, H, E]; FastVAR calls it, upstream's inference does not."""
+    heads_first = [part.transpose(1, 2) for part in (q, k, v)]
+    return F.scaled_dot_product_attention(*heads_first, scale=softmax_scale).transpose(1, 2)
 
 
 def flash_attn_varlen_kvpacked_func(
@@ -64,6 +66,9 @@ _STAND_INS: dict[str, dict[str, object]] = {
         "flash_attn_func": flash_attn_func,
         "flash_attn_varlen_kvpacked_func": flash_attn_varlen_kvpacked_func,
     },
+    "cv2": {},
+    "torchvision": {},
+    "torchvision.transforms": {},
     "huggingface_hub": {"PyTorchModelHubMixin": type("PyTorchModelHubMixin", (), {})},
     "pytz": {},
     "tqdm": {},
@@ -91,6 +96,13 @@ def clone_on_path(clone: Path, probe: str) -> Iterator[None]:
         yield
     finally:
         sys.path.remove(str(clone))
+
+
+def forget(package: str) -> None:
+    """Take a clone's package out of the imported modules, so that another clone's can take its name."""
+    for name in list(sys.modules):
+        if name == package or name.startswith(f"{package}."):
+            del sys.modules[name]
 
 
 @contextlib.contextmanager

@@ -142,6 +142,7 @@ class _Builder:
     def _layout(self, operands: tuple[str, ...]) -> BranchLayout:
         read = {entry.node: entry.cache for entry in self.facts.reads}
         call = self.facts.attention
+        assert call is not None
         caches = tuple(str(read[node].target) for node in (call.key, call.value)) if self.facts.writes else ()
         rho_of = self.plan.rule.cfg_rows if self.plan.whole.entropy else None
         return BranchLayout(

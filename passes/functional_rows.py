@@ -25,6 +25,7 @@ def refuse_indirect(facts: BlockFacts) -> None:
     """
     read = {entry.node: entry.cache for entry in facts.reads}
     call = facts.attention
+    assert call is not None
     if facts.writes and not (
         call.node is call.entry and call.mask is None and call.heads_first and not call.grouped
     ):
@@ -67,14 +68,16 @@ class FunctionalRewriter(Rewriter):
     def _caches(self) -> list[fx.Node]:
         """The key and the value cache in the source graph."""
         read = {entry.node: entry.cache for entry in self.facts.reads}
-        return [read[self.facts.attention.key], read[self.facts.attention.value]]
+        call = self.facts.attention
+        assert call is not None
+        return [read[call.key], read[call.value]]
 
     def _attend(self, node: fx.Node, value_of_operand: Callable[[fx.Node], fx.Node]) -> None:
         call = self.facts.attention
         if not self.facts.writes:
             super()._attend(node, value_of_operand)
             return
-        if node is not call.entry:
+        if call is None or node is not call.entry:
             return
         caches = self._caches()
         both = self.graph.call_function(

@@ -11,6 +11,7 @@ from ..analysis.blocks import Block, read_step
 from ..analysis.caches import refuse_shared
 from ..analysis.reasons import Unsupported
 from ..analysis.signature import signature
+from ..analysis.sublayers import split_blocks
 from ..declaration import declare
 from ..lowering.known_sizes import fold_known_sizes
 from ..lowering.outline import Outline, extract, replace_by_calls
@@ -24,8 +25,8 @@ from .step import BlockGraph, Site, Step
     price="a padding for each joined cache instead of the joining; no fusion across block borders",
     when="always",
 )
-def outline_blocks(traced: fx.GraphModule) -> Step:
-    """Outline the blocks of a traced scale step.
+def outline_blocks(traced: fx.GraphModule, granularity: str = "layer") -> Step:
+    """Outline the blocks of a traced scale step, or with granularity "sublayer" the sublayers of each.
 
     Requires: a graph from Dynamo (one hidden state [R, L, C] enters).
     Ensures: the step graph computes the same values in the same order; each block graph is read by the
@@ -37,30 +38,40 @@ def outline_blocks(traced: fx.GraphModule) -> Step:
     traced = fold_known_sizes(traced)
     captured = canonical_caches(traced.graph)
     facts = read_step(captured)
+    blocks, parts, fallback = facts.blocks, 1, None
+    if granularity == "sublayer":
+        try:
+            blocks, parts = split_blocks(captured, blocks, facts.cuts, facts.dependent)
+        except Unsupported as verdict:
+            fallback = verdict.fallback
     known: dict[Hashable, BlockGraph] = {}
     outlines, sites, modules = [], [], {}
-    for block in facts.blocks:
-        outline = Outline(f"block_{block.layer}", block.entry, block.nodes)
+    for block in blocks:
+        outline = Outline(_name(block.layer, parts), block.entry, block.nodes)
         key = signature(block.entry, block.nodes)
         if key not in known:
-            known[key] = _read(extract(outline))
+            known[key] = _read(extract(outline), block.attention is not None)
         own = _unless_shared(known[key], captured, block)
         outlines.append(outline)
         sites.append(Site(block.layer, outline.name, own))
         modules[outline.name] = own.graph
-    for at, nodes in enumerate(_rest(captured, facts.blocks)):
+    for at, nodes in enumerate(_rest(captured, blocks)):
         outline = Outline(f"rest_{at}", _entry(nodes), tuple(nodes))
         outlines.append(outline)
         modules[outline.name] = extract(outline)
     graph = replace_by_calls(captured, outlines)
-    return Step(
-        fx.GraphModule({**dict(traced.named_children()), **modules}, graph, class_name="Step"), tuple(sites)
-    )
+    module = fx.GraphModule({**dict(traced.named_children()), **modules}, graph, class_name="Step")
+    return Step(module, tuple(sites), parts, fallback)
 
 
-def _read(graph: fx.GraphModule) -> BlockGraph:
+def _name(unit: int, parts: int) -> str:
+    layer, part = divmod(unit, parts)
+    return f"block_{layer}" if parts == 1 else f"block_{layer}_{part}"
+
+
+def _read(graph: fx.GraphModule, attends: bool) -> BlockGraph:
     try:
-        return BlockGraph(graph, read_block(graph.graph))
+        return BlockGraph(graph, read_block(graph.graph, attends))
     except Unsupported as verdict:
         return BlockGraph(graph, None, verdict.fallback)
 

@@ -86,7 +86,7 @@ def rewrite_step(
     order = ordered(options)
     dump = Dump(options.dump_dir, traced)
     try:
-        step, milliseconds = _timed(lambda: outline_blocks(traced))
+        step, milliseconds = _timed(lambda: outline_blocks(traced, options.deciding.granularity))
     except Unsupported as verdict:
         dump.unsupported(str(verdict))
         raise
@@ -126,7 +126,7 @@ def _close(dump: Dump, record: PassRecord) -> None:
 
 
 def _fallbacks(step: Step) -> list[Fallback]:
-    found = []
+    found = [] if step.fallback is None else [step.fallback]
     for site in step.sites:
         if site.block.fallback is not None:
             known = site.block.fallback

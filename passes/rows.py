@@ -192,7 +192,7 @@ class Rewriter:
         paired = facts.operands.get(node, tuple(node.all_input_nodes))
         operands = [operand for operand in paired if operand in facts.axes]
         replaced: dict[fx.Node, fx.Node] = {}
-        if node is call.entry and self._gathers(GatherAt.QUERY, call.query):
+        if call is not None and node is call.entry and self._gathers(GatherAt.QUERY, call.query):
             replaced[call.query] = self._gather(call.query, facts.axes[call.query])
         elif self._gathers(GatherAt.BLOCK_INPUT, *operands):
             replaced[self.facts.hidden] = self._gather(self.facts.hidden, self.facts.axes[self.facts.hidden])
@@ -203,7 +203,7 @@ class Rewriter:
                     replaced[operand] = self._gather(operand, self.facts.axes[operand])
             for operand, dimension in facts.transfers[node].tables:
                 replaced[operand] = self._gather_table(operand, dimension, *self._frame(node))
-        if call.key in self.kept:
+        if call is not None and call.key in self.kept:
             self._gather_columns(node, replaced)
 
         def value_of_operand(operand: fx.Node) -> fx.Node:
@@ -218,7 +218,7 @@ class Rewriter:
         self._resize(node, copied)
         self.mapped[node] = copied
         self._attend(node, value_of_operand)
-        if node is call.node and self.plan.gather_at is GatherAt.ATTENTION_OUTPUT:
+        if call is not None and node is call.node and self.plan.gather_at is GatherAt.ATTENTION_OUTPUT:
             self.mapped[node] = self._gather(node, facts.axes[node])
             self.kept.add(node)
 
@@ -329,6 +329,7 @@ class Rewriter:
     def _tap(self, node: fx.Node, value_of_operand: Callable[[fx.Node], fx.Node]) -> None:
         """Add the entropies where `node` is the place to take them, the attention or its softmax."""
         call, facts = self.facts.attention, self.facts
+        assert call is not None, "no entropies without attention: the options refuse them"
         first = self.offset if self.plan.scale_keys and self.offset is not None else 0
         if call.logits is not None:
             if node is not call.logits:

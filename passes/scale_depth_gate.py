@@ -32,10 +32,11 @@ def scale_depth_gate(step: Step, options: Options, context: PassContext) -> Pass
     record = PassRecord("scale_depth_gate")
     modules = {}
     if gates_depth(options):
-        layers = len(step.sites)
-        for site in step.sites[options.protected_layers_first :]:
+        first = options.protected_layers_first * step.parts
+        end = len(step.sites) - options.protected_layers_last * step.parts
+        for site in step.sites[first:]:
             module = step.module(site)
-            if site.layer < layers - options.protected_layers_last and isinstance(module, Gate):
+            if site.layer < end and isinstance(module, Gate):
                 modules[site.name] = module.like(ScaleDepthGate, module, module)
                 record.sites.append(site.layer)
     record.modified = bool(modules)

@@ -29,10 +29,10 @@ class BlockGraph:
 
 @dataclass(frozen=True)
 class Site:
-    """One layer of the step.
+    """One layer of the step, or a sublayer where a policy decides for each.
 
     Attributes:
-        layer: 0-based.
+        layer: 0-based; sublayers count through.
         name: submodule of the step graph that runs it.
         block: its graph.
         inputs: names of the block graph's placeholders, the hidden state first.
@@ -48,10 +48,18 @@ class Step:
     """A scale step: the graph that calls the blocks and the sites, one per layer.
 
     The submodule of a site is what the passes replace: first the dense block, then gates around it.
+
+    Attributes:
+        graph: calls the sites.
+        sites: in the order of the layers.
+        parts: sites of each layer.
+        fallback: why layers were not cut in parts although that was asked for.
     """
 
     graph: fx.GraphModule
     sites: tuple[Site, ...]
+    parts: int = 1
+    fallback: Fallback | None = None
 
     def module(self, site: Site) -> nn.Module:
         """The module that runs `site` now."""

@@ -99,6 +99,7 @@ def measure_logits(graph: fx.Graph, facts: BlockFacts, logits: fx.Node, first: f
         logits: the logits in `graph`.
         first: first key that counts.
     """
+    assert facts.attention is not None
     source = facts.attention.logits
     assert source is not None
     rows, columns, rank = facts.axes[source], facts.keyed[source], len(shape_of(source))

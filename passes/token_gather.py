@@ -74,7 +74,8 @@ def _ranks_itself(options: Options) -> bool:
 
 
 def _known_tokens(gate: ScaleDepthGate, site: Site, options: Options, context: PassContext) -> nn.Module:
-    where = GatherAt.BLOCK_INPUT if options.pruned_kv == "drop" else GatherAt.QUERY
+    attends = site.block.facts is not None and site.block.facts.attention is not None
+    where = GatherAt.QUERY if attends and options.pruned_kv == "keep" else GatherAt.BLOCK_INPUT
     plan = RowPlan(where, restored=options.restore == "cache")
     tapped = None
     if reads_entropy(options) and options.entropy_source in ("previous_layer", "previous_scale"):

@@ -265,8 +265,22 @@ def test_every_reason_has_a_test():
         Reason.NOT_CAPTURED,
         Reason.RESIDUAL_DTYPE,
         Reason.SHAPE_PROOF,
+        Reason.NO_SUBLAYERS,
     }
     assert set(Reason) == here
+
+
+def test_blocks_without_sublayers_are_decided_about_as_a_whole():
+    subject = odd.OddSubject(odd.Parallel)
+    own = {"policy": "fastvar", "keep": PRUNING["keep"], "score": "frequency", "scale_exit": None}
+    outcome = generate(subject, compiled(subject, **own))
+    assert reasons(outcome) == {Reason.NO_SUBLAYERS}
+    assert outcome.arms(5) == ["pruned", "pruned"]
+    whole = {**own, "policy": "toprovar", "preset": "criterion", "cfg_rows": "per_row"}
+    assert identical(outcome.logits, generate(subject, compiled(subject, **whole)).logits)
+    with pytest.raises(Exception, match="NO_SUBLAYERS") as caught:
+        generate(subject, compiled(subject, **own, strict=True))
+    assert isinstance(cause(caught.value), GraphError)
 
 
 @pytest.mark.parametrize("kind", [odd.Plain, odd.TableInBlock, odd.NarrowWrite])

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from toprovar_fx import Options, Schedule
+from toprovar_fx import Calibration, Options, Schedule
 from toprovar_fx.errors import OptionError, ProfileError
 from toprovar_fx.presets import PRESETS
 
@@ -85,6 +85,7 @@ def test_what_does_not_contradict_it_may_be_given(path: str, free: dict[str, obj
         ({"entropy_source": "previous_layer"}, "entropy_source='previous_layer'"),
         ({"preset": "fast"}, "keep=.*holds for|protected_layers_first=0"),
         ({"preset": "literal"}, "holds for"),
+        ({"policy": "random"}, "policy='random': .* holds for policy='toprovar' alone"),
         ({"preset": "lossless"}, "prune_scales=False: .* prune_scales=True alone"),
     ],
 )
@@ -94,6 +95,21 @@ def test_what_contradicts_it_is_refused_with_both_values(
     with pytest.raises(ProfileError, match=message) as caught:
         Options.parse({"profile": path, **given})
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("policy", ["fastvar", "skipvar", "sparsevar"])
+def test_other_policies_and_profiles_exclude_each_other(path: str, policy: str, tmp_path: Path) -> None:
+    with pytest.raises(
+        OptionError, match=f"policy='{policy}': expected 'toprovar' or 'random' with a profile"
+    ):
+        Options.parse({"profile": path, "policy": policy})
+    told = made(settings={**made().settings, "policy": policy}).save(tmp_path / "told.json")
+    with pytest.raises(
+        OptionError, match=f"policy='{policy}': expected 'toprovar' or 'random' with a profile"
+    ):
+        Options.parse({"profile": str(told)})
+    with pytest.raises(OptionError, match=f"policy='{policy}': does not decide by entropies alone"):
+        Calibration({"policy": policy})
 
 
 @pytest.mark.parametrize("value", [3, "", ["a"], "no-such-file.json"])

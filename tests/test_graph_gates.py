@@ -185,6 +185,8 @@ REFUSED = [
     ({**ONE, "entropy_source": "previous_scale"}, "entropy_source='previous_scale'"),
     ({**ONE, "protected_layers_first": 0}, "protected_layers_first >= 1"),
     ({**OPEN, "budget": 1.5}, "a budget solves K"),
+    ({"policy": "fastvar", "keep": {-1: 0.5}, "score": "frequency"}, "policy='fastvar'"),
+    ({"policy": "sparsevar", "min_scale": 3}, "policy='sparsevar'"),
     ({**ONE, "representative_scale": 1.0}, "R is measured at scale 5"),
 ]
 

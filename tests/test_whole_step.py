@@ -40,6 +40,7 @@ DECIDED = {
     "last dense layer": {"keep": MANY},
     "previous layer": {"keep": MANY, "entropy_source": "previous_layer"},
     "random": {"keep": MANY, "score": "random"},
+    "random policy": {"keep": MANY, "policy": "random"},
     "bernoulli": {"keep": MANY, **BEFORE, "sampling": "bernoulli"},
     "keys kept": {"keep": MANY, **BEFORE, "pruned_kv": "keep", "restore": "residual"},
     "exit": {"keep": MANY, **BEFORE, "scale_exit": -1},
@@ -50,6 +51,8 @@ UNDECIDED = {
     "frequency": ({"keep": MANY, "score": "frequency"}, "score='frequency'"),
     "eq. 6": ({"min_scale": 2}, "K by eq. 6"),
     "own entropies": ({"keep": MANY, "entropy_source": "same_layer"}, "OwnEntropyGate"),
+    "fastvar": ({"policy": "fastvar", "keep": {-1: 0.5}}, "policy='fastvar'"),
+    "sparsevar": ({"policy": "sparsevar", "min_scale": 3}, "policy='sparsevar'"),
     "scope of tokens": ({"scope_of": "tokens", **BEFORE, "min_scale": 2}, "layer scope"),
 }
 

@@ -8,6 +8,8 @@ from typing import Any
 from .criteria.score_registry import SCORES, Score
 from .declaration import PASSES, Pass
 from .errors import ExtensionError
+from .policies.policy import Policy
+from .policies.registry import POLICIES
 
 
 @dataclass(frozen=True)
@@ -15,21 +17,27 @@ class Extensions:
     """The functions behind the names in the options; equal only if they are the same functions.
 
     Attributes:
+        policy: what decides.
         score: what ranks the tokens.
         passes: registered passes to run.
     """
 
+    policy: type[Policy]
     score: Score
     passes: tuple[Pass[Any, Any], ...]
 
     @classmethod
-    def named(cls, score: str, passes: tuple[str, ...]) -> Extensions:
+    def named(cls, policy: str, score: str, passes: tuple[str, ...]) -> Extensions:
         """Look the names up.
 
         Raises:
             OptionError: one of them is not registered.
         """
-        return cls(SCORES.find("score", score), tuple(PASSES.find("passes", name) for name in passes))
+        return cls(
+            POLICIES.find("policy", policy),
+            SCORES.find("score", score),
+            tuple(PASSES.find("passes", name) for name in passes),
+        )
 
     def refuse_stale(self) -> None:
         """Refuse to run where a name has come to stand for something else since the model was compiled.
@@ -39,13 +47,14 @@ class Extensions:
         Raises:
             ExtensionError: a name was registered anew.
         """
-        used: list[tuple[str, Score | Pass[Any, Any] | None, Score | Pass[Any, Any]]] = [
-            ("score", SCORES.get(self.score.name), self.score)
+        used: list[tuple[str, str, object, object]] = [
+            ("policy", self.policy.name, POLICIES.get(self.policy.name), self.policy),
+            ("score", self.score.name, SCORES.get(self.score.name), self.score),
         ]
-        used += [("pass", PASSES.get(entry.name), entry) for entry in self.passes]
-        for kind, now, then in used:
+        used += [("pass", entry.name, PASSES.get(entry.name), entry) for entry in self.passes]
+        for kind, name, now, then in used:
             if now is not None and now is not then:
                 raise ExtensionError(
-                    f"{kind} {then.name!r} was registered anew after the model was compiled with it: "
+                    f"{kind} {name!r} was registered anew after the model was compiled with it: "
                     "expected a call of torch.compiler.reset() in between, or another name"
                 )

@@ -18,6 +18,8 @@ from .criteria.score_registry import SCORES, Score
 from .declaration import PASSES
 from .errors import OptionError, ProfileError, nearest
 from .extension_use import Extensions
+from .policies.policy import Policy
+from .policies.registry import BY_CRITERION, POLICIES
 from .preset_files import SUFFIX, read_preset
 from .presets import DEFAULT_PRESET, PRESETS
 
@@ -193,6 +195,16 @@ class Options:
         "mean", check.choice("mean", "max"), "How K of different samples becomes one; D is always the latest."
     )
 
+    policy: str = _option(
+        "toprovar",
+        check.registered(POLICIES),
+        "The method that decides; its constants go over the preset's (docs/policies.md).",
+    )
+    classifier: str = _option(
+        "skipvar_ssim_84",
+        check.text(),
+        "Coefficients of `policy='skipvar'`: a name that comes with the package, or a JSON file.",
+    )
     profile: str | None = _option(
         None,
         check.text(optional=True),
@@ -255,6 +267,7 @@ class Options:
         default = DEFAULT_PRESET if calibrated is None else _PROFILE_PRESET
         preset = default if self.preset is _UNSET else self.preset  # type: ignore[comparison-overlap]
         base = dict(PRESETS[_checked(_FIELDS["preset"], preset)])
+        base.update(POLICIES.find("policy", self._policy_name(bound)).constants)
         if isinstance(self.budget, (int, float, str)):
             # A budget solves the ratios that the preset would have given.
             base.pop("keep", None)
@@ -268,8 +281,25 @@ class Options:
                 raise _contradiction(self.profile, name, value, bound[name])
             object.__setattr__(self, name, value)
         object.__setattr__(self, "calibrated", calibrated)
-        object.__setattr__(self, "extensions", Extensions.named(self.score, self.passes))
+        object.__setattr__(self, "extensions", Extensions.named(self.policy, self.score, self.passes))
         self._check_combinations()
+
+    def _policy_name(self, bound: Mapping[str, object]) -> object:
+        """The policy that is given, or the profile's, or the default.
+
+        Raises:
+            OptionError: another one than the profile was measured with, or one that profiles do not hold.
+        """
+        default = bound.get("policy", _FIELDS["policy"].metadata["default"])
+        name = default if self.policy is _UNSET else _checked(_FIELDS["policy"], self.policy)  # type: ignore[comparison-overlap]
+        if bound and name not in BY_CRITERION:
+            raise OptionError(
+                f"policy={name!r}: expected {' or '.join(map(repr, BY_CRITERION))} with a profile, "
+                f"which holds their decisions alone; nearest valid: {BY_CRITERION[0]!r}, or no profile"
+            )
+        if bound and name != default:
+            raise _contradiction(self.profile, "policy", name, default)
+        return name
 
     def _profile_values(self) -> tuple[dict[str, object], dict[str, object], Calibrated | None]:
         """What the profile binds, what it brings along, and what it is of; nothing without one."""
@@ -327,8 +357,25 @@ class Options:
             raise OptionError("cuda_graphs=True: expected unit='step', not unit='block'")
         if self.unit == "block" and self.step_sizes == "static":
             raise OptionError("step_sizes='static': expected unit='step', not unit='block'")
+        if self.deciding.granularity == "sublayer":
+            self._refuse_entropies()
         if self.scale_exit == "depth" and self.depth == "off":
             raise OptionError("scale_exit='depth': expected depth='online' or depth='fixed', not depth='off'")
+
+    def _refuse_entropies(self) -> None:
+        """Refuse settings that read entropies where not everything that is decided about has some."""
+        scope = self.layer_scope == "online" and self.scope_of == "entropy_map"
+        for name, reads, valid in (
+            ("score", self.scoring.reads_entropy, "frequency"),
+            ("depth", self.prune_scales and self.depth == "online", "off"),
+            ("layer_scope", self.prune_layers and scope, "off"),
+        ):
+            if reads:
+                raise OptionError(
+                    f"{name}={getattr(self, name)!r}: expected one that reads no entropies with "
+                    f"policy={self.policy!r}, whose sublayers have none of their own; "
+                    f"nearest valid: {name}={valid!r}"
+                )
 
     @classmethod
     def parse(cls, options: Mapping[str, object] | Options | None = None) -> Options:
@@ -367,6 +414,16 @@ class Options:
         return values
 
     @property
+    def deciding(self) -> type[Policy]:
+        """What `policy` stands for."""
+        return self.extensions.policy
+
+    @property
+    def by_criterion(self) -> bool:
+        """Whether the policy answers by options and entropies alone, as whole steps and graphs can too."""
+        return self.policy in BY_CRITERION
+
+    @property
     def scoring(self) -> Score:
         """What `score` stands for."""
         return self.extensions.score
@@ -380,7 +437,7 @@ class Options:
     def prunes(self) -> bool:
         """Whether any setting can make the result differ from the dense model's."""
         axes = self.prune_scales or self.prune_layers or self.prune_tokens
-        return axes or self.scale_exit is not None or self.explicit
+        return axes or self.scale_exit is not None or self.explicit or self.deciding.skips
 
     @property
     def explicit(self) -> bool:

@@ -247,7 +247,8 @@ class InfinityPipeline:
                 for scale in track_scales(range(len(self.schedule)), progress):
                     # A compiled transformer may end the scales early: the code sum is decoded as it is.
                     if run.begin_scale(scale):
-                        loop.run_scale(scale)
+                        loop.run_scale(scale, conditional_only=run.conditional_only())
+                        run.note_codes(loop.summed, self._preview)
         finally:
             self._caches.give(loop.cache)
         watch.lap("scales")
@@ -301,7 +302,11 @@ class InfinityPipeline:
             top_p=top_p,
         )
 
+    def _preview(self, summed_codes: Tensor) -> Tensor:
+        """Decode a code sum of any size to images in [-1, 1]."""
+        return self.vae.decode(summed_codes.to(next(self.vae.parameters()).dtype))
+
     def decode(self, summed_codes: Tensor) -> Tensor:
         """Decode a sum of codes ``[B, d, h, w]``, complete or not, to ``[B, H, W, 3]`` uint8 RGB."""
-        images = self.vae.decode(summed_codes.to(next(self.vae.parameters()).dtype)).float()
+        images = self._preview(summed_codes).float()
         return images.clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()

@@ -216,7 +216,8 @@ class StepProgram:
 
     def _controller(self) -> Controller | None:
         running = current_generation()
-        return None if running is None else running.controller(self.options, len(self.step.sites))
+        step = self.step
+        return None if running is None else running.controller(self.options, len(step.sites), step.parts)
 
     def _seen(self, region: Region, sizes: Sizes) -> None:
         controller = self._controller()

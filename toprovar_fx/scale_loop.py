@@ -44,12 +44,22 @@ class ScaleLoop:
     top_p: float
     bits: list[Tensor] = field(default_factory=list)
 
-    def run_scale(self, scale: int) -> None:
-        """Run one scale; all before it have run."""
+    def run_scale(self, scale: int, conditional_only: bool = False) -> None:
+        """Run one scale; all before it have run.
+
+        Args:
+            scale: index from 0.
+            conditional_only: leave the unconditional rows out. They then miss this scale in their cache, so
+                they have to be left out at all later scales too.
+        """
         end = self.schedule.ends[scale]
-        logits = self.transformer(self.embed(scale), self.context, self.cache, end)
+        context, cache, cfg, hidden = self.context, self.cache, self.cfg, self.embed(scale)
+        if conditional_only and cfg != 1:
+            images = len(self.uniform)
+            context, cache, cfg, hidden = context.first(images), cache.first(images), 1.0, hidden[:images]
+        logits = self.transformer(hidden, context, cache, end)
         uniform = self.uniform[:, end - self.schedule.tokens[scale] : end]
-        bits = sample_bits(logits, uniform, self.cfg, self.tau, self.top_p)
+        bits = sample_bits(logits, uniform, cfg, self.tau, self.top_p)
         self.summed = self.quantizer.accumulate(self.summed, bits, scale)
         self.bits.append(bits)
 

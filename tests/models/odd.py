@@ -71,6 +71,17 @@ class TableInBlock(Plain):
         return x + self.table[end - x.shape[1] : end]
 
 
+class Parallel(Plain):
+    """Both branches of a block read the same stream: it has no sublayers that follow each other."""
+
+    def block(self, x: Tensor, layer: int, keys: list[Tensor], values: list[Tensor], end: int) -> Tensor:
+        rows, length, width = x.shape
+        y = F.layer_norm(x, (WIDTH,))
+        mixed = self.attend(*self.heads(self.qkv[layer](y)), keys[layer], values[layer], end)
+        out = self.out[layer](mixed.transpose(1, 2).reshape(rows, length, width))
+        return x + (out + self.mlp[layer](F.silu(y)))
+
+
 class TokenMean(Plain):
     def feed(self, x: Tensor, end: int) -> Tensor:
         return x - x.mean(1, keepdim=True)

@@ -21,8 +21,12 @@ from .transfers import Axes, Transfer
 __all__ = ["BlockFacts", "read_block"]
 
 
-def read_block(graph: fx.Graph) -> BlockFacts:
+def read_block(graph: fx.Graph, attends: bool = True) -> BlockFacts:
     """Understand a block completely, or refuse it.
+
+    Args:
+        graph: of the block.
+        attends: whether it has a self-attention; a block has, not every sublayer.
 
     Raises:
         Unsupported: at the first node whose effect on single tokens is not certain.
@@ -35,7 +39,7 @@ def read_block(graph: fx.Graph) -> BlockFacts:
     if variant is not None:
         raise variant
     calls = attention_calls(graph)
-    facts = BlockFacts(length, hidden, leave, calls[0], axes={hidden: Axes(0, 1)})
+    facts = BlockFacts(length, hidden, leave, None, axes={hidden: Axes(0, 1)})
     caches = written_caches(graph)
     own: list[AttentionCall] = []
     by_node = {call.entry: call for call in calls if call.logits is None}
@@ -73,10 +77,11 @@ def read_block(graph: fx.Graph) -> BlockFacts:
             _row_operator(node, facts)
         elif keyed:
             _key_operator(node, keyed[0], facts)
-    if len(own) != 1:
-        raise Unsupported(Reason.NO_ATTENTION, calls[0].node, f"{len(own)} self-attentions in one block")
-    facts.attention = own[0]
-    if hidden in (own[0].key, own[0].value):
+    if len(own) != attends:
+        where = calls[0].node if calls else leave
+        raise Unsupported(Reason.NO_ATTENTION, where, f"{len(own)} self-attentions in one block")
+    facts.attention = own[0] if own else None
+    if own and hidden in (own[0].key, own[0].value):
         raise Unsupported(Reason.TOKEN_MIXING, own[0].node, "keys or values are the hidden state itself")
     starts = [size_of(write.start) for write in facts.writes]
     # Two caches, of keys and of values, begin alike or attention would not take them.

@@ -24,7 +24,7 @@ from .reasons import Reason, Unsupported
 from .shapes import Size, dtype_of, is_tensor, same, shape_of, size_of, value_of
 from .signature import signature
 
-_SUMS = frozenset({"add", "iadd", "add_"})
+SUMS = frozenset({"add", "iadd", "add_"})
 _CASTS = frozenset({"to", "type", "type_as", "float", "double", "half", "bfloat16"})
 _NORMS = frozenset({"layer_norm", "rms_norm"})
 
@@ -37,23 +37,28 @@ class Block:
         layer: position in the step, 0-based.
         entry: the hidden state [R, L, C] that enters; `exit`: the one that leaves.
         nodes: the block's nodes in execution order, `exit` last.
-        attention: its self-attention.
+        attention: its self-attention; None for a sublayer without one.
     """
 
     layer: int
     entry: fx.Node
     exit: fx.Node
     nodes: tuple[fx.Node, ...]
-    attention: AttentionCall
+    attention: AttentionCall | None
 
 
 @dataclass(frozen=True)
 class StepFacts:
-    """What is known of a scale step: its token count, token input and blocks."""
+    """What is known of a scale step: its token count, token input, blocks, and what they are cut at.
+
+    `cuts` are hidden states that alone are alive where they are computed; `dependent` depends on the tokens.
+    """
 
     length: Size
     hidden: fx.Node
     blocks: tuple[Block, ...]
+    cuts: tuple[fx.Node, ...]
+    dependent: frozenset[fx.Node]
 
 
 def read_step(graph: fx.Graph) -> StepFacts:
@@ -82,7 +87,7 @@ def read_step(graph: fx.Graph) -> StepFacts:
     cuts = _cuts(graph, hidden, dependent, length)
     blocks = _blocks(graph, own, cuts, dependent, order, length)
     refuse_split_regions(graph, [block.nodes for block in blocks])
-    return StepFacts(length, hidden, blocks)
+    return StepFacts(length, hidden, blocks, tuple(cuts), frozenset(dependent))
 
 
 def _refuse_float_sizes(graph: fx.Graph) -> None:
@@ -207,7 +212,7 @@ def _before_positions(
     They stay outside the block before them: its pruned tokens need their positions in the next layer as much
     as the others.
     """
-    while cut.op != "placeholder" and operator_name(cut) in _SUMS:
+    while cut.op != "placeholder" and operator_name(cut) in SUMS:
         stream = [operand for operand in cut.all_input_nodes if operand in cuts]
         tables = [operand for operand in cut.all_input_nodes if _is_table(operand, dependent, length)]
         if len(stream) != 1 or len(tables) != 1:
@@ -296,7 +301,7 @@ def _ends_with_sum(node: fx.Node, entry: fx.Node) -> bool:
         return False
     if operator_name(node) in _CASTS:
         return dtype_of(node.all_input_nodes[0]) != dtype_of(entry)
-    return operator_name(node) in _SUMS
+    return operator_name(node) in SUMS
 
 
 def _carries(node: fx.Node, entry: fx.Node) -> bool:
@@ -309,4 +314,4 @@ def _carries(node: fx.Node, entry: fx.Node) -> bool:
     name = operator_name(node)
     if name in _CASTS | _NORMS and isinstance(node.args[0], fx.Node):
         return _carries(node.args[0], entry)
-    return name in _SUMS and any(_carries(operand, entry) for operand in node.all_input_nodes)
+    return name in SUMS and any(_carries(operand, entry) for operand in node.all_input_nodes)

@@ -7,7 +7,7 @@ the same under a caller's own autocast.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 
 from torch import fx
 
@@ -25,10 +25,34 @@ def is_context(node: fx.Node) -> bool:
     return node.op == "call_function" and operator_name(node) in _ENTER | _EXIT
 
 
-def refuse_split_regions(graph: fx.Graph, blocks: Iterable[Collection[fx.Node]]) -> None:
+def regions(graph: fx.Graph) -> list[list[fx.Node]]:
+    """The nodes of every region, its enter and exit node included."""
+    found: list[list[fx.Node]] = []
+    running: list[list[fx.Node]] = []
+    for node in graph.nodes:
+        if is_context(node) and operator_name(node) in _ENTER:
+            running.append([])
+            found.append(running[-1])
+        for region in running:
+            region.append(node)
+        if is_context(node) and operator_name(node) in _EXIT:
+            left = _left(node, [region[0] for region in running])
+            running = [region for region in running if region[0] is not left]
+    return found
+
+
+def _left(node: fx.Node, running: Sequence[fx.Node]) -> fx.Node:
+    """The enter node of the region that `node` leaves: autocast names it, vmap leaves the innermost one."""
+    return node.args[0] if node.args else running[-1]  # type: ignore[return-value]
+
+
+def refuse_split_regions(
+    graph: fx.Graph, blocks: Iterable[Collection[fx.Node]], apart: Collection[fx.Node] = ()
+) -> None:
     """Refuse a step with a region that is not whole inside one of its blocks.
 
-    Outlining moves a block's nodes together, away from the enter and exit nodes of such a region.
+    Outlining moves a block's nodes together, away from the enter and exit nodes of such a region. A region
+    whose nodes are among `apart` may lie outside all blocks: none of its nodes depends on the tokens.
     """
     owner = {node: at for at, nodes in enumerate(blocks) for node in nodes}
     open_regions: list[fx.Node] = []
@@ -41,10 +65,10 @@ def refuse_split_regions(graph: fx.Graph, blocks: Iterable[Collection[fx.Node]])
         if is_context(node) and operator_name(node) in _ENTER:
             open_regions.append(node)
         for region in open_regions:
-            if region not in owner or owner.get(node) != owner[region]:
+            outside = region not in owner and region not in apart
+            if outside or owner.get(node) != owner.get(region):
                 raise Unsupported(
                     Reason.NO_BLOCK, node, "an autocast or vmap region is not whole inside one block"
                 )
         if is_context(node) and operator_name(node) in _EXIT:
-            # Autocast names the region that it leaves, vmap leaves the innermost one.
-            open_regions.remove(node.args[0] if node.args else open_regions[-1])  # type: ignore[arg-type]
+            open_regions.remove(_left(node, open_regions))

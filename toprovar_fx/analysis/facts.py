@@ -22,7 +22,7 @@ class BlockFacts:
         length: the token count L.
         axes: batch and token axis of every value with one row per token.
         transfers: for every such node, what its operator does with the rows.
-        attention: the self-attention.
+        attention: the self-attention; None in a sublayer without one.
         writes, reads: cache accesses.
         hidden, exit: the entering and the leaving hidden state.
         keyed: batch and key axis of every value with one row per attended key: reads of a cache and what is
@@ -36,7 +36,7 @@ class BlockFacts:
     length: Size
     hidden: fx.Node
     exit: fx.Node
-    attention: AttentionCall
+    attention: AttentionCall | None
     axes: dict[fx.Node, Axes] = field(default_factory=dict)
     transfers: dict[fx.Node, Transfer] = field(default_factory=dict)
     writes: list[CacheWrite] = field(default_factory=list)
@@ -68,6 +68,6 @@ class BlockFacts:
     @property
     def position_of_keys(self) -> fx.Node | None:
         """A node at which cached keys pair by position with something: all of them must stay in the cache."""
-        if self.attention.key in self.axes:
+        if self.attention is None or self.attention.key in self.axes:
             return None
         return next(iter(self.key_tables), None)

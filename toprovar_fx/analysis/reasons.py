@@ -45,6 +45,7 @@ class Reason(enum.Enum):
         "cached keys or values are kept or used in a way whose rows cannot be told; write the scale's rows "
         "behind those before and read from the start, or join them with torch.cat((cache, rows), dim)"
     )
+    NO_SUBLAYERS = "blocks are no chains of equally many residual sums; the policy decides for whole layers"
     SHARED_STATE = "a cache is used by more than one block"
     BATCH_ROWS = (
         "rows of the batch meet inside the block, and each may keep other tokens; mix them between blocks"

@@ -42,8 +42,13 @@ def refuse_unreplayable(options: Options) -> None:
     """Refuse options whose decisions do not follow from entropies alone, or leave nothing to decide.
 
     Raises:
-        OptionError: `keep` or `budget` is given, or a score that reads hidden states.
+        OptionError: `keep` or `budget` is given, a score that reads hidden states, or another policy.
     """
+    if not options.by_criterion:
+        raise OptionError(
+            f"policy={options.policy!r}: does not decide by entropies alone, and profiles hold nothing else; "
+            "expected 'toprovar' or 'random'; nearest valid: policy='toprovar'"
+        )
     if options.keep is not None:
         raise OptionError(
             "keep: the ratios are given, so there is nothing to calibrate, expected none; "

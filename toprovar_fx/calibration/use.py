@@ -12,6 +12,7 @@ from .profile import Profile
 
 # Settings that the decisions follow from: a profile holds for no other values of them.
 BOUND = (
+    "policy",
     "prune_scales",
     "prune_layers",
     "prune_tokens",

@@ -195,6 +195,17 @@ def _bench(
         print_json(result)
 
 
+@app.command("policies")
+def _policies(json: take.Json = False) -> None:
+    """List the pruning methods, their constants, and where each differs from what was published."""
+    from .policies import list_policies, show_policies
+
+    result = list_policies()
+    show_policies(result)
+    if json:
+        print_json(result)
+
+
 @app.command("explain")
 def _explain(
     prompt: take.Prompt = "a red circle left of a blue square",

@@ -33,9 +33,10 @@ Html = Annotated[
     typer.Option("--html", metavar="PATH", help="Also write one page with the code around every pass."),
 ]
 
-Preset = Annotated[str | None, typer.Option("--preset", help="lossless, balanced, fast or literal.")]
+Preset = Annotated[str | None, typer.Option("--preset", help="A preset (lossless, balanced, ...) or policy.")]
 Presets = Annotated[
-    list[str] | None, typer.Option("--preset", help="PRESET or PRESET:key=value; repeatable.")
+    list[str] | None,
+    typer.Option("--preset", help="PRESET or POLICY, also with :key=value; repeatable."),
 ]
 Settings = Annotated[
     list[str] | None,
@@ -44,7 +45,8 @@ Settings = Annotated[
 Variants = Annotated[
     str,
     typer.Option(
-        "--variants", help="Of eager, inductor, inductor:MODE, PRESET, PRESET:key=value; with commas between."
+        "--variants",
+        help="Of eager, inductor, inductor:MODE, PRESET, POLICY, also with :key=value; commas between.",
     ),
 ]
 

@@ -99,14 +99,18 @@ def check_device(device: str | None) -> str:
 def parse_options(preset: str | None, assignments: Sequence[str]) -> dict[str, Any]:
     """Turn ``--preset`` and repeated ``--option key=value`` into the backend's ``options``, and check them.
 
+    A policy's name in place of a preset's selects the policy, with its own constants.
     Values are Python literals (`0.5`, `true`, `(1, 2)`); what is none is taken as text.
 
     Raises:
         OptionError: an assignment without `=`, a key that is given twice, or what `Options.parse` refuses.
     """
     from ..options import Options
+    from ..policies.registry import POLICIES
 
     options: dict[str, Any] = {} if preset is None else {"preset": preset}
+    if preset in POLICIES:
+        options = {"policy": preset}
     for assignment in assignments:
         key, equals, value = assignment.partition("=")
         key = key.strip()

@@ -1,4 +1,4 @@
-"""Named ways to run one pipeline: `eager`, `inductor`, or a preset of this backend."""
+"""Named ways to run one pipeline: `eager`, `inductor`, or a preset or policy of this backend."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Variant:
 
 
 def parse_variant(text: str) -> Variant:
-    """Parse ``eager``, ``inductor``, ``inductor:MODE``, ``PRESET`` or ``PRESET:key=value:key=value``.
+    """Parse ``eager``, ``inductor``, ``inductor:MODE``, or a preset or policy, ``NAME:key=value:key=value``.
 
     A preset is a name, or a file that `toprovar tune` wrote.
 
@@ -72,9 +72,10 @@ def parse_variant(text: str) -> Variant:
         if mode not in INDUCTOR_MODES:
             raise OptionError(f"unknown Inductor mode '{mode}', expected one of {', '.join(INDUCTOR_MODES)}")
         return Variant(text, "inductor", mode)
+    from ..policies.registry import POLICIES
     from ..presets import PRESETS
 
-    names = ["eager", "inductor", *PRESETS]
+    names = ["eager", "inductor", *PRESETS, *POLICIES]
     if name not in names and not name.endswith(SUFFIX):
         near = nearest(name, names)
         hint = f"; nearest: {near}" if near else ""

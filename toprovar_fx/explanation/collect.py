@@ -205,13 +205,17 @@ def _scale(report: GenerationReport, scale: int) -> ScaleFacts:
             run.region.flops(run.sizes) for run in runs if run.region is not None and run.sizes is not None
         )
 
+    def dense() -> int:
+        layers = sum(run.dense.flops(run.dense_sizes) for run in runs)
+        return report.controller.ledger.rows_factor(scale) * (outside() + layers)
+
     return ScaleFacts(
         scale=scale,
         side=report.schedule.sides[scale],
         kept=sum(run.kept for run in runs),
         tokens=sum(run.tokens for run in runs),
         flops=_counted(as_run),
-        flops_dense=_counted(lambda: outside() + sum(run.dense.flops(run.dense_sizes) for run in runs)),
+        flops_dense=_counted(dense),
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from ..policies.registry import POLICIES
 from .facts import Explanation, FallbackFacts, GateFacts, GenerationFacts, GraphFacts, RunFacts, ScaleFacts
 
 NOTHING = (
@@ -63,6 +64,8 @@ def _lines(found: Explanation) -> Iterator[str]:
     yield f"{found.model}: {headline(found)}"
     if found.graphs:
         yield f"torch {found.torch}, toprovar_fx {found.version}, {found.seconds:.1f} s with compilation"
+        if found.options:
+            yield _policy(str(found.options["policy"]))
         yield from _graphs(found.graphs)
         for graph in found.graphs:
             if graph.kind == "scale step":
@@ -73,6 +76,12 @@ def _lines(found: Explanation) -> Iterator[str]:
             yield from ("", NO_GENERATION)
     yield from _recompiles(found)
     yield from _fallbacks(found.fallbacks)
+
+
+def _policy(name: str) -> str:
+    """What decided; a name that was taken out of the registry since is all that is known of it."""
+    policy = POLICIES.get(name)
+    return f"policy {name}" + ("" if policy is None else f": {policy.summary} ({policy.source})")
 
 
 def _graphs(graphs: Sequence[GraphFacts]) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import numpy as np
@@ -45,6 +46,13 @@ class KVCache:
         keys = self.keys[0]
         same = keys.shape == shape and keys.dtype == dtype and keys.device == device
         return same and len(self.keys) == config.depth
+
+    def first(self, rows: int) -> KVCache:
+        """The same memory, for the first so many batch rows alone."""
+        part = copy.copy(self)
+        part.keys = [key[:rows] for key in self.keys]
+        part.values = [value[:rows] for value in self.values]
+        return part
 
     @staticmethod
     def bytes_needed(

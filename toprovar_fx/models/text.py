@@ -42,6 +42,17 @@ class TextContext:
     values: list[Tensor]
     mask: Tensor
 
+    def first(self, rows: int) -> TextContext:
+        """The context of the first so many batch rows."""
+        return TextContext(
+            cond=self.cond[:rows],
+            gss=self.gss[:rows],
+            head_modulation=self.head_modulation[:rows],
+            keys=[key[:rows] for key in self.keys],
+            values=[value[:rows] for value in self.values],
+            mask=self.mask[:rows],
+        )
+
 
 def padding_mask(lengths: Tensor, tokens: int, dtype: torch.dtype) -> Tensor:
     """Return the additive attention mask ``[R, 1, 1, tokens]`` of texts of ``lengths [R]``.

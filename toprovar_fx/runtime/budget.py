@@ -18,7 +18,6 @@ from ..cost.budget import Counts, Place, Unreachable, solve_counts
 from ..cost.expressions import Cost
 from ..cost.generation import WHOLE, ScalePlan, StepGraphs, price_scales
 from ..cost.scale_sizes import Observed, ScaleSizes
-from ..criteria.saliency import mean_retention, scale_weight
 from ..errors import GraphError, OptionError
 from ..options import Options
 from ..schedules import Schedule
@@ -43,7 +42,7 @@ class BudgetQuestion:
         exit: first scale that is not run; S if all are.
         measures_scope: the scale at which every layer is tapped for R, or None.
         may_prune: whether the options let a layer be pruned at a scale.
-        detail: R of a layer, as far as it is known.
+        retention: relative weight of a layer at a scale when tokens are shared out, at least 0.
         dropped: cache rows that each layer has left out so far.
         ledger: what was run.
     """
@@ -56,7 +55,7 @@ class BudgetQuestion:
     exit: int
     measures_scope: int | None
     may_prune: Callable[[int, int], bool]
-    detail: Callable[[int], float]
+    retention: Callable[[int, int], float]
     dropped: Mapping[int, int]
     ledger: Ledger
 
@@ -110,18 +109,14 @@ class StepBudget:
 
     def _places(self, ask: BudgetQuestion) -> list[Place]:
         options = ask.options
-        mean = {"mean": 1.0, "rank": 0.5, "minmax": 0.5}
         found = []
         for scale in range(ask.scale, ask.exit):
             tokens = ask.schedule.tokens[scale]
-            weight = scale_weight(scale, len(ask.schedule))
             least = min(tokens, max(_FEWEST, math.ceil(options.min_keep * tokens - 1e-6)))
             for layer in self._step.layers:
                 if ask.may_prune(scale, layer):
-                    saliency = mean.get(options.normalise, 1 / tokens)
-                    detail = ask.detail(layer)
-                    kept = mean_retention(saliency, detail, weight, options.alpha_min, options.alpha_max)
-                    found.append(Place(scale, layer, tokens, max(kept, 1 / tokens), least))
+                    kept = max(ask.retention(scale, layer), 1 / tokens)
+                    found.append(Place(scale, layer, tokens, kept, least))
         return found
 
     def _ready(self, ask: BudgetQuestion, place: Place) -> bool:

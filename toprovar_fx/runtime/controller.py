@@ -24,7 +24,7 @@ from .budget import BudgetQuestion, StepBudget
 from .depth import DepthTracker
 from .generation import Generation
 from .graph_updates import GraphUpdates
-from .layer_plan import LayerPlan, LayerQuestion, plan_layer
+from .layer_plan import LayerPlan, LayerQuestion
 from .ledger import Ledger
 from .maps import ScaleMaps
 from .on_device import DepthOnDevice, ScopeOnDevice
@@ -38,7 +38,8 @@ class Controller:
 
     Attributes:
         options: the settings.
-        layers: number of layers of the model.
+        layers: number of layers of the model; of its sublayers where the policy decides about these.
+        policy: what decides.
         ledger: what was run, for the report.
         branching: what is known on the device alone where graphs decide, or None.
         caches: what the layers wrote, and how many rows each left out.
@@ -51,6 +52,7 @@ class Controller:
         schedule = generation.schedule
         self._scales = len(schedule)
         self._depth = DepthTracker(options, self._scales, generation.images, self.ledger)
+        self.policy = options.deciding(options, schedule, generation.images, self._depth)
         self._scope = ScopeTracker(options, schedule, self.ledger)
         self._entropy = ScaleMaps(schedule, updates=False)
         self._updates = GraphUpdates(schedule)
@@ -61,10 +63,14 @@ class Controller:
         self._counts: dict[int, Counts] = {}
         self._sizes: list[tuple[int, Mapping[sympy.Symbol, int]]] = []
 
-    def adopt(self, layers: int) -> None:
-        """Learn the number of layers of the model, when its first scale step runs."""
+    def adopt(self, layers: int, parts: int = 1) -> None:
+        """Learn the number of layers of the model, when its first scale step runs.
+
+        Where each layer was cut in `parts`, every part counts as a layer of its own.
+        """
         self.layers = layers
         self._depth.adopt(layers)
+        self.policy.adopt(layers, parts)
 
     def enter(self) -> None:
         """Note that the current scale runs in a compiled graph."""
@@ -96,7 +102,7 @@ class Controller:
             return
         depth.adopt(self.layers)
         scope = ScopeOnDevice(self.options, schedule, self.ledger)
-        self._depth, self._scope = depth, scope
+        self._depth, self._scope, self.policy.depth = depth, scope, depth
         self.branching = Branching(self.options, schedule, images, depth, scope, self.ledger)
 
     def settle(self) -> None:
@@ -129,7 +135,7 @@ class Controller:
             exit=next(exits, self._scales),
             measures_scope=self._scope.mapped_at,
             may_prune=self._budget_allows,
-            detail=self._scope.detail,
+            retention=lambda at, layer: self.policy.retention(at, layer, self._scope.detail(layer)),
             dropped=self.caches.dropped,
             ledger=self.ledger,
         )
@@ -138,7 +144,7 @@ class Controller:
         """Whether a budget may drop tokens of `layer` at `scale`; it does not wait for a depth online."""
         fixed = self.options.depth == "fixed" and self.options.prune_scales
         beyond = self._depth.beyond(scale) if fixed else scale >= self._depth.first
-        return beyond and scale > 0 and self._is_open(layer) and not self.exits(scale)
+        return beyond and scale > 0 and self.policy.is_open(layer) and not self.exits(scale)
 
     # What the generation asks.
 
@@ -149,7 +155,7 @@ class Controller:
 
     def exits(self, scale: int) -> bool:
         """Whether `scale` and all later ones are not run at all."""
-        return self._depth.exits(scale)
+        return self.policy.exits(scale)
 
     def end_scale(self) -> None:
         """Close the scale that ran."""
@@ -185,33 +191,24 @@ class Controller:
 
     def prunes(self, layer: int) -> bool:
         """Scale-depth gate: whether `layer` is past the depth, so that it may compute fewer tokens."""
-        if not self._is_open(layer):
+        if not self.policy.is_open(layer):
             return False
-        if self.options.explicit:
-            ratio = self.ratio(layer)
-            wanted = ratio is not None and ratio < 1
-        else:
-            shrinks = self.options.prune_tokens or self.options.layer_skip_below > 0
-            wanted = shrinks and self._depth.beyond(self.scale)
+        ratio = self.ratio(layer)
+        wanted = self.policy.prunes(self.scale) if ratio is None else ratio < 1
         return wanted and (self.options.restore != "cache" or layer in self._updates)
-
-    def _is_open(self, layer: int) -> bool:
-        """Whether `layer` is none of the protected first and last ones."""
-        first, last = self.options.protected_layers_first, self.options.protected_layers_last
-        return first <= layer < self.layers - last
 
     def ratio(self, layer: int) -> float | None:
         """The explicit keep ratio of `layer` at this scale, given or solved for, or None."""
         if self.options.budget is not None:
             count = self._counts.get(self.scale, {}).get((self.scale, layer))
             return None if count is None else count / self._generation.schedule.tokens[self.scale]
-        return self.options.keep_ratio(self.scale, layer, self._scales, self.layers)
+        return self.policy.keep_ratio(self.scale, layer)
 
     def _may_be_explicit(self, scale: int, layer: int) -> bool:
         """Whether a keep ratio below 1 is given, or may be solved for, at another scale."""
         if self.options.budget is not None:
             return self._budget_allows(scale, layer)
-        ratio = self.options.keep_ratio(scale, layer, self._scales, self.layers)
+        ratio = self.policy.keep_ratio(scale, layer)
         return ratio is not None and ratio < 1
 
     def plan(self, layer: int, hidden: Tensor) -> LayerPlan:
@@ -233,7 +230,7 @@ class Controller:
                 entropy=self.ranking(layer),
                 ratio=self.ratio(layer),
             )
-            self._plans[layer] = plan_layer(self.options, question)
+            self._plans[layer] = self.policy.plan(question)
         return self._plans[layer]
 
     def ranking(self, layer: int) -> Tensor | None:
@@ -267,12 +264,11 @@ class Controller:
     def _may_prune_next(self, layer: int) -> bool:
         """Whether `layer` may be pruned at the next scale, as far as this scale can know."""
         coming = self.scale + 1
-        if coming >= self._scales or self._depth.exits_for_certain(coming) or not self._is_open(layer):
+        if coming >= self._scales or self._depth.exits_for_certain(coming) or not self.policy.is_open(layer):
             return False
         if self.options.explicit:
             return self._may_be_explicit(coming, layer)
-        may_fire = self._depth.undecided and self.scale >= self._depth.first
-        return self._depth.beyond(coming) or may_fire
+        return self.policy.may_prune(coming, self.scale)
 
     def observe(self, layer: int, entropy: Tensor, keep: Tensor | None, length: int) -> None:
         """Take the entropies [R, L] (or [R, K] of the kept tokens) of `layer` at this scale."""
@@ -293,6 +289,7 @@ class Controller:
         update = after - before if whole and self.needs_update(layer) else None
         self.account(layer, before.shape[1] - rows_cached, update)
         self._scope.observe_tokens(layer, self.scale, after)
+        self.policy.observe_layer(self.scale, layer, before, after)
 
     def finish_if(self, whole: Tensor, layer: int, before: Tensor, after: Tensor) -> None:
         """Account for a layer that decided itself: its update counts if `whole`, bool [], holds."""

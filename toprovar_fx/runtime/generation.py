@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING
@@ -12,6 +12,8 @@ from ..options import Options
 from ..schedules import Schedule
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from .controller import Controller
 
 _CURRENT: ContextVar[Generation | None] = ContextVar("toprovar_generation", default=None)
@@ -52,6 +54,23 @@ class Generation:
         self.scale = scale
         return self.exited_at is None
 
+    def note_codes(self, summed: Tensor, decode: Callable[[Tensor], Tensor]) -> None:
+        """Tell the policies the code sum after the scale that ran; some decide by what it shows.
+
+        Args:
+            summed: the codes of all scales so far, [B, d, h, w] at the sides of the last one.
+            decode: makes images [B, 3, H, W] in [-1, 1] of a code sum of any sides.
+        """
+        for controller in self.controllers:
+            controller.policy.observe_codes(self.scale, summed, decode)
+
+    def conditional_only(self) -> bool:
+        """Whether the scale that runs is to be run without its unconditional rows."""
+        found = any(controller.policy.conditional_only(self.scale) for controller in self.controllers)
+        for controller in self.controllers if found else ():
+            controller.ledger.conditional_scales.add(self.scale)
+        return found
+
     def enter_compiled(self) -> None:
         """Note that this scale runs in a graph of this backend."""
         self._compiled_scales.add(self.scale)
@@ -75,15 +94,21 @@ class Generation:
                 stacklevel=3,
             )
 
-    def controller(self, options: Options, layers: int) -> Controller:
-        """The controller for these options, made on first use; `layers` is 0 for a graph without blocks."""
+    def controller(self, options: Options, layers: int, parts: int = 1) -> Controller:
+        """The controller for these options, made on first use.
+
+        Args:
+            options: the settings.
+            layers: of the model, 0 for a graph without blocks; each of the `parts` of a layer counts.
+            parts: in which every layer was cut.
+        """
         found = self._controllers.get(options)
         if found is None:
             from .controller import Controller
 
             found = self._controllers[options] = Controller(options, self)
         if layers > found.layers:
-            found.adopt(layers)
+            found.adopt(layers, parts)
         return found
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import enum
+from typing import TYPE_CHECKING
 
-from ..options import Options
+if TYPE_CHECKING:
+    from ..options import Options
 
 
 class GraphGates(enum.Enum):
@@ -37,6 +39,8 @@ def _granted(options: Options) -> GraphGates:
 
 
 def _why_not(options: Options) -> str | None:
+    if not options.by_criterion:
+        return f"policy={options.policy!r} is asked on the host"
     if options.budget is not None:
         return "a budget solves K from R, which it reads back"
     if options.sampling != "topk":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -12,8 +13,10 @@ from ..criteria.saliency import keep_probability, normalise_entropy, scale_weigh
 from ..criteria.score_registry import ScoreContext
 from ..criteria.scores import prunability
 from ..criteria.selection import bernoulli_tokens, keep_count, round_to_bucket, select_tokens
-from ..options import Options
 from .graph_support import GraphGates, graph_gates
+
+if TYPE_CHECKING:
+    from ..options import Options
 
 # A size of one would need another trace of the block.
 FEWEST_TOKENS = 2

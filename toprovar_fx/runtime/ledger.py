@@ -55,6 +55,7 @@ class Ledger:
         prunable: whether any graph of the model could be pruned.
         gates: by (gate, layer), how often it was asked and how often its answer was yes.
         model: what tells the identity of the model's weights; None before its step ran.
+        conditional_scales: guided scales that were run without their unconditional rows.
         other: calls of the parts outside the blocks, as (scale, region, sizes).
         notes: by scale, why it ran otherwise than `unit` and `cuda_graphs` ask; nothing is dense for it.
     """
@@ -71,6 +72,7 @@ class Ledger:
     prunable: bool = False
     gates: dict[tuple[str, int], tuple[int, int]] = field(default_factory=dict)
     model: Callable[[], str] | None = None
+    conditional_scales: set[int] = field(default_factory=set)
     other: list[tuple[int, Region, Sizes]] = field(default_factory=list)
     notes: dict[int, list[Fallback]] = field(default_factory=dict)
 
@@ -84,6 +86,10 @@ class Ledger:
         known = self.notes.setdefault(scale, [])
         if why not in known:
             known.append(why)
+
+    def rows_factor(self, scale: int) -> int:
+        """How many times the rows that ran the dense model would have run."""
+        return 2 if scale in self.conditional_scales else 1
 
     def reasons(self) -> str:
         """The distinct reasons for staying dense, in words."""

@@ -61,7 +61,8 @@ class GenerationReport:
         """The same had nothing been pruned, the scales that were not run included."""
         other = self.controller.ledger.other
         calls = [(run.scale, run.dense, run.dense_sizes) for run in self.runs] + other
-        ran = sum(region.flops(sizes) for _, region, sizes in calls)
+        factor = self.controller.ledger.rows_factor
+        ran = sum(factor(scale) * region.flops(sizes) for scale, region, sizes in calls)
         if self.exited_at is None:
             return ran
         last = max((run.scale for run in self.runs), default=-1)

@@ -111,6 +111,8 @@ def decide(sites: Sequence[SiteArms], controller: Controller, hidden: Tensor) ->
     Raises:
         Undecided: with the layer and what is missing.
     """
+    if not controller.options.by_criterion:
+        raise Undecided(f"policy={controller.options.policy!r} is asked while the scale runs")
     if controller.reads_tokens:
         raise Undecided("the layer scope is measured on the tokens of this scale")
     return _Decider(controller, hidden).run(sites)
