@@ -13,7 +13,7 @@ from torch import Tensor
 
 from toprovar_fx.analysis.reasons import Fallback, Reason
 from toprovar_fx.options import Options
-from toprovar_fx.runtime import controller as controller_module
+from toprovar_fx.policies import policy as policy_module
 from toprovar_fx.runtime.layer_plan import LayerPlan, LayerQuestion
 
 from ..models.subjects import Outcome, Traced, generate, identical
@@ -180,5 +180,5 @@ def all_tokens_in_random_order() -> Iterator[None]:
         source = torch.Generator().manual_seed(ask.place.stream)
         return LayerPlan(1, torch.stack([torch.randperm(length, generator=source) for _ in range(rows)]))
 
-    with mock.patch.object(controller_module, "plan_layer", plan):
+    with mock.patch.object(policy_module, "plan_layer", plan):
         yield
