@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable
 
 import pytest
@@ -101,3 +103,13 @@ def test_the_report_tells_what_ran():
 def test_no_report_without_a_compiled_model():
     subject = traced("infinity").subject
     assert report_of(generate(subject, subject.model).run) is None
+
+
+def test_what_is_kept_of_a_generation_holds_no_keys_and_values():
+    """Reports outlive generations; a cache of gigabytes that they held would be one too many."""
+    outcome = traced("infinity")({**OPEN, "keep": KEEP})
+    run, caches = outcome.run, [weakref.ref(cache) for cache in outcome.state.keys]
+    assert report_of(run).flops
+    del outcome
+    gc.collect()
+    assert not any(cache() is not None for cache in caches)

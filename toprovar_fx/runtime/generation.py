@@ -143,3 +143,6 @@ def generation(schedule: Schedule, images: int = 1) -> Iterator[Generation]:
             controller.warn_if_idle()
     finally:
         _CURRENT.reset(token)
+        # Reports outlive the generation; keys and values must not.
+        for controller in opened.controllers:
+            controller.caches.release()

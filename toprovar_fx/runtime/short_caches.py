@@ -29,6 +29,10 @@ class ShortCaches:
         """Note what `layer` wrote at this scale."""
         self._held[layer] = list(caches)
 
+    def release(self) -> None:
+        """Let go of the tensors: no graph of the generation runs any more."""
+        self._held.clear()
+
     def drop(self, layer: int, rows: int) -> None:
         """Note that `layer` left out `rows` rows."""
         self.dropped[layer] = self.dropped.get(layer, 0) + rows
