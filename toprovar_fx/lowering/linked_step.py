@@ -1,8 +1,8 @@
 """The same as a joined step, as calls of the compiled blocks one after another.
 
-A joined graph is compiled whole: its price grows with the layers, and every pattern of variants pays it again.
-A linked step pays for each variant of a block once, whatever the layers and patterns. What it gives up is the
-fusion across block borders; calls from the host cost nothing once the step is recorded as a CUDA graph.
+A joined graph is compiled whole: its price grows with the layers, and every pattern of variants pays it
+again. A linked step pays for each variant of a block once, whatever the layers and patterns. What it gives
+up is the fusion across block borders; calls from the host cost nothing in a recorded CUDA graph.
 """
 
 from __future__ import annotations
