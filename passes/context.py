@@ -24,11 +24,13 @@ class PassContext:
         lowering: "eager" or "inductor".
         hints: sizes that code generation is tuned for: "L", "K" and "offset".
         check: the permutation check of pruned graphs.
+        static: compile for every size apart.
     """
 
     lowering: str
     check: PermutationCheck
     hints: Mapping[str, int] = field(default_factory=dict)
+    static: bool = False
     _arms: dict[tuple[int, RowPlan], Arm] = field(default_factory=dict)
     _branched: dict[tuple[int, BranchPlan], BranchedArm] = field(default_factory=dict)
 
@@ -45,7 +47,7 @@ class PassContext:
             if plan != RowPlan():
                 prove_shapes(block.graph.graph, block.facts, rewritten, plan)
             hints = self.named_hints(block.facts.length)
-            region = Region(rewritten.graph, self.lowering, hints, f"block: {plan}")
+            region = Region(rewritten.graph, self.lowering, hints, f"block: {plan}", self.static)
             self._arms[key] = Arm(region, rewritten.select, rewritten.start)
         return self._arms[key]
 
@@ -56,7 +58,7 @@ class PassContext:
             assert block.facts is not None
             made = branch_graph(block, plan)
             hints = self.named_hints(block.facts.length)
-            region = Region(made.graph, self.lowering, hints, f"block: {plan}")
+            region = Region(made.graph, self.lowering, hints, f"block: {plan}", self.static)
             ranks, keeps, rho = plan.score == "entropy", plan.pruned is not None, plan.whole.entropy
             self._branched[key] = BranchedArm(region, made.select, made.start, ranks, keeps, rho)
         return self._branched[key]

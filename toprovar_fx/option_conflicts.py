@@ -57,6 +57,8 @@ def refuse_conflicts(options: Options) -> None:
         raise OptionError("cuda_graphs=True: expected unit='step', not unit='block'")
     if options.unit == "block" and options.step_sizes == "static":
         raise OptionError("step_sizes='static': expected unit='step', not unit='block'")
+    if options.unit == "block" and options.step_code == "fused":
+        raise OptionError("step_code='fused': expected unit='step', not unit='block'")
     if options.deciding.granularity == "sublayer":
         _refuse_entropies(options)
     if options.scale_exit == "depth" and options.depth == "off":

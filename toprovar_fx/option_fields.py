@@ -213,6 +213,11 @@ class OptionFields:
         check.choice("symbolic", "static"),
         "With `unit='step'`: few compilations for all scales, or one per scale and keep counts.",
     )
+    step_code: Literal["shared", "fused"] = _option(
+        "shared",
+        check.choice("shared", "fused"),
+        "With `unit='step'`: compiled blocks called in turn, or one compilation for all layers of a pattern.",
+    )
     cuda_graphs: bool | Literal["auto"] = _option(
         "auto",
         check.flag_or("auto"),
