@@ -152,7 +152,7 @@ class OptionFields:
     ranking_depth: float | None = _option(
         None,
         check.number(0, 1, optional=True),
-        "With `entropy_source='previous_scale'`: one layer's map ranks all; its share of the depth.",
+        "With `entropy_source='previous_scale'`: one layer's latest map ranks all; its share of the depth.",
     )
     entropy_keys: Literal["all", "scale"] = _option(
         "all", check.choice("all", "scale"), "Keys the entropy runs over: all cached tokens or this scale's."
