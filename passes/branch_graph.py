@@ -15,7 +15,7 @@ from ..criteria.scores import frequency_score
 from ..lowering.sizes import IMAGES, KEPT, OFFSET, InputSpec, spec_of, tensor_spec
 from .branches import Branch, BranchLayout, OtherwiseBranch, PrunedBranch, SkippedBranch, WholeBranch
 from .functional_rows import FunctionalRewriter
-from .rows import BlockArm, RowPlan
+from .row_plan import BlockArm, RowPlan
 from .step import BlockGraph
 
 

@@ -10,7 +10,7 @@ from ..declaration import declare
 from ..options import Options
 from ..runtime.gates import DenseBlock
 from .context import PassContext
-from .rows import RowPlan
+from .row_plan import RowPlan
 from .step import PassRecord, PassResult, Step
 
 

@@ -11,7 +11,8 @@ from ..runtime.arms import Arm
 from ..runtime.graph_gate import BranchedArm
 from ..runtime.verify import PermutationCheck
 from .branch_graph import BranchPlan, branch_graph
-from .rows import RowPlan, rewrite_rows
+from .row_plan import RowPlan
+from .rows import rewrite_rows
 from .shape_proof import prove_shapes
 from .step import BlockGraph
 

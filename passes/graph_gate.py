@@ -18,7 +18,7 @@ from ..runtime.selecting_gate import SelectingGate
 from .branch_graph import BranchPlan
 from .context import PassContext
 from .functional_rows import refuse_indirect
-from .rows import GatherAt, RowPlan
+from .row_plan import GatherAt, RowPlan
 from .step import PassRecord, PassResult, Site, Step
 
 

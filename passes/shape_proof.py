@@ -17,7 +17,7 @@ from ..analysis.block_facts import BlockFacts
 from ..analysis.reasons import Reason, Unsupported
 from ..analysis.shapes import dtype_of, shape_of, size_of
 from ..lowering.sizes import IMAGES, KEPT, OFFSET, InputSpec, at_sizes, graph_specs, traced_sizes
-from .rows import BlockArm, GatherAt, RowPlan
+from .row_plan import BlockArm, GatherAt, RowPlan
 
 Values = dict[sympy.Symbol, int]
 

@@ -12,7 +12,7 @@ from ..options import Options
 from ..runtime.gates import OwnEntropyGate, ScaleDepthGate, TokenGate
 from .attention_entropy import reads_entropy
 from .context import PassContext
-from .rows import GatherAt, RowPlan
+from .row_plan import GatherAt, RowPlan
 from .step import PassRecord, PassResult, Site, Step
 
 

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from toprovar_fx.analysis.reasons import Reason
+from toprovar_fx.dense_program import DenseProgram
 from toprovar_fx.errors import GraphError
 from toprovar_fx.passes import rows
-from toprovar_fx.program import DenseProgram, programs
+from toprovar_fx.program import programs
 from toprovar_fx.runtime.generation import generation
 
 from .models import odd, odd_attention

@@ -18,7 +18,8 @@ from toprovar_fx.options import Options
 from toprovar_fx.passes.context import PassContext
 from toprovar_fx.passes.outline_blocks import outline_blocks
 from toprovar_fx.passes.pipeline import rewrite_step
-from toprovar_fx.passes.rows import GatherAt, RowPlan, rewrite_rows
+from toprovar_fx.passes.row_plan import GatherAt, RowPlan
+from toprovar_fx.passes.rows import rewrite_rows
 from toprovar_fx.runtime.verify import PermutationCheck
 
 from .models.fixtures import NAMES, traced

@@ -12,7 +12,8 @@ from toprovar_fx.passes.context import PassContext
 from toprovar_fx.passes.layer_skip import layer_skip
 from toprovar_fx.passes.outline_blocks import outline_blocks
 from toprovar_fx.passes.pipeline import rewrite_step
-from toprovar_fx.passes.rows import GatherAt, RowPlan, rewrite_rows
+from toprovar_fx.passes.row_plan import GatherAt, RowPlan
+from toprovar_fx.passes.rows import rewrite_rows
 from toprovar_fx.passes.scale_depth_gate import scale_depth_gate
 from toprovar_fx.passes.step import Step
 from toprovar_fx.passes.token_gather import token_gather

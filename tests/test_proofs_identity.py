@@ -13,7 +13,8 @@ from toprovar_fx.errors import GraphError
 from toprovar_fx.lowering.region import Region
 from toprovar_fx.passes import rows as rows_module
 from toprovar_fx.passes.outline_blocks import outline_blocks
-from toprovar_fx.passes.rows import GatherAt, RowPlan, rewrite_rows
+from toprovar_fx.passes.row_plan import GatherAt, RowPlan
+from toprovar_fx.passes.rows import rewrite_rows
 from toprovar_fx.passes.step import BlockGraph
 from toprovar_fx.runtime.arms import Arm
 from toprovar_fx.runtime.verify import PermutationCheck

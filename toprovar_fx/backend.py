@@ -17,13 +17,14 @@ from torch import fx
 
 from ._torch_private import compile_with_dynamo_inputs
 from .analysis.reasons import Fallback, Reason, Unsupported
+from .dense_program import DenseProgram
 from .errors import GraphError, OptionError
 from .lowering.region import Region
 from .options import Options
 from .passes.context import PassContext
 from .passes.pipeline import rewrite_step
 from .passes.step import PassRecord
-from .program import DenseProgram, StepProgram, keeps_alive, remember
+from .program import StepProgram, keeps_alive, remember
 from .recording import is_observed
 from .runtime.generation import current_generation
 from .runtime.silence import note_graph

@@ -11,7 +11,7 @@ from types import MappingProxyType
 
 DEFAULT_PRESET = "balanced"
 
-# The map of layer 8 of the demo model's 14, of the scale before, ranks the tokens of every layer.
+# The latest map of layer 8 of the demo model's 14 ranks the tokens of every layer.
 _ONE_RANKING: dict[str, object] = {
     "protected_layers_first": 0,
     "protected_layers_last": 0,

@@ -1,4 +1,4 @@
-"""Compiled programs: what the backend returns to Dynamo for a graph, and the list of those alive."""
+"""The program of a scale step that was rewritten, and the list of programs alive."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import sympy
 from torch import fx, nn
 
 from ._torch_private import compile_id
-from .analysis.reasons import Fallback
 from .analysis.shapes import shape_of
 from .calibration.identity import model_identity
 from .cost.expressions import Sizes
 from .cost.generation import GenerationPrice
 from .cost.scale_sizes import ScaleSizes
+from .dense_program import DenseProgram
 from .errors import OptionError, ProfileError
 from .lowering.region import Region
 from .lowering.rest import RegionModule
@@ -26,8 +26,6 @@ from .passes.step import PassRecord, Step
 from .recording import note_called, note_compiled
 from .runtime.budget import StepBudget
 from .runtime.controller import Controller
-from .runtime.cuda_graphs import GraphedCall
-from .runtime.cuda_recorder import graph_memory
 from .runtime.generation import current_generation
 from .runtime.graph_gate import GraphGate
 from .runtime.pricing import price_plan
@@ -223,56 +221,6 @@ class StepProgram:
         controller = self._controller()
         if controller is not None:
             controller.ledger.other.append((controller.scale, region, sizes))
-
-
-class DenseProgram:
-    """A graph that stays as it is.
-
-    Attributes:
-        records, options, compile_id: as for `StepProgram`.
-        one_token: whether that is because there is nothing to prune in it.
-    """
-
-    def __init__(
-        self,
-        call: Callable[..., Any],
-        region: Region,
-        records: list[PassRecord],
-        options: Options,
-        fallbacks: list[Fallback],
-        one_token: bool,
-    ) -> None:
-        self.records, self.options, self.one_token = records, options, one_token
-        self.compile_id = compile_id()
-        self._call, self._region, self._fallbacks = call, region, fallbacks
-        devices = {spec.device for spec in region.specs if spec.device is not None}
-        memory = graph_memory(options, devices.pop()) if len(devices) == 1 else None
-        self._graphed = None if memory is None else GraphedCall(region, memory)
-
-    def __call__(self, *arguments: Any) -> Any:
-        """Run the graph and leave its reasons with the generation."""
-        note_called(self)
-        running = current_generation()
-        if running is not None:
-            controller = running.controller(self.options, 0)
-            _refuse_short_caches(controller, {}, arguments)
-            controller.enter()
-            controller.ledger.other.append((running.scale, self._region, self._region.sizes(arguments)))
-            if not self.one_token:
-                controller.ledger.fallbacks.extend(self._fallbacks)
-        if self._graphed is None:
-            return self._call(*arguments)
-
-        def note(why: Fallback) -> None:
-            if running is not None:
-                running.controller(self.options, 0).ledger.note(running.scale, why)
-
-        return self._graphed(self._call, arguments, note)
-
-    @property
-    def regions(self) -> list[Region]:
-        """The one graph."""
-        return [self._region]
 
 
 def _cache_inputs(step: Step) -> dict[int, set[int]]:

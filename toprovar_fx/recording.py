@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from .runtime.generation import Generation, current_generation
 
 if TYPE_CHECKING:
-    from .program import DenseProgram, StepProgram
+    from .dense_program import DenseProgram
+    from .program import StepProgram
 
 _RECORDING: ContextVar[Recording | None] = ContextVar("toprovar_recording", default=None)
 

@@ -11,10 +11,11 @@ from torch import fx
 from .._torch_private import FrameCompilation, frame_compilations
 from ..analysis.reasons import Fallback, Reason
 from ..declaration import Pass
+from ..dense_program import DenseProgram
 from ..passes.pipeline import BUILT_IN
 from ..passes.snapshot import Snapshots
 from ..passes.step import PassRecord
-from ..program import DenseProgram, StepProgram
+from ..program import StepProgram
 from ..recording import Recording
 from ..runtime.generation import Generation
 from ..runtime.report import GenerationReport, report_of
