@@ -73,6 +73,7 @@ class RowPlan:
             `entropy`), else by `ranking`.
         ranking: with `select`, what ranks the tokens before rows are dropped: "given", an input `ranking`
             [R, L] float32, or "frequency", read off the hidden state.
+        queries: add the self-attention's queries, [R, H, L or K, E], as the last output.
     """
 
     gather_at: GatherAt | None = None
@@ -81,6 +82,7 @@ class RowPlan:
     scale_keys: bool = False
     select: tuple[str, bool] | None = None
     ranking: str | None = None
+    queries: bool = False
 
     def __str__(self) -> str:
         rows = "all tokens" if self.gather_at is None else f"K tokens from {self.gather_at.name.lower()} on"
@@ -108,6 +110,7 @@ class Rewriter:
         self.offset: fx.Node | None = None
         self.restored: fx.Node | None = None
         self.entropy: fx.Node | None = None
+        self.queries: fx.Node | None = None
         self.wanted: tuple[fx.Node, fx.Node] | None = None
         self.ends: dict[bool, fx.Node] = {}
         self.counts: dict[bool, fx.Node] = {}
@@ -317,6 +320,10 @@ class Rewriter:
 
     def _attend(self, node: fx.Node, value_of_operand: Callable[[fx.Node], fx.Node]) -> None:
         """What is done to the self-attention among the row nodes, `node` being any of them."""
+        call = self.facts.attention
+        if self.plan.queries and call is not None and node is call.entry:
+            query = value_of_operand(call.query)
+            self.queries = query if call.heads_first else self.graph.call_method("transpose", (query, 1, 2))
         if self.plan.entropy:
             self._tap(node, value_of_operand)
 
@@ -360,9 +367,8 @@ class Rewriter:
             index = self.graph.call_method("unsqueeze", (self.gather.keep, -1))
             index = self.graph.call_method("expand", (index, -1, -1, int(shape_of(self.facts.hidden)[-1])))
             result = self.graph.call_function(torch.scatter, (base, 1, index, result))
-        extra = [
-            value for value in (self.entropy, self.gather.keep if self.wanted else None) if value is not None
-        ]
+        keep = self.gather.keep if self.wanted else None
+        extra = [value for value in (self.entropy, keep, self.queries) if value is not None]
         extra += self._new_rows()
         self.graph.output((result, *extra) if extra else result)
 

@@ -12,6 +12,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 from . import option_checks as check
+from .cache_policies.registry import CACHE_POLICIES
 from .calibration.profile import Profile
 from .calibration.use import Calibrated, option_values
 from .criteria.score_registry import SCORES, Score
@@ -205,6 +206,16 @@ class Options:
         check.text(),
         "Coefficients of `policy='skipvar'`: a name that comes with the package, or a JSON file.",
     )
+    cache_policy: str = _option(
+        "none",
+        check.registered(CACHE_POLICIES),
+        "Which keys and values stay in the cache after a scale; combines with every `policy`.",
+    )
+    cache_budget: float | None = _option(
+        None,
+        check.number(0, 1, optional=True),
+        "With a `cache_policy`: share of the rows that the last scale would find; None: as published.",
+    )
     profile: str | None = _option(
         None,
         check.text(optional=True),
@@ -281,7 +292,11 @@ class Options:
                 raise _contradiction(self.profile, name, value, bound[name])
             object.__setattr__(self, name, value)
         object.__setattr__(self, "calibrated", calibrated)
-        object.__setattr__(self, "extensions", Extensions.named(self.policy, self.score, self.passes))
+        object.__setattr__(
+            self,
+            "extensions",
+            Extensions.named(self.policy, self.score, self.passes, self.cache_policy),
+        )
         self._check_combinations()
 
     def _policy_name(self, bound: Mapping[str, object]) -> object:
@@ -328,6 +343,16 @@ class Options:
         if self.budget is not None and self.keep is not None:
             raise OptionError(
                 f"budget='{self.budget:g}x': expected no keep ratios besides it; nearest valid: keep=None"
+            )
+        if self.cache_budget is not None and not self.compacts:
+            raise OptionError(
+                f"cache_budget={self.cache_budget}: expected a cache_policy that takes rows out; "
+                "nearest valid: cache_policy='scalekv'"
+            )
+        if self.compacts and self.calibrated is not None:
+            raise OptionError(
+                f"cache_policy={self.cache_policy!r}: expected none with a profile, whose statistics were "
+                "measured over whole caches; nearest valid: cache_policy='none', or no profile"
             )
         if self.depth == "fixed" and self.depth_scale is None:
             raise OptionError("depth='fixed': expected depth_scale to be set; nearest valid: depth='online'")
@@ -431,7 +456,12 @@ class Options:
     @property
     def rewrites(self) -> bool:
         """Whether anything is to be put into the graph that the model's user can notice."""
-        return self.prunes or bool(self.passes)
+        return self.prunes or self.compacts or bool(self.passes)
+
+    @property
+    def compacts(self) -> bool:
+        """Whether a cache policy takes rows out of the caches."""
+        return self.cache_policy != "none"
 
     @property
     def prunes(self) -> bool:

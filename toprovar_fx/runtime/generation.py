@@ -145,4 +145,4 @@ def generation(schedule: Schedule, images: int = 1) -> Iterator[Generation]:
         _CURRENT.reset(token)
         # Reports outlive the generation; keys and values must not.
         for controller in opened.controllers:
-            controller.caches.release()
+            controller.release()

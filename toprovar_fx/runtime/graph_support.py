@@ -41,6 +41,8 @@ def _granted(options: Options) -> GraphGates:
 def _why_not(options: Options) -> str | None:
     if not options.by_criterion:
         return f"policy={options.policy!r} is asked on the host"
+    if options.compacts:
+        return f"cache_policy={options.cache_policy!r} chooses cached rows on the host"
     if options.budget is not None:
         return "a budget solves K from R, which it reads back"
     if options.sampling != "topk":
