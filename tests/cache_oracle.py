@@ -6,6 +6,7 @@ A layer's cache is what its attention would read, one list of rows per head; not
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal
 
@@ -30,6 +31,15 @@ from .oracles import (
 )
 
 
+@dataclass
+class Replayed:
+    """Logits per scale; by (scale, layer) rows in the cache, and the softmax [R, H, L, rows]."""
+
+    logits: list[Tensor] = field(default_factory=list)
+    cached: dict[Place, int] = field(default_factory=dict)
+    attention: dict[Place, Tensor] = field(default_factory=dict)
+
+
 class Rows(Seen):
     """Self-attention over rows that are kept outside of the model's own cache."""
 
@@ -40,6 +50,7 @@ class Rows(Seen):
         if self.known is not None:
             k, v = torch.cat((self.known[0], k), 2), torch.cat((self.known[1], v), 2)
         self.known = k, v
+        self.shares = (scale * q.double() @ k.double().transpose(-2, -1)).softmax(-1).float()
         if rows is None:
             return F.scaled_dot_product_attention(q, k, v, scale=scale)
         full = torch.zeros_like(q)
@@ -58,17 +69,14 @@ def replay_compacted(
     seed: int = 1,
     where: Where = "input",
     restore: Literal["residual", "cache"] = "cache",
-) -> tuple[list[Tensor], dict[Place, int]]:
+) -> Replayed:
     """All scales; after scale s a layer's cache keeps the rows `stay[s, layer]` [R, H, M], in that order.
 
     `keeps` and the other arguments are those of `oracles.replay`.
-
-    Returns:
-        Logits per scale, and by (scale, layer) the rows in the cache afterwards.
     """
     subject.use(schedule)
     layer_of = partial(InfinityLayer if isinstance(subject, TinyInfinity) else PreNormLayer, subject)
-    logits, cached = [], {}
+    found = Replayed()
     known: dict[int, tuple[Tensor, Tensor]] = {}
     updates: dict[int, tuple[int, Tensor]] = {}
     with torch.inference_mode():
@@ -88,6 +96,7 @@ def replay_compacted(
                     x = y if keep is None else put(base, keep, y)
                     assert seen.known is not None
                     known[layer] = seen.known
+                    found.attention[scale, layer] = seen.shares
                 if keep is None:
                     updates[layer] = scale, x - before
                 if (scale, layer) in stay:
@@ -95,6 +104,6 @@ def replay_compacted(
                     known[layer] = tuple(  # type: ignore[assignment]
                         rows.gather(2, index.expand(-1, -1, -1, rows.shape[-1])) for rows in known[layer]
                     )
-                cached[scale, layer] = known[layer][0].shape[2]
-            logits.append(leave(subject, x, state))
-    return logits, cached
+                found.cached[scale, layer] = known[layer][0].shape[2]
+            found.logits.append(leave(subject, x, state))
+    return found

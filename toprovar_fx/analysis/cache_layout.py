@@ -75,8 +75,11 @@ def _source(node: fx.Node, facts: BlockFacts) -> CacheRead:
 
 
 def _swaps(node: fx.Node) -> bool:
-    """Whether a node exchanges the two middle dimensions of four."""
+    """Whether a node exchanges the two middle dimensions of four, or none."""
     order = node.args[1] if len(node.args) == 2 else node.args[1:]
+    if operator_name(node) in ("view", "reshape"):
+        before, after = shape_of(node.all_input_nodes[0]), shape_of(node)
+        return len(before) == len(after) and all(map(same, before, after))
     if operator_name(node) == "transpose":
         return isinstance(order, tuple) and {at % 4 for at in order if isinstance(at, int)} == {1, 2}
     if operator_name(node) == "permute":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -94,15 +95,25 @@ class CachePolicy:
 
 
 def shared_out(weights: Sequence[float], caches: Sequence[LayerCache], rows: float) -> list[int]:
-    """Rows per layer in proportion to `weights`, `rows` on average, at least those that are watched.
+    """Rows per layer in proportion to `weights`, `rows` on average.
 
-    A layer that has fewer rows than its part keeps them all.
+    A layer keeps at least the rows that are watched and at most those that it has; others share the rest.
     """
-    total = sum(weights) or 1.0
-    wanted = [rows * len(caches) * weight / total for weight in weights]
-    return [
-        min(one.rows, max(round(count), len(one.watched))) for one, count in zip(caches, wanted, strict=True)
-    ]
+    least = [min(one.rows, len(one.watched)) for one in caches]
+
+    def parts(factor: float) -> list[int]:
+        return [
+            min(one.rows, max(low, math.floor(factor * weight)))
+            for one, low, weight in zip(caches, least, weights, strict=True)
+        ]
+
+    wanted = rows * len(caches)
+    lower, upper = 0.0, float(max(one.rows for one in caches)) / min(filter(None, weights), default=1.0)
+    # Parts grow with the factor: halving finds the largest whose sum is within the budget.
+    for _ in range(60):
+        middle = (lower + upper) / 2
+        lower, upper = (middle, upper) if sum(parts(middle)) <= wanted else (lower, middle)
+    return parts(lower)
 
 
 def best(score: Tensor, count: int) -> Tensor:
