@@ -69,10 +69,12 @@ def replay_compacted(
     seed: int = 1,
     where: Where = "input",
     restore: Literal["residual", "cache"] = "cache",
+    conditional_from: int | None = None,
 ) -> Replayed:
     """All scales; after scale s a layer's cache keeps the rows `stay[s, layer]` [R, H, M], in that order.
 
-    `keeps` and the other arguments are those of `oracles.replay`.
+    `keeps` and the other arguments are those of `oracles.replay`. From scale `conditional_from` on there are
+    only the first `images` rows, and of what earlier scales left only theirs.
     """
     subject.use(schedule)
     layer_of = partial(InfinityLayer if isinstance(subject, TinyInfinity) else PreNormLayer, subject)
@@ -82,7 +84,13 @@ def replay_compacted(
     with torch.inference_mode():
         state = subject.state(images, schedule)
         for scale, (end, length) in enumerate(zip(schedule.ends, schedule.tokens, strict=True)):
-            x = enter(subject, subject.hidden(images, scale, schedule, seed), end - length, end)
+            hidden = subject.hidden(images, scale, schedule, seed)
+            if conditional_from is not None and scale >= conditional_from:
+                hidden = hidden[:images]
+                state.context = None if state.context is None else state.context.first(images)
+                known = {layer: (k[:images], v[:images]) for layer, (k, v) in known.items()}
+                updates = {layer: (at, update[:images]) for layer, (at, update) in updates.items()}
+            x = enter(subject, hidden, end - length, end)
             for layer in range(subject.layers):
                 keep, before, base = keeps.get((scale, layer)), x, x
                 if keep is not None and restore == "cache":

@@ -206,6 +206,11 @@ class Options:
         check.text(),
         "Coefficients of `policy='skipvar'`: a name that comes with the package, or a JSON file.",
     )
+    guidance_until: int | None = _option(
+        None,
+        check.integer(optional=True),
+        "First scale without the unconditional rows of guidance; the loop has to ask (docs/policies.md).",
+    )
     cache_policy: str = _option(
         "none",
         check.registered(CACHE_POLICIES),
@@ -344,6 +349,11 @@ class Options:
             raise OptionError(
                 f"budget='{self.budget:g}x': expected no keep ratios besides it; nearest valid: keep=None"
             )
+        if self.guidance_until == 0:
+            raise OptionError(
+                "guidance_until=0: expected a scale after the first, which always runs with all its rows; "
+                "nearest valid: guidance_until=1, or no guidance: cfg=1"
+            )
         if self.cache_budget is not None and not self.compacts:
             raise OptionError(
                 f"cache_budget={self.cache_budget}: expected a cache_policy that takes rows out; "
@@ -456,7 +466,7 @@ class Options:
     @property
     def rewrites(self) -> bool:
         """Whether anything is to be put into the graph that the model's user can notice."""
-        return self.prunes or self.compacts or bool(self.passes)
+        return self.prunes or self.compacts or self.guidance_until is not None or bool(self.passes)
 
     @property
     def compacts(self) -> bool:

@@ -111,6 +111,14 @@ class Controller:
         self._depth, self._scope, self.policy.depth = depth, scope, depth
         self.branching = Branching(self.options, schedule, images, depth, scope, self.ledger)
 
+    def leave_out_unconditional(self) -> None:
+        """Note that the scale that is about to run has the conditional rows alone, as all after it will."""
+        if not self.ledger.conditional_scales:
+            self._entropy.keep_rows(self.images)
+            self._updates.keep_rows(self.images)
+            self.policy.keep_rows(self.images)
+        self.ledger.conditional_scales.add(self.scale)
+
     def settle(self) -> None:
         """Read back, after the last scale, what the layers decided themselves."""
         if self.branching is not None:
@@ -144,7 +152,12 @@ class Controller:
             retention=lambda at, layer: self.policy.retention(at, layer, self._scope.detail(layer)),
             dropped=self.caches.dropped,
             ledger=self.ledger,
+            rows_share=self._rows_share,
         )
+
+    def _rows_share(self, scale: int) -> float:
+        """Share of the dense model's rows that run at a scale."""
+        return 0.5 if self._generation.guided and self.policy.conditional_only(scale) else 1.0
 
     def _budget_allows(self, scale: int, layer: int) -> bool:
         """Whether a budget may drop tokens of `layer` at `scale`; it does not wait for a depth online."""
