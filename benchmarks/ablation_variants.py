@@ -66,8 +66,7 @@ CANDIDATES: Mapping[str, Row] = {
     },
 }
 
-# Tokens, cached rows and guidance rows, alone and together, at equal FLOPs: what one axis saves the budget spends
-# on tokens.
+# Tokens, cached rows and guidance rows at equal FLOPs: what one axis saves, the budget spends on tokens.
 AXES: Mapping[str, Row] = {
     "tokens": {},
     "tokens, hack": {"cache_policy": "hack"},

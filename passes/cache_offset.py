@@ -22,7 +22,7 @@ from .step import PassRecord, PassResult, Step
     requires=("outline_blocks",),
     rewrites="understood blocks: the first cache row to write becomes an input (`DenseBlock`)",
     ensures="equal results as long as the traced offset is passed",
-    price="one integer input per block",
+    price="one integer input per block; with a cache policy, its queries as a result",
     when="always",
 )
 def cache_offset(step: Step, options: Options, context: PassContext) -> PassResult:

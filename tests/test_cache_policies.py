@@ -16,6 +16,7 @@ from toprovar_fx.cache_policies.registry import CACHE_POLICIES
 from toprovar_fx.cache_policies.scalekv import ScaleKV
 from toprovar_fx.errors import OptionError
 from toprovar_fx.options import Options
+from toprovar_fx.runtime.generation import generation
 from toprovar_fx.runtime.report import report_of
 
 from .cache_oracle import Replayed, replay_compacted
@@ -128,6 +129,33 @@ def test_every_way_to_prune_tokens_goes_on_over_a_shorter_cache(options):
     for (scale, layer), (rows, stay) in outcome.controller.ledger.cached_rows.items():
         ran = [run for run in outcome.controller.ledger.runs if (run.scale, run.layer) == (scale, layer)]
         assert len(ran) == 1 and stay <= rows <= SQUARE.ends[scale]
+
+
+def test_begin_scale_may_be_called_outside_of_inference_mode():
+    """Caches that were made in inference mode cannot be written to outside of it, and the other way round."""
+    model, logits = traced("infinity"), []
+    with registered(Drawn):
+        expected = model({**DENSE, "cache_policy": Drawn.name})
+        for made_in in (True, False):
+            logits.clear()
+            with MANY_GRAPHS, generation(SQUARE, 1) as run:
+                with torch.inference_mode(made_in), torch.no_grad():
+                    state = model.subject.state(1, SQUARE)
+                for scale, end in enumerate(SQUARE.ends):
+                    run.begin_scale(scale)
+                    with torch.inference_mode():
+                        hidden = model.subject.hidden(1, scale, SQUARE)
+                        logits.append(model.compiled(*model.subject.arguments(hidden, state, end)))
+            assert identical(logits, expected.logits)
+
+
+@pytest.mark.nightly
+def test_compiled_graphs_attend_to_the_rows_that_stay():
+    with registered(Drawn):
+        outcome = traced("infinity")({**PRUNED, "cache_policy": Drawn.name, "lowering": "inductor"}, images=2)
+        found = replayed("infinity", outcome, Drawn.chosen, 2)
+    assert "pruned" in outcome.arms(5)
+    assert worst(outcome.logits, found.logits) < TOLERANCE
 
 
 # The published ones.
