@@ -26,12 +26,14 @@ class PassContext:
         lowering: "eager" or "inductor".
         hints: sizes that code generation is tuned for: "L", "K" and "offset".
         check: the permutation check of pruned graphs.
+        static: compile for every size apart.
         compacts: whether a cache policy looks at the queries of every block whose cache it understands.
     """
 
     lowering: str
     check: PermutationCheck
     hints: Mapping[str, int] = field(default_factory=dict)
+    static: bool = False
     compacts: bool = False
     _layouts: dict[int, CacheLayout | Fallback | None] = field(default_factory=dict)
     _arms: dict[tuple[int, RowPlan], Arm] = field(default_factory=dict)
@@ -54,7 +56,7 @@ class PassContext:
             if proven:
                 prove_shapes(block.graph.graph, block.facts, rewritten, plan)
             hints = self.named_hints(block.facts.length)
-            region = Region(rewritten.graph, self.lowering, hints, f"block: {plan}")
+            region = Region(rewritten.graph, self.lowering, hints, f"block: {plan}", self.static)
             self._arms[key] = Arm(region, rewritten.select, rewritten.start, layout=watched)
         return self._arms[key]
 
@@ -76,7 +78,7 @@ class PassContext:
             assert block.facts is not None
             made = branch_graph(block, plan)
             hints = self.named_hints(block.facts.length)
-            region = Region(made.graph, self.lowering, hints, f"block: {plan}")
+            region = Region(made.graph, self.lowering, hints, f"block: {plan}", self.static)
             ranks, keeps, rho = plan.score == "entropy", plan.pruned is not None, plan.whole.entropy
             self._branched[key] = BranchedArm(region, made.select, made.start, ranks, keeps, rho)
         return self._branched[key]

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
+from multiprocessing import get_context
 
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
+import torch
+from hypothesis import HealthCheck, Phase, given, seed, settings
 
 from .grammar.judge import Verdict, judge
 from .grammar.spec import CaseSpec, all_constructs, constructs_of, expected_dense
@@ -39,6 +43,12 @@ class Tally:
             if not expected_dense(case):
                 self.unexpected.append(f"{case}: {verdict.fallbacks[0]}")
 
+    def join(self, other: Tally) -> None:
+        self.seen |= other.seen
+        self.counts.update(other.counts)
+        self.reasons.update(other.reasons)
+        self.unexpected.extend(other.unexpected)
+
     def share(self, what: str) -> float:
         return self.counts[f"rewritten {what}"] / max(1, self.counts[f"valid {what}"])
 
@@ -52,7 +62,9 @@ class Tally:
         )
 
 
-def draw_and_judge(count: int, lowering: str = "eager", **given_settings: object) -> Tally:
+def draw_and_judge(
+    count: int, lowering: str = "eager", start: int | None = None, **given_settings: object
+) -> Tally:
     tally = Tally()
 
     # No shrinking: a drawn model is small as it is, and a failure is to be quick.
@@ -68,7 +80,18 @@ def draw_and_judge(count: int, lowering: str = "eager", **given_settings: object
     def one(case: CaseSpec) -> None:
         tally.add(case, judge(case, lowering))
 
-    one()
+    (one if start is None else seed(start)(one))()
+    return tally
+
+
+def in_processes(parts: int, count: int) -> Tally:
+    """As `draw_and_judge` of `parts * count` cases, on all cores; part i starts from seed i."""
+    tally = Tally()
+    with ProcessPoolExecutor(
+        min(parts, len(os.sched_getaffinity(0))), get_context("spawn"), torch.set_num_threads, (1,)
+    ) as pool:
+        for found in pool.map(draw_and_judge, [count] * parts, ["eager"] * parts, range(parts)):
+            tally.join(found)
     return tally
 
 
@@ -89,7 +112,7 @@ def test_forty_drawn_models(record_property):
 @pytest.mark.nightly
 @pytest.mark.timeout(3600)
 def test_three_hundred_drawn_models(record_property):
-    tally = draw_and_judge(300)
+    tally = in_processes(30, 10)
     report(tally, record_property)
     assert tally.share("cases") >= 0.7, str(tally)
     assert tally.seen == all_constructs(), str(tally)

@@ -78,10 +78,13 @@ def both(name: str, options: dict[str, object], **given: object) -> tuple[Outcom
     return traced(name)({**settings, "unit": "step"}, **given), traced(name)(settings, **given)
 
 
+@pytest.mark.parametrize("code", ["shared", "fused"])
 @pytest.mark.parametrize("name", ["infinity", "prenorm-separate-absolute"])
 @pytest.mark.parametrize("options", DECIDED.values(), ids=DECIDED)
-def test_a_whole_step_is_its_blocks(name, options):
-    found, expected = both(name, options)
+def test_a_whole_step_is_its_blocks(name, options, code):
+    settings = {**OPEN, **options}
+    found = traced(name)({**settings, "unit": "step", "step_code": code})
+    expected = traced(name)(settings)
     assert not found.controller.ledger.notes
     assert_same(found, expected)
 
@@ -138,7 +141,8 @@ def test_layers_alike_share_one_graph(monkeypatch):
     """Scales that group their layers alike run one graph: pruned scales here, whatever their K."""
     model = replace(traced("infinity"), programs={})
     keep = {scale: {1: 0.5, 2: 0.25, 3: 0.25} for scale in (2, 3, 4, 5)}
-    model({**OPEN, "keep": keep, **BEFORE, "unit": "step", "ranking_depth": 0.0})
+    options = {"keep": keep, **BEFORE, "ranking_depth": 0.0}
+    model({**OPEN, **options, "unit": "step", "step_code": "fused"})
     (step,) = (p for p in model.programs.values() if isinstance(p, StepProgram))
     names = [region.name for region in step.regions if region.name.startswith("whole step")]
     # Scale 1; the scale that leaves maps and updates; pruned and tapped; pruned, the last.
@@ -197,6 +201,8 @@ def test_options_that_would_do_nothing_are_refused():
         Options(cuda_graphs=True)
     with pytest.raises(OptionError, match="step_sizes='static': expected unit='step'"):
         Options(step_sizes="static")
+    with pytest.raises(OptionError, match="step_code='fused': expected unit='step'"):
+        Options(step_code="fused")
 
 
 @pytest.fixture(scope="module")
@@ -214,7 +220,7 @@ FEW = {"keep": {-2: {1: 0.5}, -1: {1: 0.25}}, **BEFORE, "ranking_depth": 0.0}
 @pytest.mark.slow
 @pytest.mark.parametrize("sizes", ["symbolic", pytest.param("static", marks=pytest.mark.nightly)])
 def test_inductor_computes_the_same_from_few_compilations(subject, sizes):
-    options = {**OPEN, **FEW, "unit": "step", "step_sizes": sizes}
+    options = {**OPEN, **FEW, "unit": "step", "step_sizes": sizes, "step_code": "fused"}
     forward = torch.compile(subject.model, backend="toprovar", options=options)
     found = generate(subject, forward)
     plain = torch.compile(subject.model, backend="toprovar", options={**options, "lowering": "eager"})
@@ -230,3 +236,17 @@ def test_inductor_computes_the_same_from_few_compilations(subject, sizes):
     with torch.compiler.set_stance("fail_on_recompile"):
         again = generate(subject, forward)
     assert identical(again.logits, found.logits)
+
+
+@pytest.mark.slow
+def test_shared_code_is_the_blocks_compiled_code(subject):
+    """Through Inductor too, equal bit for bit, from one compilation per variant of a block."""
+    options = {**OPEN, **FEW}
+    whole = {**options, "unit": "step"}
+    found = generate(subject, torch.compile(subject.model, backend="toprovar", options=whole))
+    expected = generate(subject, torch.compile(subject.model, backend="toprovar", options=options))
+    assert_same(found, expected)
+    (step,) = (p for p in programs(Options.parse(whole)) if isinstance(p, StepProgram))
+    compiled = [region for region in step.regions if region.compile_seconds]
+    assert all(not region.name.startswith("whole step") for region in compiled)
+    assert {len(region.compile_seconds) for region in compiled} == {1}

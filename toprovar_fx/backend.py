@@ -60,7 +60,13 @@ def toprovar(
     lowering = _lowering(settings, example_inputs)
     try:
         _refuse_gradients(example_inputs)
-        context = PassContext(lowering, PermutationCheck(settings.verify), _hints(), settings.compacts)
+        context = PassContext(
+            lowering,
+            PermutationCheck(settings.verify),
+            _hints(),
+            static=settings.step_sizes == "static",
+            compacts=settings.compacts,
+        )
         step, records = rewrite_step(gm, settings, context)
     except Unsupported as verdict:
         return _dense(

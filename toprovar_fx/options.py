@@ -249,6 +249,11 @@ class Options:
         check.choice("symbolic", "static"),
         "With `unit='step'`: few compilations for all scales, or one per scale and keep counts.",
     )
+    step_code: Literal["shared", "fused"] = _option(
+        "shared",
+        check.choice("shared", "fused"),
+        "With `unit='step'`: compiled blocks called in turn, or one compilation for all layers of a pattern.",
+    )
     cuda_graphs: bool | Literal["auto"] = _option(
         "auto",
         check.flag_or("auto"),
@@ -392,6 +397,8 @@ class Options:
             raise OptionError("cuda_graphs=True: expected unit='step', not unit='block'")
         if self.unit == "block" and self.step_sizes == "static":
             raise OptionError("step_sizes='static': expected unit='step', not unit='block'")
+        if self.unit == "block" and self.step_code == "fused":
+            raise OptionError("step_code='fused': expected unit='step', not unit='block'")
         if self.deciding.granularity == "sublayer":
             self._refuse_entropies()
         if self.scale_exit == "depth" and self.depth == "off":

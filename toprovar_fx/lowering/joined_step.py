@@ -15,6 +15,7 @@ from torch import fx, nn
 
 from ..criteria.restore import scatter_rows
 from ..ops import select_tokens  # noqa: F401 - registers the operator called here
+from .region import Region
 from .rest import RegionModule
 from .sizes import IMAGES, InputSpec, group_count, group_offset, spec_of, tensor_spec
 
@@ -24,7 +25,8 @@ class JoinedLayer:
     """How one layer runs in a joined step.
 
     Attributes:
-        graph: the variant of its block, inputs as `BlockArm` says; None for a skipped layer.
+        region: the variant of its block, inputs as `Arm` says; None for a skipped layer and a plain one.
+        plain: the graph of a block that the analysis did not understand.
         select: positions among the block's inputs that the graph takes.
         offset: group of the layer's first cache row, or None without a cache.
         count: group of the layer's K, or None where it keeps all or nothing.
@@ -36,7 +38,8 @@ class JoinedLayer:
         update: whether the layer's own update is an output.
     """
 
-    graph: fx.GraphModule | None
+    region: Region | None = None
+    plain: fx.GraphModule | None = None
     select: tuple[int, ...] = ()
     offset: int | None = None
     count: int | None = None
@@ -100,10 +103,12 @@ def join_step(
         layers: how every layer runs.
         selection: how tokens are selected from maps.
     """
-    return _Joiner(step, sites, layers, selection).run()
+    return Joiner(step, sites, layers, selection).run()
 
 
-class _Joiner:
+class Joiner:
+    """Builds one joined graph; arguments as for `join_step`."""
+
     def __init__(
         self,
         step: fx.GraphModule,
@@ -120,8 +125,14 @@ class _Joiner:
         self.updates: dict[int, fx.Node] = {}
         self.keeps: dict[int, fx.Node] = {}
         self.selected: dict[tuple[fx.Node, int], fx.Node] = {}
+        self.modules: dict[str, nn.Module] = {
+            name: child
+            for name, child in step.named_children()
+            if isinstance(child, fx.GraphModule) and name not in sites
+        }
 
     def run(self) -> JoinedStep:
+        """Copy the step, with the layers in their variants."""
         for node in self.step.graph.nodes:
             if node.op == "placeholder":
                 holder = self.mapped[node] = self.graph.placeholder(str(node.target))
@@ -143,14 +154,7 @@ class _Joiner:
         selected = list(self.selected.values())
         self.graph.output((*results, *self.measured.values(), *self.updates.values(), *selected))
         self.graph.lint()
-        children = {
-            name: child for name, child in self.step.named_children() if isinstance(child, fx.GraphModule)
-        }
-        module = fx.GraphModule(
-            {name: child for name, child in children.items() if name not in self.sites},
-            self.graph,
-            class_name="JoinedStep",
-        )
+        module = fx.GraphModule(self.modules, self.graph, class_name="JoinedStep")
         keeps = tuple((layer, selected.index(node)) for layer, node in self.keeps.items())
         layers = tuple(self.measured), tuple(self.updates)
         return JoinedStep(module, tuple(self.extra), len(results), *layers, keeps)
@@ -207,14 +211,24 @@ class _Joiner:
         if call.target in self.sites:
             return self._layer(self.sites[str(call.target)], inputs, call)
         module: nn.Module = self.step.get_submodule(str(call.target))
-        graph = module.region.graph if isinstance(module, RegionModule) else module
-        assert isinstance(graph, fx.GraphModule)
-        return self._copy(graph, inputs)
+        if isinstance(module, RegionModule):
+            return self.run_region(module.region, inputs)
+        assert isinstance(module, fx.GraphModule)
+        return self.copy(module, inputs)
+
+    def pair(self, results: Any) -> tuple[Any, Any]:
+        """The two results of a region apart."""
+        first, second = results
+        return first, second
+
+    def run_region(self, region: Region, arguments: Sequence[Any]) -> Any:
+        """The nodes that compute what a region returns: those of its graph."""
+        return self.copy(region.graph, arguments)
 
     def _layer(self, at: int, inputs: list[Any], call: fx.Node) -> Any:
         layer, hidden = self.layers[at], inputs[0]
         restored = self.extra[Extra("restored", at)] if layer.restored else None
-        if layer.graph is None:
+        if layer.region is None and layer.plain is None:
             if restored is None:
                 # Not the node itself: what follows may write to it in place.
                 return self.graph.call_method("clone", (hidden,))
@@ -227,9 +241,13 @@ class _Joiner:
             keep = self._keep(at, layer)
             arguments.append(keep)
             arguments += [] if restored is None else [restored]
-        result = self._copy(layer.graph, arguments)
+        if layer.region is not None:
+            result = self.run_region(layer.region, arguments)
+        else:
+            assert layer.plain is not None
+            result = self.copy(layer.plain, arguments)
         if layer.entropy:
-            result, entropy = result
+            result, entropy = self.pair(result)
             if keep is not None:
                 known = None if layer.base is None else self.maps[layer.base]
                 length = self.graph.call_method("size", (hidden, 1))
@@ -252,7 +270,7 @@ class _Joiner:
         self.keeps[at] = self.selected[key]
         return self.selected[key]
 
-    def _copy(self, graph: fx.GraphModule, arguments: Sequence[Any]) -> Any:
+    def copy(self, graph: fx.GraphModule, arguments: Sequence[Any]) -> Any:
         """The nodes of another graph; what it returns."""
         holders = [node for node in graph.graph.nodes if node.op == "placeholder"]
         own: dict[fx.Node, Any] = dict(zip(holders, arguments, strict=True))

@@ -1,4 +1,4 @@
-"""Runs a decided scale step as one graph: decide, one call, account."""
+"""Runs a decided scale step as one call: decide, call, account."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..analysis.shapes import size_of
 from ..lowering.joined_step import Extra, JoinedLayer, JoinedStep, Selection, join_step
+from ..lowering.linked_step import link_step
 from ..lowering.region import Region
 from ..lowering.rest import RegionModule
 from ..lowering.sizes import spec_of
@@ -47,6 +48,21 @@ class _Numbers:
     starts: list[int | None]
 
 
+@dataclass(frozen=True)
+class _Pattern:
+    """A step for one pattern of variants.
+
+    Attributes:
+        joined: its graph, and what the graph takes and returns.
+        region: the graph made callable; it tells the sizes, and is compiled only if `call` is it.
+        call: what runs.
+    """
+
+    joined: JoinedStep
+    region: Region
+    call: Callable[..., Any]
+
+
 class WholeStep:
     """The joined graphs of one rewritten step, made as decisions ask for them.
 
@@ -62,7 +78,7 @@ class WholeStep:
         nodes = step.graph.graph.nodes
         self._calls = {str(node.target): node for node in nodes if node.op == "call_module"}
         self._rest = [child for child in step.graph.children() if isinstance(child, RegionModule)]
-        self._joined: dict[tuple[JoinedLayer, ...], tuple[JoinedStep, Region]] = {}
+        self._patterns: dict[tuple[JoinedLayer, ...], _Pattern] = {}
         self._graphed: dict[Region, GraphedCall] = {}
         self._sites: list[SiteArms] = []
         self._refusal: Undecided | None = None
@@ -77,8 +93,8 @@ class WholeStep:
 
     @property
     def regions(self) -> list[Region]:
-        """Every joined graph made so far."""
-        return [region for _, region in self._joined.values()]
+        """Every joined graph that was compiled or is about to be."""
+        return [pattern.region for pattern in self._patterns.values() if pattern.call is pattern.region]
 
     def _start(self, arms: SiteArms) -> sympy.Expr | None:
         """First cache row that the traced model writes in a layer, in the symbols of the trace."""
@@ -113,9 +129,10 @@ class WholeStep:
         starts = self._numbers(sizes).starts
         groups = [self._group(controller, one, starts[one.site.layer]) for one in decisions]
         distinct = list(dict.fromkeys(groups))
-        joined, region = self._join(decisions, groups, distinct, sizes)
+        pattern = self._join(decisions, groups, distinct, sizes)
+        joined = pattern.joined
         extras = [self._value(extra, controller, decisions, distinct) for extra in joined.extras]
-        results = self._call(region, (*arguments, *extras), controller)
+        results = self._call(pattern, (*arguments, *extras), controller)
         for rest in self._rest:
             controller.ledger.other.append((controller.scale, rest.region, rest.region.sizes_from(sizes)))
         left = _leavings(joined, results[joined.results :])
@@ -123,13 +140,13 @@ class WholeStep:
         account(controller, decisions, places, left, sizes, hidden.shape[1])
         return tuple(results[: joined.results])
 
-    def _call(self, region: Region, arguments: tuple[Any, ...], controller: Controller) -> Sequence[Any]:
+    def _call(self, pattern: _Pattern, arguments: tuple[Any, ...], controller: Controller) -> Sequence[Any]:
         if self._memory is None:
-            return region(*arguments)  # type: ignore[no-any-return]
-        graphed = self._graphed.get(region)
+            return pattern.call(*arguments)  # type: ignore[no-any-return]
+        graphed = self._graphed.get(pattern.region)
         if graphed is None:
-            graphed = self._graphed[region] = GraphedCall(region, self._memory)
-        return graphed(region, arguments, partial(controller.ledger.note, controller.scale))
+            graphed = self._graphed[pattern.region] = GraphedCall(pattern.region, self._memory)
+        return graphed(pattern.call, arguments, partial(controller.ledger.note, controller.scale))
 
     def _numbers(self, sizes: Mapping[sympy.Symbol, int]) -> _Numbers:
         """What the symbols of the trace stand for at these sizes."""
@@ -159,28 +176,27 @@ class WholeStep:
         groups: Sequence[_Group],
         distinct: Sequence[_Group],
         sizes: Mapping[sympy.Symbol, int],
-    ) -> tuple[JoinedStep, Region]:
+    ) -> _Pattern:
         layers = tuple(
             _joined_layer(one, distinct.index(group)) for one, group in zip(decisions, groups, strict=True)
         )
-        if layers not in self._joined:
+        if layers not in self._patterns:
             sites = {site.name: site.layer for site in self._step.sites}
             keep_low = self._options.scoring.keeps_low(self._options.keep_low)
-            selection = Selection(self._options.cfg_rows, keep_low)
-            joined = join_step(self._step.graph, sites, layers, selection)
+            given = self._step.graph, sites, layers, Selection(self._options.cfg_rows, keep_low)
+            joined = join_step(*given)
             more = {f"K{at}": group.count for at, group in enumerate(distinct) if group.count is not None}
             variants = sorted({one.arm for one in decisions})
-            self._joined[layers] = (
-                joined,
-                Region(
-                    joined.graph,
-                    self._lowering,
-                    self._hints(sizes, more),
-                    f"whole step: {', '.join(variants)}",
-                    static=self._options.step_sizes == "static",
-                ),
+            region = Region(
+                joined.graph,
+                self._lowering,
+                self._hints(sizes, more),
+                f"whole step: {', '.join(variants)}",
+                static=self._options.step_sizes == "static",
             )
-        return self._joined[layers]
+            fused = self._options.step_code == "fused"
+            self._patterns[layers] = _Pattern(joined, region, region if fused else link_step(*given))
+        return self._patterns[layers]
 
     @staticmethod
     def _value(
@@ -201,12 +217,12 @@ class WholeStep:
 def _joined_layer(one: LayerDecision, group: int) -> JoinedLayer:
     if one.site.plain is not None:
         inputs = sum(node.op == "placeholder" for node in one.site.plain.graph.nodes)
-        return JoinedLayer(one.site.plain, tuple(range(inputs)))
+        return JoinedLayer(plain=one.site.plain, select=tuple(range(inputs)))
     if one.ran is None:
-        return JoinedLayer(None, restored=one.restored)
+        return JoinedLayer(restored=one.restored)
     return JoinedLayer(
-        one.ran.region.graph,
-        one.ran.select,
+        one.ran.region,
+        select=one.ran.select,
         offset=None if one.ran.start is None else group,
         count=group if one.arm == "pruned" else None,
         ranked_by=one.ranked_by,

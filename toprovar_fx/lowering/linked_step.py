@@ -1,0 +1,46 @@
+"""The same as a joined step, as calls of the compiled blocks one after another.
+
+A joined graph is compiled whole: its price grows with the layers, and every pattern of variants pays it
+again. A linked step pays for each variant of a block once, whatever the layers and patterns. What it gives
+up is the fusion across block borders; calls from the host cost nothing in a recorded CUDA graph.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import fx, nn
+
+from .joined_step import JoinedLayer, Joiner, Selection
+from .region import Region
+
+
+def link_step(
+    step: fx.GraphModule, sites: Mapping[str, int], layers: Sequence[JoinedLayer], selection: Selection
+) -> fx.GraphModule:
+    """The graph of `join_step`, same inputs and outputs, whose nodes call the regions of the layers."""
+    return _Linker(step, sites, layers, selection).run().graph
+
+
+class _Call(nn.Module):
+    def __init__(self, region: Region) -> None:
+        super().__init__()
+        self.region = region
+
+    def forward(self, *arguments: Any) -> Any:
+        return self.region(*arguments)
+
+
+class _Linker(Joiner):
+    def run_region(self, region: Region, arguments: Sequence[Any]) -> Any:
+        """The node that calls a region."""
+        name = f"region_{id(region)}"
+        self.modules.setdefault(name, _Call(region))
+        return self.graph.call_module(name, tuple(arguments))
+
+    def pair(self, results: Any) -> tuple[Any, Any]:
+        """Nodes that take the results of a call apart."""
+        first, second = (self.graph.call_function(operator.getitem, (results, at)) for at in range(2))
+        return first, second
