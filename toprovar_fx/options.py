@@ -364,10 +364,11 @@ class Options:
                 f"cache_budget={self.cache_budget}: expected a cache_policy that takes rows out; "
                 "nearest valid: cache_policy='scalekv'"
             )
-        if self.compacts and self.calibrated is not None:
+        if (self.compacts or self.guidance_until is not None) and self.calibrated is not None:
+            name = "cache_policy" if self.compacts else "guidance_until"
             raise OptionError(
-                f"cache_policy={self.cache_policy!r}: expected none with a profile, whose statistics were "
-                "measured over whole caches; nearest valid: cache_policy='none', or no profile"
+                f"{name}={getattr(self, name)!r}: expected none with a profile, whose statistics are of "
+                "whole caches and all rows; nearest valid: no profile"
             )
         if self.depth == "fixed" and self.depth_scale is None:
             raise OptionError("depth='fixed': expected depth_scale to be set; nearest valid: depth='online'")
