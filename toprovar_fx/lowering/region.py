@@ -13,6 +13,7 @@ from torch import fx
 from .._torch_private import CompiledGraph, SymbolicInputs, compile_with_inductor
 from ..analysis.caches import written_caches
 from ..cost.expressions import Cost, GraphCosts, Sizes
+from .epilogues import with_epilogues
 from .sizes import SizeReader, at_sizes, graph_specs
 
 log = logging.getLogger(__name__)
@@ -108,7 +109,7 @@ class Region:
         started = time.perf_counter()
         missing = {symbol for spec in self.specs for symbol in spec.symbols} - hints.keys()
         compiled = compile_with_inductor(
-            self.graph, SymbolicInputs(self.specs, {**hints, **dict.fromkeys(missing, 64)})
+            with_epilogues(self.graph), SymbolicInputs(self.specs, {**hints, **dict.fromkeys(missing, 64)})
         )
         self._compiled.append(compiled)
         self.compile_seconds.append(time.perf_counter() - started)
@@ -122,7 +123,7 @@ class Region:
         numbers = {at: int(spec.value) for at, spec in enumerate(specs) if spec.value is not None}
         tensors = [at for at in range(len(specs)) if at not in numbers]
         inputs = SymbolicInputs([specs[at] for at in tensors], {})
-        call = compile_with_inductor(with_constants(self.graph, numbers), inputs).call
+        call = compile_with_inductor(with_constants(with_epilogues(self.graph), numbers), inputs).call
         self.compile_seconds.append(time.perf_counter() - started)
         log.info("compiled %s at %s in %.1f s", self.name, dict(sizes), self.compile_seconds[-1])
         return lambda *arguments: call(*(arguments[at] for at in tensors))
