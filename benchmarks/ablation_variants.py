@@ -66,6 +66,31 @@ CANDIDATES: Mapping[str, Row] = {
     },
 }
 
+# Tokens, cached rows and guidance rows at equal FLOPs: what one axis saves, the budget spends on tokens.
+AXES: Mapping[str, Row] = {
+    "tokens": {},
+    "tokens, hack": {"cache_policy": "hack"},
+    "tokens, scalekv": {"cache_policy": "scalekv"},
+    "tokens, guidance": {"guidance_until": -2},
+    "tokens, hack, guidance": {"cache_policy": "hack", "guidance_until": -2},
+    "tokens, scalekv, guidance": {"cache_policy": "scalekv", "guidance_until": -2},
+}
+ALONE: Mapping[str, Row] = {
+    "hack": {"preset": "lossless", "cache_policy": "hack"},
+    "scalekv": {"preset": "lossless", "cache_policy": "scalekv"},
+    "guidance, last scale": {"preset": "lossless", "guidance_until": -1},
+    "guidance, last two": {"preset": "lossless", "guidance_until": -2},
+    "scalekv, guidance": {"preset": "lossless", "cache_policy": "scalekv", "guidance_until": -2},
+}
+COMBINATION: Mapping[str, Row] = {
+    **ALONE,
+    **{
+        f"{axes} at {budget:g}x": {**OPEN, **FEW["random"], **row, "budget": budget}
+        for budget in (1.5, 2.0, 3.0, 4.0)
+        for axes, row in AXES.items()
+    },
+}
+
 GROUPS: Mapping[str, Mapping[str, Row]] = {
     "presets": {name: {"preset": name} for name in ("lossless", "balanced", "fast", "criterion", "literal")},
     "scales": {
@@ -117,6 +142,7 @@ GROUPS: Mapping[str, Mapping[str, Row]] = {
         for score in ("entropy", "frequency", "random")
     },
     "candidates": CANDIDATES,
+    "combination": COMBINATION,
     "criterion": {
         "rank": {**BASE, "normalise": "rank"},
         "min-max": {**BASE, "normalise": "minmax"},

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+from ..analysis.cache_layout import CacheLayout, read_cache_layout
+from ..analysis.reasons import Fallback, Unsupported
 from ..analysis.shapes import Size
 from ..lowering.region import Region
 from ..runtime.arms import Arm
@@ -26,12 +28,15 @@ class PassContext:
         hints: sizes that code generation is tuned for: "L", "K" and "offset".
         check: the permutation check of pruned graphs.
         static: compile for every size apart.
+        compacts: whether a cache policy looks at the queries of every block whose cache it understands.
     """
 
     lowering: str
     check: PermutationCheck
     hints: Mapping[str, int] = field(default_factory=dict)
     static: bool = False
+    compacts: bool = False
+    _layouts: dict[int, CacheLayout | Fallback | None] = field(default_factory=dict)
     _arms: dict[tuple[int, RowPlan], Arm] = field(default_factory=dict)
     _branched: dict[tuple[int, BranchPlan], BranchedArm] = field(default_factory=dict)
 
@@ -41,16 +46,31 @@ class PassContext:
         Raises:
             Unsupported: the shapes of the rewritten block could not be proven.
         """
+        layout = self.cache_layout(block)
+        watched = layout if isinstance(layout, CacheLayout) else None
+        proven = plan != RowPlan()
+        plan = replace(plan, queries=watched is not None)
         key = (id(block), plan)
         if key not in self._arms:
             assert block.facts is not None
             rewritten = rewrite_rows(block, plan)
-            if plan != RowPlan():
+            if proven:
                 prove_shapes(block.graph.graph, block.facts, rewritten, plan)
             hints = self.named_hints(block.facts.length)
             region = Region(rewritten.graph, self.lowering, hints, f"block: {plan}", self.static)
-            self._arms[key] = Arm(region, rewritten.select, rewritten.start)
+            self._arms[key] = Arm(region, rewritten.select, rewritten.start, layout=watched)
         return self._arms[key]
+
+    def cache_layout(self, block: BlockGraph) -> CacheLayout | Fallback | None:
+        """Where `block` caches, or why its cache stays whole; None where nothing is to be compacted."""
+        if not self.compacts or block.facts is None or block.facts.attention is None:
+            return None
+        if id(block) not in self._layouts:
+            try:
+                self._layouts[id(block)] = read_cache_layout(block.graph.graph, block.facts)
+            except Unsupported as verdict:
+                self._layouts[id(block)] = verdict.fallback
+        return self._layouts[id(block)]
 
     def branched(self, block: BlockGraph, plan: BranchPlan) -> BranchedArm:
         """The callable of `block` that decides itself under `plan`."""

@@ -49,6 +49,7 @@ class RowPlan:
             `entropy`), else by `ranking`.
         ranking: with `select`, what ranks the tokens before rows are dropped: "given", an input `ranking`
             [R, L] float32, or "frequency", read off the hidden state.
+        queries: add the self-attention's queries, [R, H, L or K, E], as the last output.
     """
 
     gather_at: GatherAt | None = None
@@ -57,6 +58,7 @@ class RowPlan:
     scale_keys: bool = False
     select: tuple[str, bool] | None = None
     ranking: str | None = None
+    queries: bool = False
 
     def __str__(self) -> str:
         rows = "all tokens" if self.gather_at is None else f"K tokens from {self.gather_at.name.lower()} on"

@@ -53,6 +53,7 @@ class Rewriter:
         self.offset: fx.Node | None = None
         self.restored: fx.Node | None = None
         self.entropy: fx.Node | None = None
+        self.queries: fx.Node | None = None
         self.wanted: tuple[fx.Node, fx.Node] | None = None
         self.ends: dict[bool, fx.Node] = {}
         self.counts: dict[bool, fx.Node] = {}
@@ -262,6 +263,10 @@ class Rewriter:
 
     def _attend(self, node: fx.Node, value_of_operand: Callable[[fx.Node], fx.Node]) -> None:
         """What is done to the self-attention among the row nodes, `node` being any of them."""
+        call = self.facts.attention
+        if self.plan.queries and call is not None and node is call.entry:
+            query = value_of_operand(call.query)
+            self.queries = query if call.heads_first else self.graph.call_method("transpose", (query, 1, 2))
         if self.plan.entropy:
             self._tap(node, value_of_operand)
 
@@ -305,9 +310,8 @@ class Rewriter:
             index = self.graph.call_method("unsqueeze", (self.gather.keep, -1))
             index = self.graph.call_method("expand", (index, -1, -1, int(shape_of(self.facts.hidden)[-1])))
             result = self.graph.call_function(torch.scatter, (base, 1, index, result))
-        extra = [
-            value for value in (self.entropy, self.gather.keep if self.wanted else None) if value is not None
-        ]
+        keep = self.gather.keep if self.wanted else None
+        extra = [value for value in (self.entropy, keep, self.queries) if value is not None]
         extra += self._new_rows()
         self.graph.output((result, *extra) if extra else result)
 

@@ -61,6 +61,12 @@ def _expected(facts: BlockFacts, plan: RowPlan, values: Values) -> Iterator[tupl
         yield rows, values[KEPT] if some else length
     if plan.select is not None:
         yield rows, values[KEPT]
+    if plan.queries:
+        assert facts.attention is not None
+        kept = plan.gather_at in (GatherAt.BLOCK_INPUT, GatherAt.QUERY)
+        shape = shape_of(facts.attention.query)
+        heads = shape[1] if facts.attention.heads_first else shape[2]
+        yield rows, int(heads), values[KEPT] if kept else length, int(shape[3])
 
 
 def _distinct(specs: list[InputSpec], facts: BlockFacts) -> Values:

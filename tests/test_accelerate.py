@@ -11,6 +11,7 @@ from toprovar_fx import accelerate
 from toprovar_fx.analysis.reasons import Reason
 from toprovar_fx.passes import rows
 
+from .cache_policies import Shuffled, registered
 from .models.like_upstream import KINDS, SIDES, Case, kept_rows, same
 
 LOSSLESS = {"preset": "lossless", "lowering": "eager"}
@@ -48,6 +49,17 @@ def test_a_subset_gives_what_plain_pruning_gives(kind, options):
     expected = case.plainly(keeps, images=2)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
     assert not torch.allclose(found[-1], dense[-1], atol=1e-2)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_cached_rows_may_lie_in_any_order(kind):
+    case = Case(kind)
+    dense = case.generate(images=2)
+    with registered(Shuffled), accelerate(case.model, {**LOSSLESS, "cache_policy": Shuffled.name}) as handle:
+        found = case.generate(images=2)
+        assert handle.report.cached_rows and not handle.report.fallbacks
+    torch.testing.assert_close(found, dense, rtol=1e-5, atol=1e-5)
+    assert not same(found, dense)
 
 
 def test_the_plain_reference_with_every_row_is_the_model():

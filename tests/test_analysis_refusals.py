@@ -267,6 +267,7 @@ def test_every_reason_has_a_test():
         Reason.RESIDUAL_DTYPE,
         Reason.SHAPE_PROOF,
         Reason.NO_SUBLAYERS,
+        Reason.WHOLE_CACHE,  # tests/test_cache_policies.py
     }
     assert set(Reason) == here
 

@@ -112,6 +112,15 @@ def test_other_policies_and_profiles_exclude_each_other(path: str, policy: str, 
         Calibration({"policy": policy})
 
 
+def test_cache_policies_and_profiles_exclude_each_other(path: str) -> None:
+    with pytest.raises(OptionError, match="cache_policy='hack': expected none with a profile"):
+        Options.parse({"profile": path, "cache_policy": "hack"})
+    with pytest.raises(OptionError, match="cache_policy='hack': changes what entropies are measured over"):
+        Calibration({"cache_policy": "hack"})
+    with pytest.raises(OptionError, match="guidance_until=-1: changes what entropies are measured over"):
+        Calibration({"guidance_until": -1})
+
+
 @pytest.mark.parametrize("value", [3, "", ["a"], "no-such-file.json"])
 def test_a_profile_is_a_readable_file(value: object) -> None:
     with pytest.raises(OptionError, match=r"profile="):

@@ -7,6 +7,7 @@ what plain PyTorch computes.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cache
 
 import pytest
@@ -15,6 +16,7 @@ from toprovar_fx.analysis.caches import written_caches
 from toprovar_fx.analysis.operators import operator_name
 from toprovar_fx.passes.canonical_caches import canonical_caches
 
+from .cache_policies import Drawn, registered
 from .models import families as parts
 from .models.families import Family, plainly
 from .models.subjects import SQUARE, Outcome, Traced, generate, identical, worst
@@ -117,6 +119,25 @@ def test_keys_and_values_of_pruned_tokens_may_stay(kind, settings):
     assert outcome.controller.caches.dropped == {2: SQUARE.tokens[4]}, (
         "a layer that is skipped writes nothing"
     )
+
+
+@pytest.mark.usefixtures("drawn")
+@pytest.mark.parametrize(
+    "settings",
+    [pytest.param({"preset": "lossless"}, marks=pytest.mark.nightly), OPEN],
+    ids=["whole", "pruned"],
+)
+def test_cached_rows_may_go_whatever_the_form_of_the_cache(model, settings):
+    outcome = model({**settings, "cache_policy": Drawn.name, "strict": True})
+    expected = plainly(model.subject, outcome.keeps, SQUARE, stay=Drawn.chosen)
+    assert worst(outcome.logits, expected) < tolerance(model)
+    assert worst(outcome.logits, plainly(model.subject, outcome.keeps, SQUARE)) > 1e-3
+
+
+@pytest.fixture
+def drawn() -> Iterator[None]:
+    with registered(Drawn):
+        yield
 
 
 def test_a_budget_is_met_with_joined_caches():

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from toprovar_fx.__main__ import main
+from toprovar_fx.cache_policies.registry import CACHE_POLICIES, cache_policies_table
 from toprovar_fx.cli.variants import parse_variant
 from toprovar_fx.errors import OptionError
 from toprovar_fx.options import Options
@@ -72,11 +73,23 @@ def test_the_page_shows_the_policies():
         assert f"\n## `{name}`" in text
 
 
+def test_the_page_shows_the_cache_policies():
+    text = PAGE.read_text()
+    shown = text[text.index("<!-- cache policies -->\n") : text.index("<!-- end of cache policies -->")]
+    assert shown.partition("\n")[2] == cache_policies_table(), "write cache_policies_table() into the page"
+    for name in list(CACHE_POLICIES)[1:]:
+        assert f'\n### `cache_policy="{name}"`' in text
+        assert CACHE_POLICIES.find("cache_policy", name).deviations
+
+
 def test_the_command_lists_them(capsys):
     assert main(["policies", "--json"]) == 0
     shown = capsys.readouterr().out
     assert all(f"\n{name}: " in f"\n{shown}" for name in POLICIES)
-    assert set(json.loads(shown.splitlines()[-1])["policies"]) == set(POLICIES)
+    values = json.loads(shown.splitlines()[-1])
+    assert set(values["policies"]) == set(POLICIES)
+    assert set(values["cache_policies"]) == set(CACHE_POLICIES)
+    assert all(f"\ncache_policy={name}: " in shown for name in CACHE_POLICIES)
 
 
 class Evens(Policy):

@@ -29,6 +29,7 @@ from dataclasses import dataclass
 import sympy
 import torch
 from torch import fx
+from torch._dispatch.python import enable_python_dispatcher
 from torch._dynamo import exc, maybe_mark_dynamic
 from torch._dynamo.backends import registry
 from torch._dynamo.eval_frame import OptimizedModule
@@ -216,7 +217,8 @@ def fake_run(graph: fx.GraphModule, inputs: SymbolicInputs) -> object:
     """
     # Its cache compares symbolic shapes one by one and costs more than it saves in a single run.
     inputs.mode.cache_enabled = False
-    with torch.inference_mode(False), torch.no_grad(), inputs.mode:
+    # Composite operators, linear layers of torch 2.11 among them, know symbolic sizes in Python alone.
+    with torch.inference_mode(False), torch.no_grad(), enable_python_dispatcher(), inputs.mode:
         return graph(*inputs.values)
 
 
@@ -227,7 +229,7 @@ def symbolic_values(graph: fx.GraphModule, inputs: SymbolicInputs) -> dict[str, 
         Tensors and sizes; the names of their symbols are looked up in `inputs.symbol_names`.
     """
     recorder = _Recorder(graph)
-    with torch.inference_mode(False), torch.no_grad(), inputs.mode:
+    with torch.inference_mode(False), torch.no_grad(), enable_python_dispatcher(), inputs.mode:
         recorder.run(*inputs.values)
     return recorder.values
 

@@ -62,7 +62,11 @@ def toprovar(
     try:
         _refuse_gradients(example_inputs)
         context = PassContext(
-            lowering, PermutationCheck(settings.verify), _hints(), static=settings.step_sizes == "static"
+            lowering,
+            PermutationCheck(settings.verify),
+            _hints(),
+            static=settings.step_sizes == "static",
+            compacts=settings.compacts,
         )
         step, records = rewrite_step(gm, settings, context)
     except Unsupported as verdict:

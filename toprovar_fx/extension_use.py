@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from .cache_policies.policy import CachePolicy
+from .cache_policies.registry import CACHE_POLICIES
 from .criteria.score_registry import SCORES, Score
 from .declaration import PASSES, Pass
 from .errors import ExtensionError
@@ -20,14 +22,16 @@ class Extensions:
         policy: what decides.
         score: what ranks the tokens.
         passes: registered passes to run.
+        cache_policy: what says which cached rows stay.
     """
 
     policy: type[Policy]
     score: Score
     passes: tuple[Pass[Any, Any], ...]
+    cache_policy: type[CachePolicy]
 
     @classmethod
-    def named(cls, policy: str, score: str, passes: tuple[str, ...]) -> Extensions:
+    def named(cls, policy: str, score: str, passes: tuple[str, ...], cache_policy: str) -> Extensions:
         """Look the names up.
 
         Raises:
@@ -37,6 +41,7 @@ class Extensions:
             POLICIES.find("policy", policy),
             SCORES.find("score", score),
             tuple(PASSES.find("passes", name) for name in passes),
+            CACHE_POLICIES.find("cache_policy", cache_policy),
         )
 
     def refuse_stale(self) -> None:

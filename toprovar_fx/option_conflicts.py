@@ -25,6 +25,22 @@ def refuse_conflicts(options: Options) -> None:
         raise OptionError(
             f"budget='{options.budget:g}x': expected no keep ratios besides it; nearest valid: keep=None"
         )
+    if options.guidance_until == 0:
+        raise OptionError(
+            "guidance_until=0: expected a scale after the first, which always runs with all its rows; "
+            "nearest valid: guidance_until=1, or no guidance: cfg=1"
+        )
+    if options.cache_budget is not None and not options.compacts:
+        raise OptionError(
+            f"cache_budget={options.cache_budget}: expected a cache_policy that takes rows out; "
+            "nearest valid: cache_policy='scalekv'"
+        )
+    if (options.compacts or options.guidance_until is not None) and options.calibrated is not None:
+        name = "cache_policy" if options.compacts else "guidance_until"
+        raise OptionError(
+            f"{name}={getattr(options, name)!r}: expected none with a profile, whose statistics are of "
+            "whole caches and all rows; nearest valid: no profile"
+        )
     if options.depth == "fixed" and options.depth_scale is None:
         raise OptionError("depth='fixed': expected depth_scale to be set; nearest valid: depth='online'")
     if options.depth_scale is not None and options.depth != "fixed":

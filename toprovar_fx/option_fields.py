@@ -6,6 +6,7 @@ from dataclasses import Field, dataclass, field, fields
 from typing import Any, Literal
 
 from . import option_checks as check
+from .cache_policies.registry import CACHE_POLICIES
 from .criteria.score_registry import SCORES
 from .declaration import PASSES
 from .policies.registry import POLICIES
@@ -184,6 +185,21 @@ class OptionFields:
         "skipvar_ssim_84",
         check.text(),
         "Coefficients of `policy='skipvar'`: a name that comes with the package, or a JSON file.",
+    )
+    guidance_until: int | None = _option(
+        None,
+        check.integer(optional=True),
+        "First scale without the unconditional rows of guidance; the loop has to ask (docs/policies.md).",
+    )
+    cache_policy: str = _option(
+        "none",
+        check.registered(CACHE_POLICIES),
+        "Which keys and values stay in the cache after a scale; combines with every `policy`.",
+    )
+    cache_budget: float | None = _option(
+        None,
+        check.number(0, 1, optional=True),
+        "With a `cache_policy`: share of the rows that the last scale would find; None: as published.",
     )
     profile: str | None = _option(
         None,

@@ -67,7 +67,11 @@ class Options(OptionFields):
                 raise contradiction(self.profile, name, value, bound[name])
             object.__setattr__(self, name, value)
         object.__setattr__(self, "calibrated", calibrated)
-        object.__setattr__(self, "extensions", Extensions.named(self.policy, self.score, self.passes))
+        object.__setattr__(
+            self,
+            "extensions",
+            Extensions.named(self.policy, self.score, self.passes, self.cache_policy),
+        )
         refuse_conflicts(self)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -128,7 +132,12 @@ class Options(OptionFields):
     @property
     def rewrites(self) -> bool:
         """Whether anything is to be put into the graph that the model's user can notice."""
-        return self.prunes or bool(self.passes)
+        return self.prunes or self.compacts or self.guidance_until is not None or bool(self.passes)
+
+    @property
+    def compacts(self) -> bool:
+        """Whether a cache policy takes rows out of the caches."""
+        return self.cache_policy != "none"
 
     @property
     def prunes(self) -> bool:

@@ -247,7 +247,7 @@ class InfinityPipeline:
                 for scale in track_scales(range(len(self.schedule)), progress):
                     # A compiled transformer may end the scales early: the code sum is decoded as it is.
                     if run.begin_scale(scale):
-                        loop.run_scale(scale, conditional_only=run.conditional_only())
+                        loop.run_scale(scale, conditional_only=run.conditional_only(cfg != 1))
                         run.note_codes(loop.summed, self._preview)
         finally:
             self._caches.give(loop.cache)

@@ -54,7 +54,7 @@ class StepProgram:
         self._context = context
         self._fallbacks = [fallback for record in records for fallback in record.fallbacks]
         self._rest: list[Region] = []
-        self._warned = not options.prunes
+        self._warned = not (options.prunes or options.compacts or options.guidance_until is not None)
         facts = next(site.block.facts for site in step.sites if site.block.facts is not None)
         self._read_sizes = SizeReader(graph_specs(step.graph.graph))
         hints = context.named_hints(facts.length)

@@ -307,6 +307,11 @@ class PlainCache:
         self.values.append(v)
         return sdpa(q, torch.cat(self.keys, 2), torch.cat(self.values, 2))
 
+    def keep(self, rows: Tensor) -> None:
+        index = rows[..., None].expand(-1, -1, -1, HEAD)
+        self.keys = [torch.cat(self.keys, 2).gather(2, index)]
+        self.values = [torch.cat(self.values, 2).gather(2, index)]
+
 
 class Step(nn.Module):
     """A scale step of `DEPTH` layers: hidden [R, L, C], cond [R, C] -> logits."""
@@ -369,11 +374,13 @@ def plainly(
     schedule: Schedule,
     images: int = 1,
     cached: Literal["kept", "all"] = "kept",
+    stay: Mapping[tuple[int, int], Tensor] | None = None,
 ) -> list[Tensor]:
     """Logits of a generation that keeps the tokens `keeps[scale, layer]` [R, K], all elsewhere; K = 0 skips.
 
     A token that a layer does not compute leaves it as it came. Its keys and values are there for others with
-    `cached="all"` and do not exist otherwise.
+    `cached="all"` and do not exist otherwise. After scale s, head h of row r of a cache keeps the
+    rows `stay[s, layer][r, h]`.
     """
     model, cond = subject.model, subject.state(images, schedule).cache.cond
     caches = [PlainCache() for _ in range(DEPTH)]
@@ -394,5 +401,7 @@ def plainly(
                         some = layer(x, table, caches[at].attend, cond)[row, keep]
                     x = x.clone()
                     x[row, keep] = some
+                if stay and (scale, at) in stay:
+                    caches[at].keep(stay[scale, at])
             logits.append(model.head(x.float()))
     return logits

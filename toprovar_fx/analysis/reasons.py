@@ -46,6 +46,10 @@ class Reason(enum.Enum):
         "behind those before and read from the start, or join them with torch.cat((cache, rows), dim)"
     )
     NO_SUBLAYERS = "blocks are no chains of equally many residual sums; the policy decides for whole layers"
+    WHOLE_CACHE = (
+        "the cache keeps all its rows; a cache policy needs keys and values [R, heads, rows, width] that a "
+        "fused attention reads"
+    )
     SHARED_STATE = "a cache is used by more than one block"
     BATCH_ROWS = (
         "rows of the batch meet inside the block, and each may keep other tokens; mix them between blocks"

@@ -42,12 +42,19 @@ def refuse_unreplayable(options: Options) -> None:
     """Refuse options whose decisions do not follow from entropies alone, or leave nothing to decide.
 
     Raises:
-        OptionError: `keep` or `budget` is given, a score that reads hidden states, or another policy.
+        OptionError: `keep`, `budget`, a cache policy or `guidance_until` is given, a score that reads hidden
+            states, or another policy.
     """
     if not options.by_criterion:
         raise OptionError(
             f"policy={options.policy!r}: does not decide by entropies alone, and profiles hold nothing else; "
             "expected 'toprovar' or 'random'; nearest valid: policy='toprovar'"
+        )
+    if options.compacts or options.guidance_until is not None:
+        name = "cache_policy" if options.compacts else "guidance_until"
+        raise OptionError(
+            f"{name}={getattr(options, name)!r}: changes what entropies are measured over, expected whole "
+            "caches and all rows to calibrate; nearest valid: cache_policy='none', guidance_until=None"
         )
     if options.keep is not None:
         raise OptionError(

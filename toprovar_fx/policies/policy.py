@@ -71,7 +71,13 @@ class Policy:
 
     def conditional_only(self, scale: int) -> bool:
         """Whether the unconditional rows of a guided generation are left out at `scale`."""
-        return False
+        first = self.options.guidance_until
+        if first is None:
+            return False
+        return scale >= max(1, first if first > 0 else len(self.schedule) + first)
+
+    def keep_rows(self, rows: int) -> None:
+        """Forget all but the first `rows` batch rows: the others do not run any more."""
 
     # Which layers.
 

@@ -93,5 +93,5 @@ class SkipVAR(Policy):
         return super().exits(scale) or scale >= len(self.schedule) - self.skipped
 
     def conditional_only(self, scale: int) -> bool:
-        """The last `conditional` scales."""
-        return scale >= len(self.schedule) - self.conditional
+        """The last `conditional` scales, and those from `guidance_until` on."""
+        return super().conditional_only(scale) or scale >= len(self.schedule) - self.conditional

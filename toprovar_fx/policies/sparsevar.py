@@ -83,6 +83,11 @@ class SparseVAR(Policy):
         if unit == self.units - 1:
             self._before = scale, after
 
+    def keep_rows(self, rows: int) -> None:
+        """Cut the states of the scale before."""
+        if self._before is not None:
+            self._before = self._before[0], self._before[1][:rows]
+
     def plan(self, ask: LayerQuestion) -> LayerPlan:
         """The anchors and the tokens of largest change, from what was known when the scale began."""
         scale, length = ask.place.scale, ask.hidden.shape[1]

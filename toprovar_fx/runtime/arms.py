@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
 
+from ..analysis.cache_layout import CacheLayout
 from ..cost.expressions import Sizes
 from ..lowering.region import Region
 
@@ -19,11 +20,13 @@ class Arm:
         region: the graph; its inputs are those at `select` among the block's own, then `offset`, then extras.
         select: positions among the block's own inputs.
         start: position of the first cache row among the block's inputs, a constant in a tuple, or None.
+        layout: of the caches, where a cache policy looks at the queries that the region returns last.
     """
 
     region: Region
     select: tuple[int, ...]
     start: int | tuple[int] | None
+    layout: CacheLayout | None = field(default=None, kw_only=True)
 
     def begin(self, inputs: tuple[Any, ...]) -> int | None:
         """The first cache row that the traced model would write, or None without a cache."""

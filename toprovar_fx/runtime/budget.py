@@ -44,6 +44,7 @@ class BudgetQuestion:
         may_prune: whether the options let a layer be pruned at a scale.
         retention: relative weight of a layer at a scale when tokens are shared out, at least 0.
         dropped: cache rows that each layer has left out so far.
+        rows_share: share of the dense model's batch rows that run at a scale.
         ledger: what was run.
     """
 
@@ -58,6 +59,7 @@ class BudgetQuestion:
     retention: Callable[[int, int], float]
     dropped: Mapping[int, int]
     ledger: Ledger
+    rows_share: Callable[[int], float]
 
 
 class StepBudget:
@@ -92,7 +94,8 @@ class StepBudget:
         at_scale = ScaleSizes(ask.schedule, observed, {self._length}, {self._rows})
         spent, spent_dense = _spent(ask.ledger)
         places = [place for place in self._places(ask) if self._ready(ask, place)]
-        state = ask.schedule, ask.images, ask.scale, ask.exit, spent, spent_dense
+        shares = tuple(ask.rows_share(scale) for scale in range(ask.scale, len(ask.schedule)))
+        state = ask.schedule, ask.images, ask.scale, ask.exit, spent, spent_dense, shares
         key = state, tuple(places), tuple(at_scale.at(ask.scale).items()), tuple(ask.dropped.items())
         if key not in self._known:
             price = partial(
@@ -141,9 +144,11 @@ class StepBudget:
 
 def _spent(ledger: Ledger) -> tuple[int, int]:
     """FLOPs of the scales that ran: as run, and dense."""
-    other = sum(region.flops(sizes) for _, region, sizes in ledger.other)
+    factor = ledger.rows_factor
+    other = [(factor(scale), region.flops(sizes)) for scale, region, sizes in ledger.other]
     ran = sum(run.region.flops(run.sizes) for run in ledger.runs if run.region and run.sizes is not None)
-    return ran + other, sum(run.dense.flops(run.dense_sizes) for run in ledger.runs) + other
+    dense = sum(factor(run.scale) * run.dense.flops(run.dense_sizes) for run in ledger.runs)
+    return ran + sum(flops for _, flops in other), dense + sum(rows * flops for rows, flops in other)
 
 
 def _solve(
@@ -152,13 +157,16 @@ def _solve(
     factor = ask.options.budget
     assert factor is not None
     ahead = range(ask.scale, len(ask.schedule))
-    dense = spent_dense + _flops(price(scales=ahead, plan=lambda scale: WHOLE))
+    # Prices are for the rows of this scale, and FLOPs are in proportion to the rows.
+    now = ask.rows_share(ask.scale)
+    dense = spent_dense + round(_flops(price(scales=ahead, plan=lambda scale: WHOLE)) / now)
 
     def total(counts: Counts) -> int:
         plan = {scale: _plan(ask, scale, counts) for scale in range(ask.scale, ask.exit)}
-        return spent + _flops(
-            price(scales=range(ask.scale, ask.exit), plan=plan.__getitem__, dropped=ask.dropped)
-        )
+        scales = range(ask.scale, ask.exit)
+        costs = price(scales=scales, plan=plan.__getitem__, dropped=ask.dropped)
+        shares = (ask.rows_share(scale) / now for scale in scales)
+        return spent + math.ceil(sum(cost.flops * share for cost, share in zip(costs, shares, strict=True)))
 
     limit = math.floor(dense / factor)
     try:

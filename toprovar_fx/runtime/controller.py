@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from typing import Any
 
 import sympy
 from torch import Tensor
 
+from ..analysis.cache_layout import CacheLayout
 from ..analysis.reasons import Fallback, Reason
 from ..cost.budget import Counts
 from ..criteria.restore import scatter_rows
@@ -21,6 +23,7 @@ from ..errors import GraphError
 from ..options import Options
 from .branching import Branching
 from .budget import BudgetQuestion, StepBudget
+from .compaction import Compaction
 from .depth import DepthTracker
 from .generation import Generation
 from .graph_updates import GraphUpdates
@@ -59,6 +62,9 @@ class Controller:
         self.branching: Branching | None = None
         self._latest: int | None = None
         self.caches = ShortCaches()
+        self._compaction = (
+            Compaction(options, schedule, self.caches, self.ledger) if options.compacts else None
+        )
         self._plans: dict[int, LayerPlan] = {}
         self._counts: dict[int, Counts] = {}
         self._sizes: list[tuple[int, Mapping[sympy.Symbol, int]]] = []
@@ -105,6 +111,14 @@ class Controller:
         self._depth, self._scope, self.policy.depth = depth, scope, depth
         self.branching = Branching(self.options, schedule, images, depth, scope, self.ledger)
 
+    def leave_out_unconditional(self) -> None:
+        """Note that the scale that is about to run has the conditional rows alone, as all after it will."""
+        if not self.ledger.conditional_scales:
+            self._entropy.keep_rows(self.images)
+            self._updates.keep_rows(self.images)
+            self.policy.keep_rows(self.images)
+        self.ledger.conditional_scales.add(self.scale)
+
     def settle(self) -> None:
         """Read back, after the last scale, what the layers decided themselves."""
         if self.branching is not None:
@@ -138,7 +152,12 @@ class Controller:
             retention=lambda at, layer: self.policy.retention(at, layer, self._scope.detail(layer)),
             dropped=self.caches.dropped,
             ledger=self.ledger,
+            rows_share=self._rows_share,
         )
+
+    def _rows_share(self, scale: int) -> float:
+        """Share of the dense model's rows that run at a scale."""
+        return 0.5 if self._generation.guided and self.policy.conditional_only(scale) else 1.0
 
     def _budget_allows(self, scale: int, layer: int) -> bool:
         """Whether a budget may drop tokens of `layer` at `scale`; it does not wait for a depth online."""
@@ -163,6 +182,8 @@ class Controller:
         self._scope.end_scale()
         self._entropy.end_scale()
         self._updates.end_scale()
+        if self._compaction is not None:
+            self._compaction.end_scale(self.scale)
         self._plans = {}
         self._latest = None
 
@@ -279,6 +300,22 @@ class Controller:
         self.ledger.maps[self.scale, layer] = entropy
         self._depth.observe(layer, self.scale, entropy)
         self._scope.observe(layer, self.scale, entropy)
+
+    def observe_queries(
+        self, layer: int, queries: Tensor, layout: CacheLayout, inputs: tuple[Any, ...], begin: int | None
+    ) -> None:
+        """Show the cache policy the queries [R, H, L or K, E] of a layer that has just run.
+
+        `inputs` are those of its block, `begin` the first cache row of the scale as traced.
+        """
+        if self._compaction is not None and begin is not None:
+            self._compaction.observe(layer, self.scale, queries, layout, inputs, begin)
+
+    def release(self) -> None:
+        """Let go of keys and values: no graph of the generation runs any more."""
+        self.caches.release()
+        if self._compaction is not None:
+            self._compaction.release()
 
     def offset(self, layer: int, start: int) -> int:
         """First cache row that `layer` writes: the graph's own start less the rows that pruning left out."""

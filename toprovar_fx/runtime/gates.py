@@ -50,6 +50,18 @@ class Gate(nn.Module):
         controller.ledger.answer(type(self).__name__, self.layer, yes)
         return yes
 
+    def call(
+        self, controller: Controller | None, arm: Arm, inputs: tuple[Any, ...], arguments: tuple[Any, ...]
+    ) -> Any:
+        """Run a graph and show its queries to the cache policy, if there is one."""
+        result = arm.region(*arguments)
+        if arm.layout is None:
+            return result
+        *others, queries = result
+        if controller is not None:
+            controller.observe_queries(self.layer, queries, arm.layout, inputs, arm.begin(inputs))
+        return others[0] if len(others) == 1 else tuple(others)
+
     def note(
         self,
         controller: Controller,
@@ -92,7 +104,7 @@ class DenseBlock(Gate):
         """Run all tokens; `inputs` are the block's, the hidden state [R, L, C] first."""
         controller = self.controller()
         arguments = self.dense.arguments(inputs, offset_at(self.dense, controller, self.layer, inputs))
-        hidden = self.dense.region(*arguments)
+        hidden = self.call(controller, self.dense, inputs, arguments)
         if controller is not None:
             self.note(controller, "dense", inputs, hidden.shape[1], self.dense, arguments)
             controller.finish(self.layer, inputs[0], hidden, hidden.shape[1], whole=True)
@@ -114,7 +126,7 @@ class EntropyTap(Gate):
         if controller is None or not self.fires(controller, controller.taps(self.layer)):
             return self.whole(*inputs)
         arguments = self.tapped.arguments(inputs, offset_at(self.tapped, controller, self.layer, inputs))
-        hidden, entropy = self.tapped.region(*arguments)
+        hidden, entropy = self.call(controller, self.tapped, inputs, arguments)
         controller.observe(self.layer, entropy, None, hidden.shape[1])
         self.note(controller, "tapped", inputs, hidden.shape[1], self.tapped, arguments)
         controller.finish(self.layer, inputs[0], hidden, hidden.shape[1], whole=True)
@@ -259,7 +271,7 @@ class TokenGate(GatherGate):
         update = controller.restored(self.layer)
         extra = (plan.keep,) if update is None else (plan.keep, update)
         arguments = arm.arguments(inputs, offset_at(arm, controller, self.layer, inputs), *extra)
-        result = arm.region(*arguments)
+        result = self.call(controller, arm, inputs, arguments)
         hidden = result if arm is self.pruned else result[0]
         if arm is self.tapped:
             controller.observe(self.layer, result[1], plan.keep, hidden.shape[1])
@@ -282,6 +294,6 @@ class OwnEntropyGate(GatherGate):
         arm, update = self.selecting, controller.restored(self.layer)
         extra = (plan.count, controller.images, *(() if update is None else (update,)))
         arguments = arm.arguments(inputs, offset_at(arm, controller, self.layer, inputs), *extra)
-        hidden, entropy, keep = arm.region(*arguments)
+        hidden, entropy, keep = self.call(controller, arm, inputs, arguments)
         controller.observe(self.layer, entropy, None, hidden.shape[1])
         return self.close(controller, arm, keep, inputs, arguments, hidden)

@@ -30,6 +30,7 @@ class Generation:
         images: B.
         scale: index of the scale that runs now, -1 before the first.
         exited_at: index of the first scale that the controllers decided not to run, or None.
+        guided: whether the loop has told that there are unconditional rows, and asks at every scale.
     """
 
     def __init__(self, schedule: Schedule, images: int) -> None:
@@ -37,6 +38,8 @@ class Generation:
         self.images = images
         self.scale = -1
         self.exited_at: int | None = None
+        self.guided = False
+        self._asked = False
         self._controllers: dict[Options, Controller] = {}
         self._compiled_scales: set[int] = set()
 
@@ -64,12 +67,30 @@ class Generation:
         for controller in self.controllers:
             controller.policy.observe_codes(self.scale, summed, decode)
 
-    def conditional_only(self) -> bool:
-        """Whether the scale that runs is to be run without its unconditional rows."""
-        found = any(controller.policy.conditional_only(self.scale) for controller in self.controllers)
+    def conditional_only(self, guided: bool = True) -> bool:
+        """Whether the scale that runs is to be run without its unconditional rows.
+
+        Args:
+            guided: whether there are any; without, the answer is no.
+        """
+        self._asked, self.guided = True, guided
+        found = guided and any(
+            controller.policy.conditional_only(self.scale) for controller in self.controllers
+        )
         for controller in self.controllers if found else ():
-            controller.ledger.conditional_scales.add(self.scale)
+            controller.leave_out_unconditional()
         return found
+
+    def warn_if_not_asked(self) -> None:
+        """Say that rows were to be left out and nobody asked which."""
+        wanted = any(controller.options.guidance_until is not None for controller in self.controllers)
+        if wanted and not self._asked:
+            warnings.warn(
+                "toprovar: guidance_until is set and the loop never asked conditional_only, so all rows ran; "
+                "draw with InfinityPipeline, or ask at every scale and run the first B rows if it says so",
+                RuntimeWarning,
+                stacklevel=3,
+            )
 
     def enter_compiled(self) -> None:
         """Note that this scale runs in a graph of this backend."""
@@ -137,6 +158,7 @@ def generation(schedule: Schedule, images: int = 1) -> Iterator[Generation]:
     try:
         yield opened
         opened.warn_if_eager()
+        opened.warn_if_not_asked()
         for controller in opened.controllers:
             controller.end_scale()
             controller.settle()
@@ -145,4 +167,4 @@ def generation(schedule: Schedule, images: int = 1) -> Iterator[Generation]:
         _CURRENT.reset(token)
         # Reports outlive the generation; keys and values must not.
         for controller in opened.controllers:
-            controller.caches.release()
+            controller.release()

@@ -41,6 +41,8 @@ def _granted(options: Options) -> GraphGates:
 def _why_not(options: Options) -> str | None:
     if not options.by_criterion:
         return f"policy={options.policy!r} is asked on the host"
+    if options.compacts:
+        return f"cache_policy={options.cache_policy!r} chooses cached rows on the host"
     if options.budget is not None:
         return "a budget solves K from R, which it reads back"
     if options.sampling != "topk":
@@ -54,6 +56,8 @@ def _why_no_branches(options: Options) -> str | None:
     several = [bucket for bucket in options.buckets if bucket < 1]
     if options.prune_tokens and len(several) > 1:
         return f"K depends on data: {len(several)} buckets below 1, expected one"
+    if options.guidance_until is not None:
+        return "guidance_until changes the rows between scales"
     if options.scale_exit == "depth":
         return "scale_exit='depth' makes D decide which scales the host runs"
     if options.score == "frequency":

@@ -57,6 +57,8 @@ class Ledger:
         model: what tells the identity of the model's weights; None before its step ran.
         conditional_scales: guided scales that were run without their unconditional rows.
         other: calls of the parts outside the blocks, as (scale, region, sizes).
+        cached_rows: with a cache policy, by (scale, layer), the rows in the cache after the scale, and those
+            of them that stay.
         notes: by scale, why it ran otherwise than `unit` and `cuda_graphs` ask; nothing is dense for it.
     """
 
@@ -74,6 +76,7 @@ class Ledger:
     model: Callable[[], str] | None = None
     conditional_scales: set[int] = field(default_factory=set)
     other: list[tuple[int, Region, Sizes]] = field(default_factory=list)
+    cached_rows: dict[tuple[int, int], tuple[int, int]] = field(default_factory=dict)
     notes: dict[int, list[Fallback]] = field(default_factory=dict)
 
     def answer(self, gate: str, layer: int, yes: bool) -> None:

@@ -55,6 +55,11 @@ class ScaleMaps:
             resized = self._resized[layer] = _Left(scale, values)
         return resized.values
 
+    def keep_rows(self, rows: int) -> None:
+        """Forget all but the first `rows` batch rows."""
+        self._known = {layer: _Left(left.scale, left.values[:rows]) for layer, left in self._known.items()}
+        self._resized = {}
+
     def end_scale(self) -> None:
         """Free what was resized for the scale that ran."""
         self._resized = {}

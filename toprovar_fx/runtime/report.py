@@ -103,6 +103,11 @@ class GenerationReport:
         return maps
 
     @property
+    def cached_rows(self) -> dict[tuple[int, int], tuple[int, int]]:
+        """With a cache policy, by (scale, layer): rows in the cache after the scale, and those that stay."""
+        return dict(self.controller.ledger.cached_rows)
+
+    @property
     def depth(self) -> int | None:
         """The scale depth D, or None if it was not reached or not asked for."""
         return self.controller.depth
@@ -153,6 +158,7 @@ class GenerationReport:
             "bytes_unfused": sum(cost.bytes_unfused for cost in self.costs.values()),
             "fire_rates": self.fire_rates,
             "kept_tokens": [list(row) for row in self.kept],
+            "cached_rows": [[*place, *rows] for place, rows in self.cached_rows.items()],
             "fallbacks": [str(fallback) for fallback in self.fallbacks],
             "notes": {str(why): scales for why, scales in self._noted().items()},
         }
@@ -175,6 +181,13 @@ class GenerationReport:
         lines.append(
             f"transformer: {self.flops / 1e9:.1f} of {self.flops_dense / 1e9:.1f} GFLOP ({share:.0%})"
         )
+        if self.cached_rows:
+            last = max(scale for scale, _ in self.cached_rows)
+            stay = [rows for (scale, _), (_, rows) in self.cached_rows.items() if scale == last]
+            lines.append(
+                f"cache policy {self.controller.options.cache_policy}: {sum(stay) / len(stay):.0f} of "
+                f"{self.schedule.ends[last]} rows per layer stay after scale {last}"
+            )
         if self.controller.options.budget is not None:
             lines.append(f"budget: {self.controller.options.budget:g}x asked, {1 / share:.3g}x reached")
         lines += [f"dense because: {fallback}" for fallback in self.fallbacks]

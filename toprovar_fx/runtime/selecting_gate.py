@@ -32,7 +32,7 @@ class SelectingGate(TokenGate):
         ranking, update = self._ranking(controller), controller.restored(self.layer)
         extra = (*ranking, plan.count, controller.images, *(() if update is None else (update,)))
         arguments = arm.arguments(inputs, offset_at(arm, controller, self.layer, inputs), *extra)
-        hidden, *entropy, keep = arm.region(*arguments)
+        hidden, *entropy, keep = self.call(controller, arm, inputs, arguments)
         if tapped:
             controller.observe(self.layer, entropy[0], keep, hidden.shape[1])
         return self.close(controller, arm, keep, inputs, arguments, hidden)

@@ -113,6 +113,10 @@ def decide(sites: Sequence[SiteArms], controller: Controller, hidden: Tensor) ->
     """
     if not controller.options.by_criterion:
         raise Undecided(f"policy={controller.options.policy!r} is asked while the scale runs")
+    if controller.options.compacts:
+        raise Undecided(
+            f"cache_policy={controller.options.cache_policy!r} looks at the queries of its layers"
+        )
     if controller.reads_tokens:
         raise Undecided("the layer scope is measured on the tokens of this scale")
     return _Decider(controller, hidden).run(sites)

@@ -1,0 +1,1 @@
+"""Policies that decide which keys and values of earlier scales stay in the cache (docs/policies.md)."""
