@@ -137,6 +137,17 @@ def _eval(
         print_json(result)
 
 
+@app.command("report")
+def _report(out: take.ReportOut, table: take.Joined = None, json: take.Json = False) -> None:
+    """Join tables that several `eval --table` runs wrote, row by row, into one."""
+    from .report import report
+
+    written = report(out, tables=table or ())
+    print(f"{written['out']}: table.html, table.md, table.png, table.json")
+    if json:
+        print_json(written)
+
+
 @app.command("tune")
 def _tune(
     target: take.Speedup,

@@ -89,6 +89,12 @@ Budgets = Annotated[
 ]
 Runs = Annotated[int, typer.Option("--runs", help="For --table: image seeds per prompt.")]
 
+ReportOut = Annotated[str, typer.Argument(metavar="OUT", help="A folder for the report.")]
+Joined = Annotated[
+    list[str] | None,
+    typer.Option("--table", metavar="FOLDER", help="What `eval --table` wrote; repeatable, rows disjoint."),
+]
+
 Source = Annotated[
     str, typer.Argument(metavar="SOURCE", help="A checkpoint (file, folder of shards), or a folder of parts.")
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +78,7 @@ def write_table(
         for index in range(runs):
             whole = frontier.run(index, until, advance)
             result = {**settings, **frontier.result()}
-            _write(folder, result)
+            write_forms(folder, result)
             if not whole:
                 break
     return {**result, "out": str(folder)}
@@ -105,7 +105,12 @@ def _named(device: str) -> str:
     return torch.cuda.get_device_name() if device.startswith("cuda") else device
 
 
-def _write(folder: Path, result: dict[str, Any]) -> None:
+def write_forms(folder: Path, result: Mapping[str, Any]) -> None:
+    """Write the table as JSON, Markdown, HTML and PNG into a folder that is there.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
     from ..evaluation.frontier_page import as_markdown, as_page, plot
 
     try:

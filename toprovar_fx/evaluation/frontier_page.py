@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from html import escape
 from typing import Any
 
+from .frontier_join import short_rows
+
 CATEGORIES = {
     "single_object": "single",
     "two_objects": "two",
@@ -45,7 +47,8 @@ def as_page(result: Mapping[str, Any]) -> str:
     """One HTML page: settings, the plot, the table, what was left out."""
     head, *rows = table(result)
     settings = ", ".join(f"{name} {result[name]}" for name in SETTINGS)
-    left = "".join(f"<li>{escape(name)}: {escape(why)}</li>" for name, why in result["left_out"].items())
+    missing = result["left_out"] | short_rows(result)
+    left = "".join(f"<li>{escape(name)}: {escape(why)}</li>" for name, why in missing.items())
     return "\n".join(
         [
             '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>Quality and cost</title>',
@@ -55,7 +58,7 @@ def as_page(result: Mapping[str, Any]) -> str:
             f"<table><thead>{_row(head, 'th')}</thead><tbody>",
             *(_row(cells, "td") for cells in rows),
             "</tbody></table>",
-            f"<h2>Left out</h2><ul>{left}</ul>" if left else "",
+            f"<h2>Left out or cut short</h2><ul>{left}</ul>" if left else "",
             "</body></html>",
         ]
     )

@@ -1,0 +1,122 @@
+"""Tables of disjoint rows, measured by several processes or cards, as one table."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..errors import OptionError, OutputError
+from .frontier import Z95
+
+# What rows must share to stand in one table: the prompts, and the image seeds, which follow from the run.
+SHARED = ("model", "n", "runs")
+# What may differ and is told: the dense images of other cards or versions are not bit-equal.
+TOLD = ("device", "torch")
+
+
+def read_table(path: str | Path) -> dict[str, Any]:
+    """Read a table that `toprovar eval --table` wrote: the folder, or the JSON file in it.
+
+    Raises:
+        OutputError: there is no such file, or it is no table.
+    """
+    file = Path(path)
+    file = file / "table.json" if file.is_dir() else file
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "it is no JSON"
+        raise OutputError(
+            f"cannot read the table '{path}': {reason}, expected a folder of `toprovar eval --table`"
+        ) from error
+    missing = [
+        name for name in (*SHARED, "dense", "rows") if not isinstance(found, dict) or name not in found
+    ]
+    if missing:
+        raise OutputError(
+            f"'{file}' is no table: it lacks {', '.join(missing)}, expected one of `eval --table`"
+        )
+    return found
+
+
+def join_tables(tables: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """One table with the rows of all; each row keeps the change to the dense images of its own table.
+
+    Args:
+        tables: by the name that errors call them.
+
+    Returns:
+        A table; dense is the first one's, and "dense_apart" the largest difference of a dense score to it.
+
+    Raises:
+        OptionError: there is no table, tables differ in model, prompts or runs, or a row is in two of them.
+    """
+    if not tables:
+        raise OptionError(
+            "there is no table to join, expected at least one folder of `toprovar eval --table`"
+        )
+    (first, base), *others = tables.items()
+    for name, other in others:
+        for key in SHARED:
+            if other[key] != base[key]:
+                raise OptionError(
+                    f"'{name}' has {key}={other[key]} and '{first}' {key}={base[key]}: "
+                    "expected tables of the same model, prompts and runs"
+                )
+    joined: dict[str, Any] = {**base, "rows": {}, "left_out": {}}
+    origin: dict[str, str] = {}
+    for name, one in tables.items():
+        for row, figures in one["rows"].items():
+            if row in origin:
+                raise OptionError(
+                    f"the row '{row}' is in '{origin[row]}' and in '{name}', expected every row in one table"
+                )
+            origin[row] = name
+            joined["rows"][row] = figures
+        joined["left_out"] |= one.get("left_out", {})
+    for key in TOLD:
+        joined[key] = ", ".join(dict.fromkeys(str(one[key]) for one in tables.values() if key in one))
+    # What failed in one run and was measured in another is not left out.
+    joined["left_out"] = {row: why for row, why in joined["left_out"].items() if row not in origin}
+    joined["dense_apart"] = max(_apart(tables), *(one.get("dense_apart", 0.0) for one in tables.values()))
+    return joined
+
+
+def short_rows(table: Mapping[str, Any]) -> dict[str, str]:
+    """The rows that a time limit cut short, with how many of the runs they have."""
+    return {
+        name: f"{row['runs']} of {table['runs']} runs"
+        for name, row in table["rows"].items()
+        if row.get("runs", table["runs"]) < table["runs"]
+    }
+
+
+def read_tables(paths: Sequence[str]) -> dict[str, Any]:
+    """Read and join.
+
+    Raises:
+        ToProVARError: as for `read_table` and `join_tables`, or a table is named twice.
+    """
+    twice = [path for path in dict.fromkeys(paths) if paths.count(path) > 1]
+    if twice:
+        raise OptionError(f"the table '{twice[0]}' is given twice, expected it once")
+    return join_tables({path: read_table(path) for path in paths})
+
+
+def _apart(tables: Mapping[str, Mapping[str, Any]]) -> float:
+    """Largest difference of a dense score to the first: with the same seeds, at worst that of new images."""
+    scores = {name: float(one["dense"]["overall"]) for name, one in tables.items()}
+    first, base = next(iter(tables.items()))
+    share = scores[first]
+    noise = Z95 * math.sqrt(2 * share * (1 - share) / (base["n"] * base["runs"]))
+    far = max(scores, key=lambda name: abs(scores[name] - share))
+    apart = abs(scores[far] - share)
+    if apart > noise:
+        raise OptionError(
+            f"dense scores {share:.4f} in '{first}' and {scores[far]:.4f} in '{far}', expected at most "
+            f"{noise:.4f} apart for the same prompts and seeds: was one drawn by another model or version?"
+        )
+    return apart
