@@ -45,10 +45,11 @@ def test_disjoint_rows_stand_in_one_table(tmp_path, capsys):
     # A folder and its JSON file are the same.
     given[1] += "/table.json"
     out = tmp_path / "new" / "joined"
-    assert main(["report", str(out), "--table", given[0], "--table", given[1], "--json"]) == 0
-    result = json.loads(capsys.readouterr().out.splitlines()[-1])
-    written = json.loads((out / "table.json").read_text())
-    assert {**written, "out": str(out)} == result
+    assert main(["report", str(out), *given, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out.splitlines()[-1])
+    result = json.loads((out / "table.json").read_text())
+    assert told["table"] == result and told["out"] == str(out)
+    assert told["files"] == ["report.html", "table.html", "table.json", "table.md", "table.png"]
     assert list(result["rows"]) == ["fast", "random"] and result["rows"]["random"]["change"] == -0.01
     assert result["left_out"] == {"fast at 4x": "too much"}
     assert result["device"] == "NVIDIA H100, NVIDIA H200" and result["torch"] == "2.13.0"
@@ -57,7 +58,7 @@ def test_disjoint_rows_stand_in_one_table(tmp_path, capsys):
     assert "random: 2 of 3 runs" in (out / "table.html").read_text()
     # What was joined can be joined again.
     third = stored(tmp_path / "c", made({"fastvar": row("fastvar", 0.4)}))
-    assert main(["report", str(tmp_path / "all"), "--table", str(out), "--table", third]) == 0
+    assert main(["report", str(tmp_path / "all"), str(out), third]) == 0
     assert len(json.loads((tmp_path / "all" / "table.json").read_text())["rows"]) == 3
 
 
@@ -78,28 +79,3 @@ def test_what_does_not_fit_is_refused(change, expected):
     with pytest.raises(OptionError) as error:
         join_tables({"a": made({"fast": row("fast", 0.3)}), "b": other})
     assert expected in str(error.value)
-
-
-@pytest.mark.parametrize(
-    ("content", "expected"),
-    [
-        (None, "cannot read the table"),
-        ("{", "it is no JSON"),
-        ('{"n": 3}', "it lacks model, runs, dense, rows"),
-    ],
-)
-def test_what_is_no_table_is_one_line(content, expected, tmp_path, capsys):
-    path = tmp_path / "table.json"
-    if content is not None:
-        path.write_text(content)
-    assert main(["report", str(tmp_path / "out"), "--table", str(path)]) == 2
-    error = capsys.readouterr().err.strip()
-    assert expected in error and "\n" not in error and not (tmp_path / "out").exists()
-
-
-def test_a_table_twice_and_none(tmp_path, capsys):
-    path = stored(tmp_path / "a", made({"fast": row("fast", 0.3)}))
-    assert main(["report", str(tmp_path / "out"), "--table", path, "--table", path]) == 2
-    assert "is given twice" in capsys.readouterr().err
-    assert main(["report", str(tmp_path / "out")]) == 2
-    assert "there is no table to join" in capsys.readouterr().err

@@ -137,13 +137,33 @@ def _eval(
         print_json(result)
 
 
+@app.command("gallery")
+def _gallery(
+    prompts: take.Prompts = None,
+    preset: take.Presets = None,
+    out: take.GalleryOut = "gallery",
+    seed: take.Seed = 0,
+    model: take.Model = "scenes",
+    device: take.Device = None,
+    dtype: take.Dtype = None,
+    json: take.Json = False,
+) -> None:
+    """Draw prompts dense and by every preset, and which tokens were computed, for a report."""
+    from .gallery import gallery
+
+    drawn = gallery(prompts or (), preset or (), out=out, seed=seed, model=model, device=device, dtype=dtype)
+    print(f"{drawn['out']}: gallery.json, {sum(len(row['images']) for row in drawn['rows'])} images")
+    if json:
+        print_json(drawn)
+
+
 @app.command("report")
-def _report(out: take.ReportOut, table: take.Joined = None, json: take.Json = False) -> None:
-    """Join tables that several `eval --table` runs wrote, row by row, into one."""
+def _report(out: take.ReportOut, parts: take.ReportParts = None, json: take.Json = False) -> None:
+    """Join what measurements wrote into one page; tables of several runs become one table."""
     from .report import report
 
-    written = report(out, tables=table or ())
-    print(f"{written['out']}: table.html, table.md, table.png, table.json")
+    written = report(out, parts or ())
+    print(f"{written['out']}: {', '.join(written['files'])}")
     if json:
         print_json(written)
 

@@ -111,12 +111,14 @@ def write_forms(folder: Path, result: Mapping[str, Any]) -> None:
     Raises:
         OutputError: it cannot be written.
     """
-    from ..evaluation.frontier_page import as_markdown, as_page, plot
+    from ..evaluation.frontier_page import as_markdown, plot
+    from ..reporting.page import as_page
+    from ..reporting.parts import Parts
 
     try:
         (folder / f"{NAME}.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
         (folder / f"{NAME}.md").write_text(as_markdown(result), encoding="utf-8")
-        (folder / f"{NAME}.html").write_text(as_page(result), encoding="utf-8")
+        (folder / f"{NAME}.html").write_text(as_page(Parts(table=result)), encoding="utf-8")
         (folder / f"{NAME}.png").write_bytes(plot(result))
     except OSError as error:
         raise OutputError(f"cannot write into '{folder}': {error.strerror}") from error

@@ -1,4 +1,4 @@
-"""`toprovar report`: what several runs wrote, joined into one table and one page."""
+"""`toprovar report`: what measurements wrote, joined into one table and one page."""
 
 from __future__ import annotations
 
@@ -7,15 +7,17 @@ from pathlib import Path
 from typing import Any
 
 from .frontier import write_forms
-from .output import check_writable
+from .output import check_writable, write_file
+
+PAGE = "report.html"
 
 
-def report(out: str, *, tables: Sequence[str]) -> dict[str, Any]:
-    """Join tables of `toprovar eval --table` and write the whole into the folder ``out``.
+def report(out: str, parts: Sequence[str]) -> dict[str, Any]:
+    """Write one page of all parts into the folder ``out``, and their tables joined into one.
 
     Args:
         out: a folder, made if need be.
-        tables: folders, or their JSON files: disjoint rows of the same model, prompts and runs.
+        parts: files and folders, see `toprovar_fx.reporting.parts.read_parts`.
 
     Returns:
         What `--json` prints.
@@ -23,11 +25,21 @@ def report(out: str, *, tables: Sequence[str]) -> dict[str, Any]:
     Raises:
         ToProVARError: an input is not valid, or the folder cannot be written.
     """
-    from ..evaluation.frontier_join import read_tables
+    from ..reporting.page import as_page
+    from ..reporting.parts import read_parts
 
-    joined = {**read_tables(tables), "command": "report"}
+    found = read_parts(parts)
+    page = as_page(found)
     folder = Path(out)
     check_writable(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_forms(folder, joined)
-    return {**joined, "out": str(folder)}
+    write_file(folder / PAGE, lambda file: file.write(page.encode()))
+    if found.table is not None:
+        write_forms(folder, found.table)
+    files = sorted(file.name for file in folder.iterdir() if file.stem in ("report", "table"))
+    return {
+        "command": "report",
+        "parts": list(parts),
+        "out": str(folder),
+        "files": files,
+        "table": found.table,
+    }

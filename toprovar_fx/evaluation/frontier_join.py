@@ -2,44 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
-from ..errors import OptionError, OutputError
+from ..errors import OptionError
 from .frontier import Z95
 
 # What rows must share to stand in one table: the prompts, and the image seeds, which follow from the run.
 SHARED = ("model", "n", "runs")
 # What may differ and is told: the dense images of other cards or versions are not bit-equal.
 TOLD = ("device", "torch")
-
-
-def read_table(path: str | Path) -> dict[str, Any]:
-    """Read a table that `toprovar eval --table` wrote: the folder, or the JSON file in it.
-
-    Raises:
-        OutputError: there is no such file, or it is no table.
-    """
-    file = Path(path)
-    file = file / "table.json" if file.is_dir() else file
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or "it is no JSON"
-        raise OutputError(
-            f"cannot read the table '{path}': {reason}, expected a folder of `toprovar eval --table`"
-        ) from error
-    missing = [
-        name for name in (*SHARED, "dense", "rows") if not isinstance(found, dict) or name not in found
-    ]
-    if missing:
-        raise OutputError(
-            f"'{file}' is no table: it lacks {', '.join(missing)}, expected one of `eval --table`"
-        )
-    return found
 
 
 def join_tables(tables: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
@@ -92,18 +65,6 @@ def short_rows(table: Mapping[str, Any]) -> dict[str, str]:
         for name, row in table["rows"].items()
         if row.get("runs", table["runs"]) < table["runs"]
     }
-
-
-def read_tables(paths: Sequence[str]) -> dict[str, Any]:
-    """Read and join.
-
-    Raises:
-        ToProVARError: as for `read_table` and `join_tables`, or a table is named twice.
-    """
-    twice = [path for path in dict.fromkeys(paths) if paths.count(path) > 1]
-    if twice:
-        raise OptionError(f"the table '{twice[0]}' is given twice, expected it once")
-    return join_tables({path: read_table(path) for path in paths})
 
 
 def _apart(tables: Mapping[str, Mapping[str, Any]]) -> float:

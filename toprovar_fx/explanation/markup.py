@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from html import escape
 
+# Also signed, in percent, in scientific form, with an interval; - is one that is not known.
+NUMBER = re.compile(r"-|[+-]?\d+(\.\d+)?(e[+-]\d+)?( ± \d+(\.\d+)?)?%?")
 # Characters from which a cell is text to read, not a name or a figure.
 PROSE = 40
 
@@ -43,4 +46,4 @@ def _kind(cells: Sequence[str]) -> str:
 
 
 def _is_number(text: str) -> bool:
-    return text == "-" or text.rstrip("%").replace(".", "", 1).isdecimal()
+    return NUMBER.fullmatch(text) is not None
