@@ -141,7 +141,7 @@ def test_the_tables_say_what_was_measured(page):
     rows = {cells[0]: cells[1:] for cells in cells.rows if cells}
     assert rows["fast at 2x"][:2] == ["0.700", "-0.010 ± 0.004"]
     assert rows["balanced"] == ["online", "20.0", "10.0", "1.2%", "2.0%", "3"], "the later table's row"
-    assert rows["scale"] == ["0.700", "-0.200 ± 0.020", "-", "1.000", "50%"]
+    assert rows["scale"] == ["0.700", "-0.200 ± 0.020", "equal", "1.000", "50%"]
     assert rows["triton"] == ["1.050", "1e-03", "2e-06", "1.050"] and rows["flash"][1:3] == ["-", "-"]
     bench = next(cells for cells in cells.rows if cells and cells[0] == "balanced" and cells[1] == "71.2")
     assert bench[2:] == ["2%", "1.50", "60.0", "-", "9.0", "4.0", "40%", "256"]
@@ -149,7 +149,7 @@ def test_the_tables_say_what_was_measured(page):
 
 @pytest.mark.parametrize(
     ("name", "sections"),
-    [("bench", ["times", "sources"]), ("table", ["frontier"]), ("profile", ["scales", "sources"])],
+    [("bench", ["times", "sources"]), ("table", ["frontier", "sources"]), ("profile", ["scales", "sources"])],
 )
 def test_what_is_not_given_is_left_out(name, sections, folder, tmp_path):
     assert main(["report", str(tmp_path), str(folder / f"{name}.json")]) == 0

@@ -6,8 +6,8 @@ import re
 from collections.abc import Iterator, Sequence
 from html import escape
 
-# Also signed, in percent, in scientific form, with an interval; - is one that is not known.
-NUMBER = re.compile(r"-|[+-]?\d+(\.\d+)?(e[+-]\d+)?( ± \d+(\.\d+)?)?%?")
+# Also signed, in percent, in scientific form, with an interval; - where it is not known, equal where endless.
+NUMBER = re.compile(r"-|equal|[+-]?\d+(\.\d+)?(e[+-]\d+)?( ± \d+(\.\d+)?)?%?")
 # Characters from which a cell is text to read, not a name or a figure.
 PROSE = 40
 

@@ -25,11 +25,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 TITLE = "Quality and cost of pruning"
-# What a measurement says about how it was made, in the order of the page.
+# What a measurement says about how it was made; a card's name stands for its device.
 SETTINGS = (
     "model",
-    "device_name",
     "device",
+    "device_name",
     "dtype",
     "torch",
     "threads",
@@ -151,13 +151,13 @@ def _profiles(found: Mapping[str, Profile]) -> Iterator[str]:
 
 def _sources(parts: Parts) -> Iterator[str]:
     for kind, (command, _) in KINDS.items():
-        for file in getattr(parts, kind, ()):
-            yield f"<li>{command}: <code>{escape(Path(file).name)}</code></li>"
+        for file in getattr(parts, kind):
+            yield f"<li>{command}: <code>{escape('/'.join(Path(file).parts[-2:]))}</code></li>"
 
 
 def _made(found: Mapping[str, Any]) -> str:
-    said = [f"{name.removesuffix('_name')} {found[name]}" for name in SETTINGS if found.get(name) is not None]
-    return f'<p class="soft">{escape(", ".join(dict.fromkeys(said)))}</p>'
+    said = {name.removesuffix("_name"): found[name] for name in SETTINGS if found.get(name) is not None}
+    return f'<p class="soft">{escape(", ".join(f"{name} {value}" for name, value in said.items()))}</p>'
 
 
 def _text_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:

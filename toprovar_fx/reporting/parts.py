@@ -26,6 +26,7 @@ class Parts:
 
     Attributes:
         table: of `toprovar eval --table`, joined.
+        tables: the files that it is joined from.
         benches: of `toprovar bench --json`, by file, as all that follow.
         ablations: of `benchmarks.ablation`.
         kernels: of `benchmarks.attention_entropy`.
@@ -35,6 +36,7 @@ class Parts:
     """
 
     table: Json | None = None
+    tables: Sequence[str] = ()
     benches: Mapping[str, Json] = field(default_factory=dict)
     ablations: Mapping[str, Json] = field(default_factory=dict)
     kernels: Mapping[str, Json] = field(default_factory=dict)
@@ -86,7 +88,7 @@ def read_parts(paths: Sequence[str]) -> Parts:
         made = Profile.from_json(document, str(file)) if kind == "profiles" else document
         found[kind][str(file)] = made
     tables = found.pop("tables")
-    return Parts(table=join_tables(tables) if tables else None, **found)
+    return Parts(table=join_tables(tables) if tables else None, tables=tuple(tables), **found)
 
 
 def _file(path: str) -> Path:

@@ -11,7 +11,7 @@ Rows = list[list[str]]
 
 def bench(found: Json) -> tuple[list[str], Rows]:
     """Latency and memory of the variants of one `toprovar bench`."""
-    head = ["variant", "ms", "spread", "over Inductor", "scales ms", "over Inductor"]
+    head = ["variant", "ms", "spread", "over Inductor", "scales ms", "scales over Inductor"]
     head += ["first call s", "GFLOPs", "tokens kept", "peak MiB"]
     rows = [
         [
@@ -41,7 +41,7 @@ def ablations(found: Json) -> Iterator[tuple[str, list[str], Rows]]:
                 name or group,
                 number(row["overall"], 3),
                 f"{row['change']:+.3f} ± {1.96 * row['change_se']:.3f}",
-                number(row["psnr_db"], 1),
+                "equal" if row["psnr_db"] is None else number(row["psnr_db"], 1),
                 number(row["ssim"], 3),
                 share(row["flops_share"]),
             ]
