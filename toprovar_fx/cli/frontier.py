@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from .. import __version__
 from ..errors import OptionError, OutputError
 from .loading import check_model, load
 from .progress import progress
@@ -67,8 +68,17 @@ def write_table(
     with progress("loading", doing=model):
         pipe = load(model, device)
     until = time.monotonic() + seconds if seconds else float("inf")
-    settings = {"command": "eval --table", "model": model, "device": _named(device)}
-    settings["torch"] = torch.__version__
+    settings = {
+        "command": "eval --table",
+        "model": model,
+        "device": _named(device),
+        "dtype": str(pipe.transformer.dtype).removeprefix("torch."),
+        "torch": torch.__version__,
+        "toprovar_fx": __version__,
+        "batch": min(batch, n),
+        "presets": " ".join(names),
+        "budgets": ",".join(f"{budget:g}x" for budget in budgets),
+    }
     with (
         judges(workers) as pool,
         torch.inference_mode(),

@@ -12,7 +12,7 @@ from .frontier import Z95
 # What rows must share to stand in one table: the prompts, and the image seeds, which follow from the run.
 SHARED = ("model", "n", "runs")
 # What may differ and is told: the dense images of other cards or versions are not bit-equal.
-TOLD = ("device", "torch")
+TOLD = ("device", "dtype", "torch", "toprovar_fx", "batch", "presets", "budgets")
 
 
 def join_tables(tables: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
@@ -51,7 +51,9 @@ def join_tables(tables: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
             joined["rows"][row] = figures
         joined["left_out"] |= one.get("left_out", {})
     for key in TOLD:
-        joined[key] = ", ".join(dict.fromkeys(str(one[key]) for one in tables.values() if key in one))
+        said = dict.fromkeys(one[key] for one in tables.values() if key in one)
+        if said:
+            joined[key] = next(iter(said)) if len(said) == 1 else ", ".join(map(str, said))
     # What failed in one run and was measured in another is not left out.
     joined["left_out"] = {row: why for row, why in joined["left_out"].items() if row not in origin}
     joined["dense_apart"] = max(_apart(tables), *(one.get("dense_apart", 0.0) for one in tables.values()))

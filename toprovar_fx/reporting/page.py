@@ -32,12 +32,15 @@ SETTINGS = (
     "device_name",
     "dtype",
     "torch",
+    "toprovar_fx",
     "threads",
     "n",
-    "runs",
     "split",
+    "runs",
     "batch",
     "rounds",
+    "presets",
+    "budgets",
 )
 
 
