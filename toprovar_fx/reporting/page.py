@@ -119,6 +119,11 @@ def _benches(found: Mapping[str, Any]) -> Iterator[str]:
         yield from _text_table(*tables.bench(one))
         if one["graphs_compiled_while_timing"]:
             yield "<p>Graphs were compiled while timing: the times are too long.</p>"
+    yield (
+        '<p class="soft">Medians of interleaved rounds. Spread: half the distance between the quartiles. '
+        "Over Inductor: median over the rounds of Inductor's time over this one's. Scales: without text encoder "
+        "and image decoder.</p>"
+    )
 
 
 def _ablations(found: Mapping[str, Any]) -> Iterator[str]:
