@@ -121,8 +121,8 @@ def _benches(found: Mapping[str, Any]) -> Iterator[str]:
             yield "<p>Graphs were compiled while timing: the times are too long.</p>"
     yield (
         '<p class="soft">Medians of interleaved rounds. Spread: half the distance between the quartiles. '
-        "Over Inductor: median over the rounds of Inductor's time over this one's. Scales: without text encoder "
-        "and image decoder.</p>"
+        "Over Inductor: median over the rounds of Inductor's time over this one's. Scales: without text "
+        "encoder and image decoder.</p>"
     )
 
 
