@@ -13,6 +13,7 @@ import toprovar_fx
 from toprovar_fx.errors import OutputError
 from toprovar_fx.explanation.diff import compare, diff
 from toprovar_fx.explanation.facts import Explanation
+from toprovar_fx.explanation.markup import because
 from toprovar_fx.passes.pipeline import BUILT_IN
 
 from .browser import browse, check_page
@@ -95,6 +96,12 @@ def test_the_page_lists_times_recompiles_and_fallbacks(page):
     assert "end == 1" in text, "why the second graph was needed"
     assert "graphs, 1 of them recompilations" in text
     assert "ONE_TOKEN" in text and "a scale of one token has nothing to prune" in text
+
+
+def test_the_reason_of_a_recompilation_names_its_file():
+    told = because("0/0: end == 1 # start = a < b  # mp/some/models/infinity.py:176 in forward")
+    assert told == "<code>0/0: end == 1</code> for <code>start = a &lt; b</code>, infinity.py:176 in forward"
+    assert because("0/0: a < 1") == "0/0: a &lt; 1"
 
 
 def test_a_page_of_branches(tmp_path, fresh_dynamo):

@@ -37,6 +37,18 @@ def code(value: object) -> str:
     return f"<code>{escape(str(value))}</code>" if value not in ("", None) else "-"
 
 
+def because(reason: str) -> str:
+    """HTML of the guard that failed, the line that needed it, and its file's name.
+
+    Torch writes "guard # line # path in function", and cuts the front of the path in the midst of a name.
+    """
+    guard, _, rest = reason.partition(" # ")
+    line, told, place = rest.rpartition(" # ")
+    if not told:
+        return escape(reason)
+    return f"{code(guard)} for {code(line.strip())}, {escape(place.rpartition('/')[2])}"
+
+
 def _kind(cells: Sequence[str]) -> str:
     if cells and all(_is_number(cell) for cell in cells):
         return ' class="n"'

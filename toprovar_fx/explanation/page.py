@@ -10,7 +10,7 @@ from pathlib import Path
 from ..errors import OutputError
 from .diff import compare
 from .facts import Explanation, FallbackFacts, GenerationFacts
-from .markup import code, meter, table
+from .markup import because, code, meter, table
 from .text import (
     NO_GENERATION,
     NOTHING,
@@ -191,7 +191,7 @@ def _graphs(found: Explanation) -> Iterator[str]:
     rows = []
     for graph in found.graphs:
         why = (
-            f"<br><span class='soft'>{escape(graph.recompiled_because)}</span>"
+            f"<br><span class='soft'>{because(graph.recompiled_because)}</span>"
             if graph.recompiled_because
             else ""
         )
