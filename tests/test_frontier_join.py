@@ -39,7 +39,7 @@ def stored(folder: Path, table: dict[str, Any]) -> str:
 
 def test_disjoint_rows_stand_in_one_table(tmp_path, capsys):
     one = made({"fast": row("fast", 0.3)}, left_out={"fast at 4x": "too much"})
-    other = made({"random": row("random", 0.5, runs=2)}, device="NVIDIA H200", batch=100, presets="random")
+    other = made({"random": row("random", 0.5, runs=2)}, device="NVIDIA H200", presets="random")
     other["dense"] = {**other["dense"], "overall": 0.712}
     given = [stored(tmp_path / "a", one), stored(tmp_path / "b", other)]
     # A folder and its JSON file are the same.
@@ -52,9 +52,9 @@ def test_disjoint_rows_stand_in_one_table(tmp_path, capsys):
     assert told["files"] == ["report.html", "table.html", "table.json", "table.md", "table.png"]
     assert list(result["rows"]) == ["fast", "random"] and result["rows"]["random"]["change"] == -0.01
     assert result["left_out"] == {"fast at 4x": "too much"}
-    assert result["device"] == "NVIDIA H100, NVIDIA H200" and result["torch"] == "2.13.0"
-    # An older table does not say these.
-    assert result["batch"] == 100 and result["presets"] == "random"
+    assert result["device"] == "NVIDIA H100; NVIDIA H200" and result["torch"] == "2.13.0"
+    # Only one of the tables says this.
+    assert "presets" not in result
     assert result["dense"]["overall"] == 0.71 and result["dense_apart"] == pytest.approx(0.002)
     assert short_rows(result) == {"random": "2 of 3 runs"}
     assert "random: 2 of 3 runs" in (out / "table.html").read_text()

@@ -51,9 +51,11 @@ def join_tables(tables: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
             joined["rows"][row] = figures
         joined["left_out"] |= one.get("left_out", {})
     for key in TOLD:
-        said = dict.fromkeys(one[key] for one in tables.values() if key in one)
-        if said:
-            joined[key] = next(iter(said)) if len(said) == 1 else ", ".join(map(str, said))
+        # What one table does not tell cannot be told of all.
+        joined.pop(key, None)
+        if all(key in one for one in tables.values()):
+            said = dict.fromkeys(one[key] for one in tables.values())
+            joined[key] = next(iter(said)) if len(said) == 1 else "; ".join(map(str, said))
     # What failed in one run and was measured in another is not left out.
     joined["left_out"] = {row: why for row, why in joined["left_out"].items() if row not in origin}
     joined["dense_apart"] = max(_apart(tables), *(one.get("dense_apart", 0.0) for one in tables.values()))
