@@ -135,6 +135,13 @@ def test_the_page_has_a_section_for_every_part(page):
     assert "&lt;too&gt; much" in text and "a &lt;cat&gt;" in text
 
 
+def test_settings_are_told_and_results_are_not(page):
+    said = re.findall(r'<p class="soft">([^<]*)</p>', page.read_text())
+    assert "model scenes, device NVIDIA H100, torch 2.13.0, n 1200, runs 3" in said
+    assert "device NVIDIA H200" in said and "n 1200, split test" in said
+    assert not any("{" in text for text in said)
+
+
 def test_the_tables_say_what_was_measured(page):
     cells = Cells()
     cells.feed(page.read_text())

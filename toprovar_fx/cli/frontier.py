@@ -77,7 +77,7 @@ def write_table(
         "toprovar_fx": __version__,
         "batch": min(batch, n),
         "presets": " ".join(names),
-        "budgets": ",".join(f"{budget:g}x" for budget in budgets),
+        "budgets": ",".join(dict.fromkeys(f"{entry.budget:g}x" for entry in entries if entry.budget)),
     }
     with (
         judges(workers) as pool,

@@ -164,7 +164,9 @@ def _sources(parts: Parts) -> Iterator[str]:
 
 
 def _made(found: Mapping[str, Any]) -> str:
-    said = {name.removesuffix("_name"): found[name] for name in SETTINGS if found.get(name) is not None}
+    # In other documents these names may stand for results, which are no settings.
+    told = {name: found[name] for name in SETTINGS if isinstance(found.get(name), (str, int)) and found[name]}
+    said = {name.removesuffix("_name"): value for name, value in told.items()}
     return f'<p class="soft">{escape(", ".join(f"{name} {value}" for name, value in said.items()))}</p>'
 
 
