@@ -201,6 +201,17 @@ def test_nothing_twice_and_an_empty_folder(folder, tmp_path, capsys):
         assert expected in capsys.readouterr().err
 
 
+def test_measurements_are_not_written_over(folder, tmp_path, capsys):
+    """Whoever forgets OUT names a part in its place."""
+    before = (folder / "table.json").read_bytes()
+    assert main(["report", str(folder), str(folder / "bench.json")]) == 2
+    assert "holds table.json and no report" in capsys.readouterr().err
+    assert (folder / "table.json").read_bytes() == before and not (folder / "report.html").exists()
+    # A report may be made again.
+    for _ in range(2):
+        assert main(["report", str(tmp_path / "out"), str(folder / "table.json")]) == 0
+
+
 @pytest.mark.browser
 @pytest.mark.parametrize("width", [500, 1400])
 def test_the_report_in_a_browser(page, width):

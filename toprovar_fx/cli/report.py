@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..errors import OutputError
+from ..reporting.parts import INDEXES
 from .frontier import write_forms
 from .output import check_writable, write_file
 
@@ -28,9 +30,10 @@ def report(out: str, parts: Sequence[str]) -> dict[str, Any]:
     from ..reporting.page import as_page
     from ..reporting.parts import read_parts
 
+    folder = Path(out)
+    _check_own(folder)
     found = read_parts(parts)
     page = as_page(found)
-    folder = Path(out)
     check_writable(folder)
     write_file(folder / PAGE, lambda file: file.write(page.encode()))
     if found.table is not None:
@@ -43,3 +46,13 @@ def report(out: str, parts: Sequence[str]) -> dict[str, Any]:
         "files": files,
         "table": found.table,
     }
+
+
+def _check_own(folder: Path) -> None:
+    """Refuse to write over measurements: a forgotten OUT makes the first part the folder of the report."""
+    held = [name for name in INDEXES if (folder / name).exists()]
+    if held and not (folder / PAGE).exists():
+        raise OutputError(
+            f"'{folder}' holds {held[0]} and no report, expected a folder for the report before its parts: "
+            "toprovar report OUT PART..."
+        )
