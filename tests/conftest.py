@@ -11,6 +11,8 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+from .browser import CHROMIUM
+
 # Drawing tensors of many shapes is slow on two shared cores; a slow machine is no failure.
 _PATIENT = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
 settings.register_profile("ci", derandomize=True, max_examples=25, database=None, **_PATIENT)
@@ -31,6 +33,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if "gpu" in item.keywords and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+        if "browser" in item.keywords and CHROMIUM is None:
+            item.add_marker(pytest.mark.skip(reason="needs chromium or chrome"))
         if "nightly" in item.keywords and not config.getoption("--nightly"):
             item.add_marker(pytest.mark.skip(reason="runs with --nightly"))
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
-import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -15,14 +13,14 @@ import toprovar_fx
 from toprovar_fx.errors import OutputError
 from toprovar_fx.explanation.diff import compare, diff
 from toprovar_fx.explanation.facts import Explanation
+from toprovar_fx.explanation.markup import because
 from toprovar_fx.passes.pipeline import BUILT_IN
 
+from .browser import browse, check_page
+from .models import odd
 from .models.subjects import MANY_GRAPHS, OPEN, TinyPreNorm, generate
 from .test_explanation import PRUNING
 
-# The names that distributions and vendors give to the one engine that can print a page from a command line.
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome", "chrome-headless-shell")
-CHROMIUM = next((path for name in BROWSERS if (path := shutil.which(name))), None)
 VOID = {"meta", "input", "br", "link", "img", "hr"}
 
 
@@ -100,6 +98,12 @@ def test_the_page_lists_times_recompiles_and_fallbacks(page):
     assert "ONE_TOKEN" in text and "a scale of one token has nothing to prune" in text
 
 
+def test_the_reason_of_a_recompilation_names_its_file():
+    told = because("0/0: end == 1 # start = a < b  # mp/some/models/infinity.py:176 in forward")
+    assert told == "<code>0/0: end == 1</code> for <code>start = a &lt; b</code>, infinity.py:176 in forward"
+    assert because("0/0: a < 1") == "0/0: a &lt; 1"
+
+
 def test_a_page_of_branches(tmp_path, fresh_dynamo):
     """Graphs that hold a `torch.cond` are shown like all others."""
     subject = TinyPreNorm(True, True, depth=2)
@@ -168,18 +172,7 @@ def test_texts_are_compared_by_title_and_new_ones_with_the_nearest():
     assert [(made.added, made.removed) for _, made in found] == [(1, 0), (1, 0), (0, 1)]
 
 
-def browse(page: Path, fragment: str, *flags: str) -> tuple[str, str]:
-    """The document after its script ran, and what the browser logged."""
-    assert CHROMIUM is not None
-    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr"]
-    command += ["--virtual-time-budget=3000", "--host-resolver-rules=MAP * ~NOTFOUND", *flags]
-    ran = subprocess.run(
-        [*command, f"{page.as_uri()}{fragment}"], capture_output=True, text=True, timeout=120, check=True
-    )
-    return ran.stdout, ran.stderr
-
-
-@pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
+@pytest.mark.browser
 def test_search_opens_what_it_finds_in_a_browser(page):
     document, log = browse(page, "#q=torch.gather", "--dump-dom")
     assert "CONSOLE" not in log, log
@@ -191,7 +184,7 @@ def test_search_opens_what_it_finds_in_a_browser(page):
     assert opened == ["token_gather"]
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
+@pytest.mark.browser
 def test_the_page_is_drawn_light_and_dark(page, tmp_path):
     from PIL import Image
 
@@ -205,3 +198,48 @@ def test_the_page_is_drawn_light_and_dark(page, tmp_path):
         assert len(pixels.getcolors()) > 50, "an empty page has a colour or two"
         shades.append(pixels.getpixel((2, 2)))
     assert shades[0] < 60 < 200 < shades[1]
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("width", [500, 1400])
+def test_the_page_fits_the_window_and_logs_nothing(page, width):
+    check_page(page, width)
+
+
+@pytest.mark.browser
+def test_other_views_show_the_code_of_one_side(page, tmp_path):
+    """The script switches the view and opens what was folded."""
+    choice = "<script>document.querySelectorAll('.view input')[2].click()</script></body>"
+    clicked = tmp_path / "clicked.html"
+    clicked.write_text(page.read_text().replace("</body>", choice))
+    document = check_page(clicked, 1000)
+    assert document.count('class="code show-after"') >= 1
+    assert 'class="code show-before"' not in document
+
+
+@pytest.fixture(scope="module")
+def refused(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of a model that nothing can be pruned of."""
+    torch.compiler.reset()
+    subject = odd.OddSubject(odd.Convolution)
+    with (
+        MANY_GRAPHS,
+        toprovar_fx.explaining("a convolution") as report,
+        pytest.warns(RuntimeWarning, match="without a prunable graph"),
+    ):
+        generate(subject, torch.compile(subject.model, backend="toprovar", options=PRUNING))
+    return report.to_html(tmp_path_factory.mktemp("refused") / "report.html")
+
+
+def test_a_page_of_fallbacks_claims_no_gain(refused):
+    text = refused.read_text()
+    assert '<div class="card "><b>100%</b>' in text and "UNKNOWN_OPERATOR" in text
+    assert "No layer was run by a gate." in text and 'class="heat"' not in text
+    assert '<div class="card warn"><b>1</b>' in text
+    assert all(int(width) <= 100 for width in re.findall(r"width:(\d+)%", text))
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("width", [500, 1400])
+def test_a_page_of_fallbacks_in_a_browser(refused, width):
+    assert "UNKNOWN_OPERATOR" in check_page(refused, width)

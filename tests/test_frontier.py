@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from html.parser import HTMLParser
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,6 +23,8 @@ from toprovar_fx.scenes.prompts import eval_prompts
 CATEGORIES = dict.fromkeys(
     ("single_object", "two_objects", "counting", "colors", "position", "color_attribution"), 0.5
 )
+
+PIPE = SimpleNamespace(transformer=SimpleNamespace(dtype=torch.bfloat16))
 
 
 class Study:
@@ -58,13 +61,15 @@ class Cells(HTMLParser):
 
 def test_the_command_writes_all_forms(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(module, "PairedStudy", Study)
-    monkeypatch.setattr("toprovar_fx.cli.frontier.load", lambda *_, **__: None)
+    monkeypatch.setattr("toprovar_fx.cli.frontier.load", lambda *_, **__: PIPE)
     given = ["--preset", "@criterion", "--preset", "fast", "--budgets", "2x,4x", "--runs", "2", "--n", "5"]
     folder = tmp_path / "new" / "folder"
     assert main(["eval", *given, "--table", str(folder), "--device", "cpu", "--json"]) == 0
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert set(result["rows"]) == {"criterion", "criterion at 2x", "fast"}
     assert result["left_out"] == {"criterion at 4x": "budget='4x': too much"}
+    assert (result["dtype"], result["batch"], result["budgets"]) == ("bfloat16", 4, "2x,4x")
+    assert result["presets"] == "@criterion fast"
     row = result["rows"]["criterion at 2x"]
     # Run 0: prompt 0 fails anyway; run 1: it fails because of pruning. Over prompts: -1/2, 0, 0, 0, 0.
     by_prompt = np.array([-0.5, 0, 0, 0, 0])

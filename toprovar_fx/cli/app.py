@@ -137,6 +137,37 @@ def _eval(
         print_json(result)
 
 
+@app.command("gallery")
+def _gallery(
+    prompts: take.Prompts = None,
+    preset: take.Presets = None,
+    out: take.GalleryOut = "gallery",
+    seed: take.Seed = 0,
+    model: take.Model = "scenes",
+    device: take.Device = None,
+    dtype: take.Dtype = None,
+    json: take.Json = False,
+) -> None:
+    """Draw prompts dense and by every preset, and which tokens were computed, for a report."""
+    from .gallery import gallery
+
+    drawn = gallery(prompts or (), preset or (), out=out, seed=seed, model=model, device=device, dtype=dtype)
+    print(f"{drawn['out']}: gallery.json, {sum(len(row['images']) for row in drawn['rows'])} images")
+    if json:
+        print_json(drawn)
+
+
+@app.command("report")
+def _report(out: take.ReportOut, parts: take.ReportParts = None, json: take.Json = False) -> None:
+    """Join what measurements wrote into one page; tables of several runs become one table."""
+    from .report import report
+
+    written = report(out, parts or ())
+    print(f"{written['out']}: {', '.join(written['files'])}")
+    if json:
+        print_json(written)
+
+
 @app.command("tune")
 def _tune(
     target: take.Speedup,

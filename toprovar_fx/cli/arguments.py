@@ -89,6 +89,16 @@ Budgets = Annotated[
 ]
 Runs = Annotated[int, typer.Option("--runs", help="For --table: image seeds per prompt.")]
 
+ReportOut = Annotated[str, typer.Argument(metavar="OUT", help="A folder for the report.")]
+ReportParts = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="PART...",
+        help="Folders of `eval --table` and `gallery`; JSON of `bench`, `calibrate` and the benchmarks.",
+    ),
+]
+GalleryOut = Annotated[str, typer.Option("--out", metavar="FOLDER", help="A folder for the pictures.")]
+
 Source = Annotated[
     str, typer.Argument(metavar="SOURCE", help="A checkpoint (file, folder of shards), or a folder of parts.")
 ]

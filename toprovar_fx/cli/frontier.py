@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from .. import __version__
 from ..errors import OptionError, OutputError
 from .loading import check_model, load
 from .progress import progress
@@ -67,8 +68,17 @@ def write_table(
     with progress("loading", doing=model):
         pipe = load(model, device)
     until = time.monotonic() + seconds if seconds else float("inf")
-    settings = {"command": "eval --table", "model": model, "device": _named(device)}
-    settings["torch"] = torch.__version__
+    settings = {
+        "command": "eval --table",
+        "model": model,
+        "device": _named(device),
+        "dtype": str(pipe.transformer.dtype).removeprefix("torch."),
+        "torch": torch.__version__,
+        "toprovar_fx": __version__,
+        "batch": min(batch, n),
+        "presets": " ".join(names),
+        "budgets": ",".join(dict.fromkeys(f"{entry.budget:g}x" for entry in entries if entry.budget)),
+    }
     with (
         judges(workers) as pool,
         torch.inference_mode(),
@@ -78,7 +88,7 @@ def write_table(
         for index in range(runs):
             whole = frontier.run(index, until, advance)
             result = {**settings, **frontier.result()}
-            _write(folder, result)
+            write_forms(folder, result)
             if not whole:
                 break
     return {**result, "out": str(folder)}
@@ -105,13 +115,20 @@ def _named(device: str) -> str:
     return torch.cuda.get_device_name() if device.startswith("cuda") else device
 
 
-def _write(folder: Path, result: dict[str, Any]) -> None:
-    from ..evaluation.frontier_page import as_markdown, as_page, plot
+def write_forms(folder: Path, result: Mapping[str, Any]) -> None:
+    """Write the table as JSON, Markdown, HTML and PNG into a folder that is there.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    from ..evaluation.frontier_page import as_markdown, plot
+    from ..reporting.page import as_page
+    from ..reporting.parts import Parts
 
     try:
         (folder / f"{NAME}.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
         (folder / f"{NAME}.md").write_text(as_markdown(result), encoding="utf-8")
-        (folder / f"{NAME}.html").write_text(as_page(result), encoding="utf-8")
+        (folder / f"{NAME}.html").write_text(as_page(Parts(table=result)), encoding="utf-8")
         (folder / f"{NAME}.png").write_bytes(plot(result))
     except OSError as error:
         raise OutputError(f"cannot write into '{folder}': {error.strerror}") from error

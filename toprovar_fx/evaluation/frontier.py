@@ -92,6 +92,7 @@ class Frontier:
             except ToProVARError as error:
                 # A budget that a policy cannot reach is a finding, not the end of the table.
                 self.left_out[entry.name] = str(error)
+                told(entry.name)
                 continue
             self._tallies[entry.name].passed.append(row.pop("passed"))
             self._tallies[entry.name].rows.append(row)

@@ -10,7 +10,7 @@ from pathlib import Path
 from ..errors import OutputError
 from .diff import compare
 from .facts import Explanation, FallbackFacts, GenerationFacts
-from .markup import code, meter, table
+from .markup import because, code, meter, table
 from .text import (
     NO_GENERATION,
     NOTHING,
@@ -73,8 +73,10 @@ def _cards(found: Explanation) -> Iterator[str]:
     cards: list[tuple[str, str, str]] = []
     for run in found.generations[:1]:
         kept, whole = sum(row.kept for row in run.runs), sum(row.tokens for row in run.runs)
-        cards.append((share(run.flops, run.flops_dense), "of the dense FLOPs", "good"))
-        cards.append((share(kept, whole), "of the tokens computed, where a scale ran", ""))
+        saved = "good" if run.flops and run.flops_dense and run.flops < run.flops_dense else ""
+        cards.append((share(run.flops, run.flops_dense), "of the dense FLOPs", saved))
+        if whole:
+            cards.append((share(kept, whole), "of the tokens computed, where a scale ran", ""))
     steps = [graph for graph in found.graphs if graph.kind == "scale step"]
     if steps:
         prunable = sum(site.prunable for site in steps[-1].sites)
@@ -131,7 +133,8 @@ def _generation(number: int, run: GenerationFacts) -> Iterator[str]:
     exited = "" if run.exited_at is None else f" Scales from {run.exited_at} on were not run."
     yield f"<section><h2>Tokens kept, generation {number}</h2>"
     images = "1 image" if run.images == 1 else f"{run.images} images"
-    yield f'<p class="soft">{images}. The depth D {depth}.{exited} An asterisk: entropies were measured.</p>'
+    star = " An asterisk: entropies were measured." if run.runs else " No layer was run by a gate."
+    yield f'<p class="soft">{images}. The depth D {depth}.{exited}{star}</p>'
     if run.eager_scales:
         eager = ranges(run.eager_scales)
         yield f"<p>Scales {eager} ran outside the compiled graphs: raise recompile_limit.</p>"
@@ -160,6 +163,8 @@ def _generation(number: int, run: GenerationFacts) -> Iterator[str]:
 
 def _heat(run: GenerationFacts) -> Iterator[str]:
     kept = kept_table(run)
+    if not kept:
+        return
     yield '<div class="wide"><table class="heat"><thead><tr><th>layer</th>'
     if run.layer_scope:
         yield '<th title="layer scope: 0 global, 1 detail">R</th>'
@@ -186,7 +191,7 @@ def _graphs(found: Explanation) -> Iterator[str]:
     rows = []
     for graph in found.graphs:
         why = (
-            f"<br><span class='soft'>{escape(graph.recompiled_because)}</span>"
+            f"<br><span class='soft'>{because(graph.recompiled_because)}</span>"
             if graph.recompiled_because
             else ""
         )

@@ -1,0 +1,1 @@
+"""One page of what measurements wrote: quality and cost, times, ablations, entropies, pictures."""
