@@ -69,6 +69,11 @@ class SymbolicInputs:
     Args:
         specs: one per input.
         hints: a value per size symbol, the size that code generation is tuned for.
+
+    Attributes:
+        values: the fake inputs.
+        unnamed: symbols that occur in sizes of tensors alone; no input is their value.
+        unnamed_values: one symbolic integer for each of them.
     """
 
     def __init__(self, specs: Sequence[InputSpec], hints: Mapping[sympy.Symbol, int]) -> None:
@@ -76,6 +81,9 @@ class SymbolicInputs:
         self.mode = FakeTensorMode(shape_env=self._environment)
         self._known: dict[sympy.Expr, sympy.Expr] = {}
         self.values = [self._fake(spec, hints) for spec in specs]
+        named = {spec.value for spec in specs}
+        self.unnamed = [symbol for symbol in self._known if symbol not in named]
+        self.unnamed_values = [self._size(symbol, hints) for symbol in self.unnamed]
 
     def _fake(self, spec: InputSpec, hints: Mapping[sympy.Symbol, int]) -> object:
         if spec.value is not None:
@@ -167,25 +175,45 @@ class SymbolicInputs:
 
 @dataclass(frozen=True)
 class CompiledGraph:
-    """An Inductor-compiled graph and the check for the sizes that it holds for."""
+    """An Inductor-compiled graph and the check for the sizes that it holds for.
+
+    Attributes:
+        call: takes the graph's inputs, then the values of `unnamed`.
+        holds: whether arguments of these sizes satisfy what the compilation assumed.
+        unnamed: symbols that occur in sizes of tensors alone.
+    """
 
     call: Callable[..., object]
     holds: Callable[[Sequence[object], Mapping[sympy.Symbol, int]], bool]
+    unnamed: Sequence[sympy.Symbol] = ()
+
+    def at(self, sizes: Mapping[sympy.Symbol, int]) -> Callable[..., object]:
+        """The call for arguments of these sizes."""
+        if not self.unnamed:
+            return self.call
+        call, more = self.call, [sizes[symbol] for symbol in self.unnamed]
+        return lambda *arguments: call(*arguments, *more)
 
 
 def compile_with_inductor(
     graph: fx.GraphModule, inputs: SymbolicInputs, config: Mapping[str, object] | None = None
 ) -> CompiledGraph:
-    """Compile a copy of `graph` for `inputs`; Inductor settings apply to this call alone."""
+    """Compile a copy of `graph` for `inputs`; Inductor settings apply to this call alone.
+
+    Every size symbol becomes the value of an input, if need be of one that the graph does not read: Dynamo's
+    graphs are like that, and Inductor's disk cache forgets what it assumed about any other symbol.
+    """
+    copied, values = clone_graph(graph), [*inputs.values, *inputs.unnamed_values]
+    add_inputs(copied, len(inputs.unnamed))
     with (
         _COMPILE_LOCK,
         torch.inference_mode(False),
         torch.no_grad(),
         tracing(TracingContext(inputs.mode)),
     ):
-        call = compile_fx(clone_graph(graph), inputs.values, config_patches=dict(config or {}))  # type: ignore[arg-type]
+        call = compile_fx(copied, values, config_patches=dict(config or {}))  # type: ignore[arg-type]
         assert callable(call)
-        return CompiledGraph(call, inputs.guards())
+        return CompiledGraph(call, inputs.guards(), inputs.unnamed)
 
 
 def compile_with_dynamo_inputs(
@@ -193,6 +221,16 @@ def compile_with_dynamo_inputs(
 ) -> Callable[..., object]:
     """Compile a graph as the plain Inductor backend would, inside Dynamo's own compilation."""
     return compile_fx(graph, example_inputs)  # type: ignore[arg-type, return-value]
+
+
+def add_inputs(graph: fx.GraphModule, count: int) -> None:
+    """Add inputs that nobody reads behind the others."""
+    holders = [node for node in graph.graph.nodes if node.op == "placeholder"]
+    behind = holders[-1] if holders else graph.graph._root
+    for at in range(count):
+        with graph.graph.inserting_after(behind):
+            behind = graph.graph.placeholder(f"size_{at}")
+    graph.recompile()
 
 
 def clone_graph(graph: fx.GraphModule) -> fx.GraphModule:

@@ -82,15 +82,15 @@ class Region:
             return self._compile_at(sizes)
         for compiled in self._compiled:
             if compiled.holds(arguments, sizes):
-                return compiled.call
+                return compiled.at(sizes)
         # The first compilation is tuned for the largest sizes to come, a second for what the first refused.
         if not self._compiled:
             compiled = self._compile_for_the_largest(sizes)
             if compiled.holds(arguments, sizes):
-                return compiled.call
+                return compiled.at(sizes)
         compiled = self._compile(dict(sizes))
         if compiled.holds(arguments, sizes):
-            return compiled.call
+            return compiled.at(sizes)
         log.warning("sizes %s do not hold for any compilation of this block; it runs as traced", dict(sizes))
         return lambda *values: _as_tuple(self.graph(*values))
 
