@@ -73,7 +73,7 @@ def test_two_images_and_a_second_generation():
 
 
 def test_global_layers_keep_more():
-    outcome = traced("infinity")({**WIDE_OPEN, "budget": 1.5, "score": "frequency"})
+    outcome = traced("infinity")({**WIDE_OPEN, "budget": 1.5, "budget_order": "even", "score": "frequency"})
     detail, counts = outcome.controller.ledger.detail, outcome.counts(5)
     assert len({round(detail[layer], 2) for layer in (1, 2, 3)}) > 1
     ordered = sorted((1, 2, 3), key=lambda layer: detail[layer])
@@ -159,6 +159,44 @@ def test_solved_counts_use_the_limit_in_proportion(places, share, skip_below):
             # Equal floors and sizes: the heavier place keeps as much or more, up to the token of the rest.
             if (one.tokens, one.least) == (other.tokens, other.least) and one.weight >= other.weight:
                 assert counts[0, one.layer] >= counts[0, other.layer] - 1
+
+
+ALL_SCALES = st.lists(
+    st.tuples(st.integers(0, 3), st.integers(4, 80), st.floats(0.05, 1)), min_size=1, max_size=8
+).map(lambda rows: [Place(scale, layer, n, weight, 2) for layer, (scale, n, weight) in enumerate(rows)])
+
+
+@given(ALL_SCALES, st.floats(0, 1.1))
+@settings(max_examples=60)
+def test_the_last_scales_are_cut_first(places, share):
+    def total(counts):
+        return 7 + sum(count * count + 3 * count for count in counts.values())
+
+    limit = int(share * total({(place.scale, place.layer): place.tokens for place in places}))
+    try:
+        counts = solve_counts(places, total, limit, last_first=True)
+    except Unreachable as least:
+        assert least.least > limit
+        return
+    assert total(counts) <= limit
+    cut = {place.scale for place in places if counts[place.scale, place.layer] < place.tokens}
+    for place in places:
+        if cut and place.scale > min(cut):
+            # One token may have been added from what rounding left over.
+            assert counts[place.scale, place.layer] <= max(place.least, 2) + 1
+        elif cut and place.scale < min(cut):
+            assert counts[place.scale, place.layer] == place.tokens
+
+
+def test_a_budget_spares_earlier_scales():
+    given = {**WIDE_OPEN, "entropy_source": "previous_scale", "protected_layers_first": 0}
+    late, even = (
+        traced("infinity")({**given, "budget": 1.5, "budget_order": order})
+        for order in ("last_scales", "even")
+    )
+    assert min(reached(late), reached(even)) >= 1.5
+    assert sum(late.counts(5)) < sum(even.counts(5))
+    assert sum(late.counts(3)) > sum(even.counts(3))
 
 
 @pytest.mark.slow

@@ -90,6 +90,11 @@ class OptionFields:
         check.speedup(optional=True),
         "Dense FLOPs of a generation over those it may spend; keep ratios are solved for it.",
     )
+    budget_order: Literal["last_scales", "even"] = _option(
+        "last_scales",
+        check.choice("last_scales", "even"),
+        "Which scales a budget cuts: the last ones to the least before any other, or all alike.",
+    )
 
     layer_scope: Literal["online", "fixed", "off"] = _option(
         "online",

@@ -1,4 +1,4 @@
-"""Solves keep counts for a budget of FLOPs: one common factor on the retention of eq. 6."""
+"""Solves keep counts for a budget of FLOPs: factors on the retention of eq. 6, by scale or common to all."""
 
 from __future__ import annotations
 
@@ -49,33 +49,48 @@ class Unreachable(Exception):  # noqa: N818 - becomes an OptionError with the op
 
 
 def solve_counts(
-    places: Sequence[Place], total: Callable[[Counts], int], limit: int, skip_below: float = 0.0
+    places: Sequence[Place],
+    total: Callable[[Counts], int],
+    limit: int,
+    skip_below: float = 0.0,
+    last_first: bool = False,
 ) -> dict[tuple[int, int], int]:
-    """Keep as many tokens as `limit` allows, every place in proportion to its weight.
+    """Keep as many tokens as `limit` allows, the places of one scale in proportion to their weights.
 
-    K of a place is `floor(min(1, factor weight) L)`, at least `least`; the factor is the largest, found by
-    bisection, whose total stays within the limit. What rounding leaves over is spent on single tokens, the
-    places that were cut off most first.
+    K of a place is `floor(min(1, factor weight) L)`, at least `least`. The factor is common to all places,
+    or, with `last_first`, to those of one scale: a scale is cut only where all later ones are cut to the
+    least. The factors are the largest, found by bisection, whose total stays within the limit. What rounding
+    leaves over is spent on single tokens, the places that were cut off most first.
 
     Args:
         places: where tokens may be dropped.
         total: FLOPs of everything, given K by (scale, layer) of all places.
         limit: FLOPs that the total may reach.
         skip_below: retention below which a place keeps nothing.
+        last_first: cut the last scales first, instead of all alike.
 
     Raises:
         Unreachable: the limit is below the total of the fewest tokens.
     """
+    scales = sorted({place.scale for place in places}) if last_first else []
+    whole = 1 / min((place.weight for place in places), default=1.0)
 
-    def counts(factor: float) -> dict[tuple[int, int], int]:
-        return {(place.scale, place.layer): place.count(factor, skip_below) for place in places}
+    def counts(extent: float) -> dict[tuple[int, int], int]:
+        """K at a share of all factors, 0 to 1; with `last_first` the first scale's share is used up first."""
+
+        def factor(place: Place) -> float:
+            if not last_first:
+                return extent * whole
+            return min(1.0, max(0.0, extent * len(scales) - scales.index(place.scale))) * whole
+
+        return {(place.scale, place.layer): place.count(factor(place), skip_below) for place in places}
 
     best = counts(0.0)
     if (least := total(best)) > limit:
         raise Unreachable(best, least)
-    low, high = 0.0, 1 / min((place.weight for place in places), default=1.0)
-    if total(counts(high)) <= limit:
-        return counts(high)
+    if total(counts(1.0)) <= limit:
+        return counts(1.0)
+    low, high = 0.0, 1.0
     for _ in range(_STEPS):
         middle = (low + high) / 2
         trial = counts(middle)

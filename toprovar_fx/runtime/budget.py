@@ -170,7 +170,8 @@ def _solve(
 
     limit = math.floor(dense / factor)
     try:
-        return solve_counts(places, total, limit, ask.options.layer_skip_below)
+        last_first = ask.options.budget_order == "last_scales"
+        return solve_counts(places, total, limit, ask.options.layer_skip_below, last_first)
     except Unreachable as most:
         if all(run.kept == run.tokens for run in ask.ledger.runs):
             raise _unreachable(ask.options, dense / most.least) from None
