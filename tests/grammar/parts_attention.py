@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import flex_attention
 
-from .flash_stand_ins import flash_attn_func, memory_efficient_attention
+from ..models.stand_ins import flash_attn_func, memory_efficient_attention
 from .parts_positions import LONGEST
 from .spec import ATTENTION_MIXERS, BlockSpec
 
