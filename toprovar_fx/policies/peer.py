@@ -13,6 +13,7 @@ _NEUTRAL: dict[str, object] = {
     "layer_scope": "off",
     "min_scale": -3,
     "scale_exit": None,
+    "budget_order": "even",
     "keep": None,
     "beta": 0.02,
     "protected_layers_first": 0,
