@@ -41,6 +41,7 @@ from torch._logging._internal import LazyTraceHandler, trace_log, trace_structur
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._sympy.symbol import SymT, symbol_is_type
 
 from .lowering.sizes import InputSpec, is_small
 
@@ -282,6 +283,17 @@ class _Recorder(fx.Interpreter):
     def run_node(self, n: fx.Node) -> object:
         self.values[n.name] = result = super().run_node(n)
         return result
+
+
+def depends_on_sizes(value: torch.SymFloat) -> bool:
+    """Whether a number was computed from sizes of tensors, or from their contents."""
+    symbols = value.node.expr.free_symbols
+    return not value.node.has_hint() or not all(symbol_is_type(symbol, SymT.FLOAT) for symbol in symbols)
+
+
+def hint_of(value: torch.SymFloat) -> float:
+    """The number that a symbol stands for in this trace; nothing guards it."""
+    return float(value.node.hint)
 
 
 def compile_id() -> str | None:

@@ -19,6 +19,7 @@ from ._torch_private import compile_with_dynamo_inputs
 from .analysis.reasons import Fallback, Reason, Unsupported
 from .dense_program import DenseProgram
 from .errors import GraphError, OptionError
+from .lowering.constant_floats import hold_floats, with_constant_floats
 from .lowering.region import Region
 from .options import Options
 from .passes.context import PassContext
@@ -68,7 +69,7 @@ def toprovar(
             static=settings.step_sizes == "static",
             compacts=settings.compacts,
         )
-        step, records = rewrite_step(gm, settings, context)
+        step, records = rewrite_step(with_constant_floats(gm), settings, context)
     except Unsupported as verdict:
         return _dense(
             gm, example_inputs, settings, lowering, [PassRecord("analysis", fallbacks=[verdict.fallback])]
@@ -78,6 +79,7 @@ def toprovar(
         raise GraphError(str(fallbacks[0]))
     if all(site.block.facts is None for site in step.sites):
         return _dense(gm, example_inputs, settings, lowering, records)
+    hold_floats(gm)
     return remember(StepProgram(step, records, settings, lowering, context))
 
 
@@ -100,7 +102,8 @@ def _dense(
     as_traced = lowering == "eager" or (
         one_token and options.lowering == "auto" and not _on_cuda(example_inputs)
     )
-    region = Region(gm, "eager", name="whole graph, dense")
+    # The region counts, for which it does not matter what a float is.
+    region = Region(with_constant_floats(gm), "eager", name="whole graph, dense")
     started = time.perf_counter()
     call = gm.forward if as_traced else compile_with_dynamo_inputs(gm, example_inputs)
     if not as_traced:
