@@ -77,7 +77,7 @@ def recorder(monkeypatch: pytest.MonkeyPatch) -> Iterator[CpuRecorder]:
     def memory(options: Options, device: object) -> GraphMemory | None:
         return GraphMemory(made, False) if options.unit == "step" else None
 
-    for user in ("toprovar_fx.runtime.whole_step", "toprovar_fx.program"):
+    for user in ("toprovar_fx.runtime.whole_step", "toprovar_fx.dense_program"):
         monkeypatch.setattr(f"{user}.graph_memory", memory)
     torch.compiler.reset()
     yield made

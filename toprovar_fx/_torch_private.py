@@ -75,6 +75,7 @@ class SymbolicInputs:
         values: the fake inputs.
         unnamed: symbols that occur in sizes of tensors alone; no input is their value.
         unnamed_values: one symbolic integer for each of them.
+        unreadable: symbols within larger expressions alone, strides say; no call tells their value.
     """
 
     def __init__(self, specs: Sequence[InputSpec], hints: Mapping[sympy.Symbol, int]) -> None:
@@ -83,7 +84,9 @@ class SymbolicInputs:
         self._known: dict[sympy.Expr, sympy.Expr] = {}
         self.values = [self._fake(spec, hints) for spec in specs]
         named = {spec.value for spec in specs}
-        self.unnamed = [symbol for symbol in self._known if symbol not in named]
+        alone = {size for spec in specs for size in spec.shape or () if isinstance(size, sympy.Symbol)}
+        self.unnamed = [symbol for symbol in self._known if symbol in alone - named]
+        self.unreadable = [symbol for symbol in self._known if symbol not in alone | named]
         self.unnamed_values = [self._size(symbol, hints) for symbol in self.unnamed]
 
     def _fake(self, spec: InputSpec, hints: Mapping[sympy.Symbol, int]) -> object:
@@ -202,8 +205,10 @@ def compile_with_inductor(
     """Compile a copy of `graph` for `inputs`; Inductor settings apply to this call alone.
 
     Every size symbol becomes the value of an input, if need be of one that the graph does not read: Dynamo's
-    graphs are like that, and Inductor's disk cache forgets what it assumed about any other symbol.
+    graphs are like that, and Inductor's disk cache forgets what it assumed about any other symbol. Where the
+    value of one cannot be told, that cache is not used.
     """
+    settings = {**(config or {}), **({"fx_graph_cache": False} if inputs.unreadable else {})}
     copied, values = clone_graph(graph), [*inputs.values, *inputs.unnamed_values]
     add_inputs(copied, len(inputs.unnamed))
     with (
@@ -212,7 +217,7 @@ def compile_with_inductor(
         torch.no_grad(),
         tracing(TracingContext(inputs.mode)),
     ):
-        call = compile_fx(copied, values, config_patches=dict(config or {}))  # type: ignore[arg-type]
+        call = compile_fx(copied, values, config_patches=settings)  # type: ignore[arg-type]
         assert callable(call)
         return CompiledGraph(call, inputs.guards(), inputs.unnamed)
 
