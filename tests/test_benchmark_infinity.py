@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from benchmarks import infinity
+from benchmarks import infinity, infinity_kernels
 from benchmarks.infinity_variants import MODELS, budget, toprovar_options
 from toprovar_fx.options import Options
 
@@ -56,3 +56,12 @@ def test_the_budgets_are_those_of_the_issue(name):
         ]
     for options in toprovar_options(name, config.depth, schedule).values():
         assert Options.parse(options)
+
+
+def test_a_profile_of_some_scales(capsys):
+    infinity_kernels.main(["--tiny", "--lowering", "eager", "--variant", "lossless", "--scales", "0,2"])
+    first, total, *rows = capsys.readouterr().out.strip().splitlines()
+    assert first == "tiny lossless, scales 0 to 1:" and total.endswith("calls")
+    assert any("aten::" in row for row in rows)
+    with pytest.raises(SystemExit, match="--scales 5,99: expected 0 <= FIRST < END <= 6"):
+        infinity_kernels.main(["--tiny", "--lowering", "eager", "--variant", "lossless", "--scales", "5,99"])

@@ -69,6 +69,24 @@ def test_other_devices_and_types_stay(device, dtype):
     assert with_epilogues(graph) is graph
 
 
+def test_autocast_keeps_the_layers_that_it_knows():
+    graph = graph_of(activated)
+    # A context manager would not switch it on without a device.
+    torch.set_autocast_enabled("cuda", True)
+    try:
+        outside = with_epilogues(graph)
+    finally:
+        torch.set_autocast_enabled("cuda", False)
+    assert outside is graph
+    assert with_epilogues(graph) is not graph
+    inside = graph_of(activated)
+    first = next(node for node in inside.graph.nodes if node.op == "call_function")
+    with inside.graph.inserting_before(first):
+        enter = torch.amp.autocast_mode._enter_autocast
+        inside.graph.call_function(enter, ("cuda", torch.bfloat16, True, True))
+    assert with_epilogues(inside) is inside
+
+
 @pytest.mark.parametrize("lead", [(), (5,), (2, 3)])
 def test_the_operator_keeps_the_rules(lead):
     layer = nn.Linear(8, 16)

@@ -10,6 +10,7 @@ import torch
 from torch import fx
 from torch.nn import functional as F
 
+from ..analysis.contexts import is_context
 from ..ops import linear_gelu  # noqa: F401 - registers the operator called here
 from .sizes import spec_of
 
@@ -23,8 +24,11 @@ def with_epilogues(graph: fx.GraphModule) -> fx.GraphModule:
         graph: for one CUDA device, weights among its inputs; others come back as they are.
 
     Returns:
-        The copy, or `graph` itself where there is nothing to do.
+        The copy, or `graph` itself where there is nothing to do. Under autocast that is so: it casts the
+        operands of the layers that it knows.
     """
+    if torch.is_autocast_enabled("cuda") or any(is_context(node) for node in graph.graph.nodes):
+        return graph
     found = [node for node in graph.graph.nodes if _linear_of(node) is not None]
     if not found:
         return graph
