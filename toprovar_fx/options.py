@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any
 
@@ -73,6 +73,14 @@ class Options(OptionFields):
             Extensions.named(self.policy, self.score, self.passes, self.cache_policy),
         )
         refuse_conflicts(self)
+
+    def __hash__(self) -> int:
+        """Equal for equal settings; computed once, for every call of a compiled graph asks for it."""
+        known: int | None = self.__dict__.get("_hash")
+        if known is None:
+            known = hash(tuple(getattr(self, each.name) for each in fields(self) if each.compare))
+            object.__setattr__(self, "_hash", known)
+        return known
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the names; what they stand for is looked up where the record is read."""

@@ -49,6 +49,8 @@ class ShortCaches:
     def owners(self) -> dict[int, set[int]]:
         """The layers whose caches lack rows, by the memory of the cache."""
         found: dict[int, set[int]] = {}
+        if not self.dropped and not self._uncertain:
+            return found
         for layer in self.short:
             for cache in self._held.get(layer, ()):
                 found.setdefault(storage_of(cache), set()).add(layer)
