@@ -42,11 +42,13 @@ class Upstream(ABC):
         name: for the table.
         model: with random weights, in evaluation mode.
         sides: sides of its token maps.
+        rounds: whether its own code rounds float32 values to bfloat16.
     """
 
     name: str
     model: nn.Module
     sides: tuple[tuple[int, int], ...]
+    rounds = False
 
     def __init__(self) -> None:
         self._outcome = Outcome()
@@ -116,12 +118,28 @@ class _Tokenizer:
         self.quantizer, self.embed_dim, self.decode = quantizer, bits, decode
 
 
+class _Cast(nn.Module):
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.dtype = dtype
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.to(self.dtype)
+
+
 class UpstreamInfinity(Upstream):
-    """FoundationVision/Infinity, as its scripts build it; its compiled norms run as written."""
+    """FoundationVision/Infinity, as its scripts build it; its compiled norms run as written.
+
+    Upstream rounds float32 queries, keys and values of cross-attention to bfloat16. Whatever computes them in
+    another order ends 1e-3 away and draws other bits a few scales later. With `unrounded`, a query projection
+    in float64 leads past that branch of upstream's code, and what differs is the compiler's.
+    """
 
     BITS, TEXT, BUDGETS = 32, 2048, {7: "0.06M", 10: "0.25M", 12: "0.60M", 13: "1M"}
 
-    def __init__(self, clone: Path, depth: int = 12, scales: int = 10, fused_norm: bool = True) -> None:
+    def __init__(
+        self, clone: Path, depth: int = 12, scales: int = 10, fused_norm: bool = True, unrounded: bool = False
+    ) -> None:
         with (
             clone_on_path(clone, "infinity/models/infinity.py"),
             nothing_compiled_on_import(),
@@ -155,9 +173,15 @@ class UpstreamInfinity(Upstream):
                 block_chunks=depth // 2 if depth > 3 else depth,
             )
         norms = "" if fused_norm else ", fused_norm=False"
-        self.name = f"Infinity, {depth} layers, {budget}{norms}"
+        self.rounds = not unrounded
+        rounded = ", unrounded" if unrounded else ""
+        self.name = f"Infinity, {depth} layers, {budget}{norms}{rounded}"
         self.sides = tuple((height, width) for _, height, width in self.schedule)
         randomise(self.model.eval(), 1)
+        if unrounded:
+            for block in self.blocks():
+                block.ca.mat_q = nn.Sequential(block.ca.mat_q, _Cast(torch.float64))
+                block.ca.proj = nn.Sequential(_Cast(torch.float32), block.ca.proj)
         super().__init__()
 
     def call(self, images: int, seed: int) -> None:

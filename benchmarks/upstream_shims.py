@@ -43,7 +43,7 @@ def flash_attn_varlen_kvpacked_func(
     starts, ends = cu_seqlens_q.tolist(), cu_seqlens_k.tolist()
     for row in range(len(starts) - 1):
         queries = slice(starts[row], starts[row + 1])
-        keys, values = kv[ends[row] : ends[row + 1]].unbind(1)
+        keys, values = kv[ends[row] : ends[row + 1]].to(q.dtype).unbind(1)
         heads_first = [part.transpose(0, 1)[None] for part in (q[queries], keys, values)]
         mixed[queries] = F.scaled_dot_product_attention(*heads_first, scale=softmax_scale)[0].transpose(0, 1)
     return mixed
