@@ -11,7 +11,7 @@ from torch import Tensor
 from toprovar_fx.runtime.controller import Controller
 
 from .models.attentions import KINDS, AttendingSubject
-from .models.subjects import Outcome, Traced, generate, identical, worst
+from .models.subjects import MANY_GRAPHS, Outcome, Traced, generate, identical, worst
 from .oracle_attentions import replay
 
 OPEN = {"preset": "criterion", "protected_layers_first": 0, "protected_layers_last": 0, "restore": "residual"}
@@ -118,8 +118,14 @@ def test_entropies_of_kept_tokens(name, observed):
 @pytest.mark.parametrize("name", ["Baddbmm", "GroupedMatmul", "ExpandedHeads", "OwnScaleMask", "Flash"])
 def test_through_inductor(name):
     options = {"keep": KEEP, "min_scale": 1, "score": "entropy", "entropy_source": "previous_scale"}
-    outcome = traced(name)({**OPEN, **options, "lowering": "inductor"})
+    subject = AttendingSubject(KINDS[name])
+    torch.compiler.reset()
+    compiled = torch.compile(
+        subject.model, backend="toprovar", options={**OPEN, **options, "lowering": "inductor"}
+    )
+    with MANY_GRAPHS:
+        outcome = generate(subject, compiled)
     assert outcome.arms(5) == ["pruned", "pruned"]
     assert not outcome.controller.ledger.fallbacks
-    oracle = replay(traced(name).subject, outcome.keeps, "input")
+    oracle = replay(subject, outcome.keeps, "input")
     assert worst(outcome.logits, oracle.logits) < 2e-5
