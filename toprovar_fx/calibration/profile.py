@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +11,7 @@ from typing import Any
 
 from ..errors import ProfileError, ScheduleError
 from ..schedules import Schedule
+from ..whole_files import replace_file
 
 FORMAT = "toprovar-fx profile"
 VERSION = 1
@@ -104,20 +103,11 @@ class Profile:
             ProfileError: the file cannot be written.
         """
         path = Path(path)
-        temporary = None
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(
-                "w", dir=path.parent, prefix=f".{path.name}.", delete=False, encoding="utf-8"
-            ) as file:
-                temporary = Path(file.name)
-                file.write(self.text())
-            os.replace(temporary, path)
+            replace_file(path, lambda partial: partial.write_text(self.text(), encoding="utf-8"))
         except OSError as error:
             raise ProfileError(f"cannot write profile '{path}': {error.strerror or error}") from error
-        finally:
-            if temporary is not None:
-                temporary.unlink(missing_ok=True)
         return path
 
     def text(self) -> str:
