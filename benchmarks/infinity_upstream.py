@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks.upstream_settings import generation_settings, model_settings
 from benchmarks.upstream_shims import clone_on_path
 from toprovar_fx.evaluation.timing import synchronize
 
@@ -109,21 +110,12 @@ class UpstreamTransformer:
                 self.model = upstream.Infinity(
                     vae_local=self.tokenizer,
                     text_channels=2048,
-                    text_maxlen=512,
-                    shared_aln=True,
                     raw_scale_schedule=self.schedule,
                     checkpointing="full-block",
                     customized_flash_attn=False,
-                    fused_norm=True,
-                    pad_to_multiplier=128,
-                    add_lvl_embeding_only_first_block=1,
-                    use_bit_label=1,
-                    rope2d_each_sa_layer=1,
-                    rope2d_normalized_by_hw=2,
                     pn=budget,
                     apply_spatial_patchify=int(patchify),
-                    inference_mode=True,
-                    train_h_div_w_list=[1.0],
+                    **model_settings(),
                     mlp_ratio=4,
                     drop_path_rate=0.1,
                     **SIZES[size],
@@ -165,13 +157,9 @@ class UpstreamTransformer:
                 g_seed=seed,
                 cfg_list=[4] * len(self.schedule),
                 tau_list=[0.5] * len(self.schedule),
-                top_k=900,
-                top_p=0.97,
-                returns_vemb=1,
-                cfg_insertion_layer=[0],
                 vae_type=self.bits,
                 ret_img=True,
-                inference_mode=True,
+                **generation_settings(),
             )
         host = time.perf_counter() - started
         synchronize(self.device)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.upstream_models import randomise
+from benchmarks.upstream_settings import generation_settings, model_settings
 from benchmarks.upstream_shims import clone_on_path, forget
 from toprovar_fx.adapters.rebinding import rebound, torch_with
 from toprovar_fx.backend import toprovar
@@ -79,21 +80,12 @@ class Clone:
             self.model: Any = Theirs(
                 vae_local=self.tokenizer,
                 text_channels=SIZES.text_channels,
-                text_maxlen=SIZES.text_maxlen,
                 embed_dim=SIZES.width,
                 depth=SIZES.depth,
                 num_heads=SIZES.heads,
-                shared_aln=True,
-                fused_norm=True,
-                pad_to_multiplier=128,
-                add_lvl_embeding_only_first_block=1,
-                use_bit_label=1,
-                rope2d_each_sa_layer=1,
-                rope2d_normalized_by_hw=2,
                 pn="1M",
-                train_h_div_w_list=[1.0],
                 block_chunks=SIZES.block_chunks,
-                inference_mode=True,
+                **model_settings(),
             ).eval()
         randomise(self.model, seed)
         self._basic: Any = fastvar_basic
@@ -121,13 +113,9 @@ class Clone:
                 g_seed=seed,
                 cfg_list=[GUIDANCE] * count,
                 tau_list=[TEMPERATURE] * count,
-                top_k=900,
-                top_p=0.97,
-                returns_vemb=1,
-                cfg_insertion_layer=[0],
                 vae_type=SIZES.bits,
                 ret_img=True,
-                inference_mode=True,
+                **generation_settings(),
             )
         return self._seen
 

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from benchmarks.peers_pickles import Holder, read
 from benchmarks.upstream_models import randomise
+from benchmarks.upstream_settings import generation_settings, model_settings
 from benchmarks.upstream_shims import clone_on_path, forget, nothing_compiled_on_import
 from toprovar_fx.models.bsq import BSQConfig
 from toprovar_fx.models.vae import ImageVAE, VAEConfig
@@ -57,21 +58,12 @@ class Clone:
             self.model: Any = Theirs(
                 vae_local=self.tokenizer,
                 text_channels=TEXT,
-                text_maxlen=512,
                 embed_dim=WIDTH,
                 depth=DEPTH,
                 num_heads=2,
-                shared_aln=True,
-                fused_norm=True,
-                pad_to_multiplier=128,
-                add_lvl_embeding_only_first_block=1,
-                use_bit_label=1,
-                rope2d_each_sa_layer=1,
-                rope2d_normalized_by_hw=2,
                 pn="1M",
-                train_h_div_w_list=[1.0],
                 block_chunks=DEPTH,
-                inference_mode=True,
+                **model_settings(),
             ).eval()
         randomise(self.model, seed)
         torch.manual_seed(seed)
@@ -107,13 +99,9 @@ class Clone:
             g_seed=seed,
             cfg_list=[3] * count,
             tau_list=[0.5] * count,
-            top_k=900,
-            top_p=0.97,
-            returns_vemb=1,
-            cfg_insertion_layer=[0],
             vae_type=BITS,
             ret_img=False,
-            inference_mode=True,
+            **generation_settings(),
         )
         return len(self.drawn)
 

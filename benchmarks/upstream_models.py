@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from benchmarks.upstream_settings import generation_settings, model_settings
 from benchmarks.upstream_shims import clone_on_path, nothing_compiled_on_import
 
 
@@ -158,18 +159,9 @@ class UpstreamInfinity(Upstream):
                 depth=depth,
                 vae_local=self.tokenizer,
                 text_channels=self.TEXT,
-                text_maxlen=512,
-                shared_aln=True,
-                fused_norm=fused_norm,
-                pad_to_multiplier=128,
                 checkpointing="full-block",
-                add_lvl_embeding_only_first_block=1,
-                use_bit_label=1,
-                rope2d_each_sa_layer=1,
-                rope2d_normalized_by_hw=2,
                 pn=budget,
-                inference_mode=True,
-                train_h_div_w_list=[1.0],
+                **model_settings(fused_norm),
                 block_chunks=depth // 2 if depth > 3 else depth,
             )
         norms = "" if fused_norm else ", fused_norm=False"
@@ -197,13 +189,9 @@ class UpstreamInfinity(Upstream):
             g_seed=seed,
             cfg_list=[3] * len(self.schedule),
             tau_list=[0.5] * len(self.schedule),
-            top_k=900,
-            top_p=0.97,
-            returns_vemb=1,
-            cfg_insertion_layer=[0],
             vae_type=32,
             ret_img=True,
-            inference_mode=True,
+            **generation_settings(),
         )
 
     def blocks(self) -> list[nn.Module]:

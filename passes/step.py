@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import fx, nn
 
+from .._torch_private import keep_source
 from ..analysis.block_facts import BlockFacts
 from ..analysis.reasons import Fallback
 
@@ -80,8 +81,7 @@ def copy_graph(graph: fx.Graph) -> fx.Graph:
     output = copied.output(copied.graph_copy(graph, copies))
     output.meta = dict(graph.output_node().meta)
     for old, new in copies.items():
-        if hasattr(old, "_dynamo_source"):
-            new._dynamo_source = old._dynamo_source
+        keep_source(new, old)
     return copied
 
 

@@ -62,6 +62,33 @@ def fresh_dynamo() -> Iterator[None]:
     torch.compiler.reset()
 
 
+@pytest.fixture
+def many_graphs(fresh_dynamo: None) -> Iterator[None]:
+    """As `fresh_dynamo`, with room for more graphs of one function than Dynamo allows by default."""
+    from .models.subjects import MANY_GRAPHS
+
+    with MANY_GRAPHS:
+        yield
+
+
+@pytest.fixture
+def observed(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[int, int], torch.Tensor]:
+    """By (scale, layer), the entropies that taps hand to controllers in this test."""
+    from toprovar_fx.runtime.controller import Controller
+
+    taken: dict[tuple[int, int], torch.Tensor] = {}
+    original = Controller.observe
+
+    def observe(
+        self: Controller, layer: int, entropy: torch.Tensor, keep: torch.Tensor | None, length: int
+    ) -> None:
+        taken[self.scale, layer] = entropy.clone()
+        original(self, layer, entropy, keep, length)
+
+    monkeypatch.setattr(Controller, "observe", observe)
+    return taken
+
+
 @pytest.fixture(scope="module")
 def fresh_traces() -> Iterator[None]:
     """Trace from nothing: what a process compiled before decides which sizes Dynamo takes for symbols."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 
@@ -15,7 +13,9 @@ from toprovar_fx.program import programs
 from toprovar_fx.runtime.generation import generation
 
 from .models import odd, odd_attention
-from .models.subjects import MANY_GRAPHS, SQUARE, Outcome, generate, identical
+from .models.subjects import SQUARE, Outcome, generate, identical
+
+pytestmark = pytest.mark.usefixtures("many_graphs")
 
 PRUNING = {
     "lowering": "eager",
@@ -94,14 +94,6 @@ CASES = [
     (odd.NoResidual, Reason.NO_BLOCK),
     (odd.Grid, Reason.NO_TOKEN_AXIS),
 ]
-
-
-@pytest.fixture(autouse=True)
-def many_graphs() -> Iterator[None]:
-    torch.compiler.reset()
-    with MANY_GRAPHS:
-        yield
-    torch.compiler.reset()
 
 
 def reasons(outcome: Outcome) -> set[Reason]:

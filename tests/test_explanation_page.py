@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
@@ -17,11 +16,10 @@ from toprovar_fx.explanation.markup import because
 from toprovar_fx.passes.pipeline import BUILT_IN
 
 from .browser import browse, check_page
+from .html_pages import Cells, Checker
 from .models import odd
 from .models.subjects import MANY_GRAPHS, OPEN, TinyPreNorm, generate
 from .test_explanation import PRUNING
-
-VOID = {"meta", "input", "br", "link", "img", "hr"}
 
 
 @pytest.fixture(scope="module")
@@ -35,24 +33,6 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return report.to_html(tmp_path_factory.mktemp("page") / "deep" / "report.html")
 
 
-class Checker(HTMLParser):
-    """Collects unbalanced tags and what would be loaded from elsewhere."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.wrong: list[str] = []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.wrong += [f"{tag} {name}={value}" for name, value in attrs if name in ("src", "href")]
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        if not self.open or self.open.pop() != tag:
-            self.wrong.append(f"/{tag}")
-
-
 def test_the_page_is_whole_and_loads_nothing(page):
     text = page.read_text()
     checker = Checker()
@@ -60,29 +40,6 @@ def test_the_page_is_whole_and_loads_nothing(page):
     assert (checker.wrong, checker.open) == ([], [])
     assert not re.search(r"https?://|@import|url\(", text)
     assert "prefers-color-scheme: dark" in text
-
-
-class Cells(HTMLParser):
-    """The text of the page's table rows, cell by cell."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.rows: list[list[str]] = []
-        self.inside = False
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        if tag == "tr":
-            self.rows.append([])
-        if tag in ("td", "th") and self.rows:
-            self.rows[-1].append("")
-            self.inside = True
-
-    def handle_endtag(self, tag: str) -> None:
-        self.inside = self.inside and tag not in ("td", "th", "tr", "table")
-
-    def handle_data(self, data: str) -> None:
-        if self.inside:
-            self.rows[-1][-1] += data.strip()
 
 
 def test_the_page_lists_times_recompiles_and_fallbacks(page):

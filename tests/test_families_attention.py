@@ -6,9 +6,6 @@ from functools import cache
 
 import pytest
 import torch
-from torch import Tensor
-
-from toprovar_fx.runtime.controller import Controller
 
 from .models.attentions import KINDS, AttendingSubject
 from .models.subjects import MANY_GRAPHS, Outcome, Traced, generate, identical, worst
@@ -35,20 +32,6 @@ def traced(name: str) -> Traced:
 def dense(name: str) -> Outcome:
     subject = traced(name).subject
     return generate(subject, subject.model)
-
-
-@pytest.fixture
-def observed(monkeypatch) -> dict[tuple[int, int], Tensor]:
-    """Entropies that the taps handed to the controller."""
-    taken: dict[tuple[int, int], Tensor] = {}
-    original = Controller.observe
-
-    def observe(self, layer, entropy, keep, length):
-        taken[self.scale, layer] = entropy.clone()
-        original(self, layer, entropy, keep, length)
-
-    monkeypatch.setattr(Controller, "observe", observe)
-    return taken
 
 
 @pytest.mark.parametrize("name", EVERY)

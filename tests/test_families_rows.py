@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -13,7 +11,9 @@ from toprovar_fx.errors import GraphError
 from .models import families as parts
 from .models import odd
 from .models.families import Family
-from .models.subjects import MANY_GRAPHS, SQUARE, Outcome, generate, worst
+from .models.subjects import SQUARE, Outcome, generate, worst
+
+pytestmark = pytest.mark.usefixtures("many_graphs")
 
 KEEP = {3: {0: 0.5}, 4: {0: 0.25, 1: 0.5}, 5: {0: 0.3, 1: 0.6}}
 PRUNING = {
@@ -28,14 +28,6 @@ PRUNING = {
     "cfg_rows": "per_row",
     "strict": True,
 }
-
-
-@pytest.fixture(autouse=True)
-def many_graphs() -> Iterator[None]:
-    torch.compiler.reset()
-    with MANY_GRAPHS:
-        yield
-    torch.compiler.reset()
 
 
 def compiled(model: torch.nn.Module, **options: object):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-
 import pytest
 import torch
 from torch import Tensor
@@ -20,7 +18,7 @@ from toprovar_fx.runtime.selecting_gate import SelectingGate
 
 from .models.fixtures import NAMES, traced
 from .models.subjects import MANY_GRAPHS, OPEN, SQUARE, WIDE, Outcome, TinyPreNorm, generate, identical
-from .test_proofs_isolation import Stepper
+from .side_by_side import in_threads
 
 KEEP = {**OPEN, "keep": {3: 0.5, 4: {1: 0.25, 3: 0.6}, 5: {1: 0.0, 2: 0.5, 3: 0.3}}}
 TOKENS = [
@@ -139,15 +137,8 @@ def test_threads():
             given = {**options, "gate": "graph", "lowering": "eager"}
             pairs.append((subject, torch.compile(subject.model, backend="toprovar", options=given)))
         alone = [generate(subject, forward) for subject, forward in pairs]
-        turns = threading.Barrier(len(pairs))
-        threads = [Stepper(subject, forward, turns) for subject, forward in pairs]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(120)
-        for thread, before in zip(threads, alone, strict=True):
-            assert thread.outcome is not None
-            check_same(before, thread.outcome)
+        for together, before in zip(in_threads(pairs), alone, strict=True):
+            check_same(before, together)
     torch.compiler.reset()
 
 

@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 
 from tests.official import SMALL_2B, models, official_state, write_2b, write_8b
 from tests.test_loading_official import text
+from toprovar_fx import whole_files
 from toprovar_fx.checkpoints import read_checkpoint
 from toprovar_fx.errors import CheckpointError, OptionError, OutputError
 from toprovar_fx.loading import conversion, writing
@@ -139,10 +140,11 @@ def test_it_continues_after_being_killed(tmp_path):
     source = transformer_file(tmp_path / "official")
     script = (
         "import os, signal, sys\n"
+        "from toprovar_fx import whole_files\n"
         "from toprovar_fx.loading import conversion, writing\n"
         "def killed(path, write):\n"
         "    if path.name.startswith('model-00002'):\n"
-        "        path.with_name(writing.PARTIAL + path.name).write_bytes(b'half')\n"
+        "        path.with_name(whole_files.PARTIAL + path.name).write_bytes(b'half')\n"
         "        os.kill(os.getpid(), signal.SIGKILL)\n"
         "    whole(path, write)\n"
         "whole, writing.write_whole = writing.write_whole, killed\n"
@@ -152,14 +154,14 @@ def test_it_continues_after_being_killed(tmp_path):
     command = [sys.executable, "-c", script, str(source), str(target)]
     done = subprocess.run(command, cwd=Path(__file__).resolve().parent.parent, capture_output=True)
     assert done.returncode == -signal.SIGKILL, done.stderr
-    assert [file.name for file in target.glob(f"{writing.PARTIAL}*")] == [
+    assert [file.name for file in target.glob(f"{whole_files.PARTIAL}*")] == [
         name for name in os.listdir(target) if "00002" in name
     ]
     with pytest.raises(CheckpointError, match="has not finished"):
         read_checkpoint(target)
     result = convert(source, target, max_shard_bytes=SHARD_BYTES)
     assert len(result.written) == len(result.files) - 1
-    assert not list(target.glob(f"{writing.PARTIAL}*"))
+    assert not list(target.glob(f"{whole_files.PARTIAL}*"))
     assert read_checkpoint(target).keys() == read_checkpoint(source).keys()
 
 
@@ -241,7 +243,7 @@ def test_a_disk_that_fills_up_leaves_whole_files_only(tmp_path, monkeypatch):
         convert(source, tmp_path / "out", max_shard_bytes=SHARD_BYTES)
     for file in (tmp_path / "out").glob("*.safetensors"):
         safetensors_header(file)
-    assert not list((tmp_path / "out").glob(f"{writing.PARTIAL}*"))
+    assert not list((tmp_path / "out").glob(f"{whole_files.PARTIAL}*"))
     assert convert(source, tmp_path / "out", max_shard_bytes=SHARD_BYTES).written
 
 

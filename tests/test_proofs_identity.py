@@ -52,12 +52,9 @@ def test_keeping_everything_is_the_untouched_model(name, options):
 
 
 @pytest.fixture(scope="module")
-def blocks():
+def blocks(fresh_traces):
     """Per model: its block graph and the inputs that layer 2 got at scales 1 .. 5."""
     found = {}
-    # A reset of Dynamo in another module would make it trace again, to a graph that is not recorded.
-    traced.cache_clear()
-    eager.cache_clear()
 
     def get(name: str) -> tuple[BlockGraph, list[tuple[object, ...]]]:
         if name not in found:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 
 import pytest
@@ -25,6 +24,7 @@ from .models.subjects import (
     worst,
 )
 from .oracles import replay
+from .side_by_side import in_threads
 
 BUSY = {**OPEN, "min_scale": 2, "tau": 0.2, "entropy_source": "previous_layer", "scope_of": "tokens"}
 SETTINGS = [
@@ -104,22 +104,6 @@ def test_without_a_generation_everything_is_dense(model):
     assert identical(logits, eager(subject.name).logits)
 
 
-class Stepper(threading.Thread):
-    """A generation in a thread of its own that waits for its turn before every scale."""
-
-    def __init__(self, model: Traced, forward, turns: threading.Barrier) -> None:
-        super().__init__()
-        self.model, self.forward, self.turns = model, forward, turns
-        self.outcome: Outcome | None = None
-
-    def run(self) -> None:
-        def step(*arguments):
-            self.turns.wait(60)
-            return self.forward(*arguments)
-
-        self.outcome = generate(self.model, step)
-
-
 @pytest.fixture(scope="module")
 def pair() -> Iterator[list[tuple[TinyInfinity | TinyPreNorm, object]]]:
     """Two models, compiled under the same and under different options."""
@@ -139,16 +123,9 @@ def pair() -> Iterator[list[tuple[TinyInfinity | TinyPreNorm, object]]]:
 
 def test_models_side_by_side_in_threads(pair):
     alone = [generate(subject, forward) for subject, forward in pair]
-    turns = threading.Barrier(len(pair))
-    threads = [Stepper(subject, forward, turns) for subject, forward in pair]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(120)
-    for thread, before in zip(threads, alone, strict=True):
-        assert thread.outcome is not None
+    for together, before in zip(in_threads(pair), alone, strict=True):
         assert not {"pruned", "skipped"}.isdisjoint(before.arms(5))
-        assert same_story(thread.outcome, before)
+        assert same_story(together, before)
 
 
 def test_models_side_by_side_in_turns(pair):

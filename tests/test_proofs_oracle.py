@@ -385,23 +385,13 @@ def test_the_fast_preset_ends_before_the_last_scale(name):
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("keys", ["all", "scale"])
-def test_the_tap_reads_true_entropies_and_changes_nothing(name, keys, dense_trace, monkeypatch):
-    taken: dict[tuple[int, int], Tensor] = {}
-    from toprovar_fx.runtime.controller import Controller
-
-    original = Controller.observe
-
-    def observe(self, layer, entropy, keep, length):
-        taken[self.scale, layer] = entropy.clone()
-        original(self, layer, entropy, keep, length)
-
-    monkeypatch.setattr(Controller, "observe", observe)
+def test_the_tap_reads_true_entropies_and_changes_nothing(name, keys, dense_trace, observed):
     outcome = traced(name)({**OPEN, "tau": 1.0, "min_scale": 1, "depth_layers": "all", "entropy_keys": keys})
     assert outcome.arms(5) == ["tapped"] * 4
     assert all(torch.equal(a, b) for a, b in zip(outcome.logits, eager(name).logits, strict=True))
     trace = dense_trace(name)
     maps = trace.entropy if keys == "all" else trace.scale_entropy
-    assert taken.keys() == {(scale, layer) for scale in range(1, 6) for layer in range(4)}
-    for place, entropy in taken.items():
+    assert observed.keys() == {(scale, layer) for scale in range(1, 6) for layer in range(4)}
+    for place, entropy in observed.items():
         assert entropy.dtype == torch.float32
         torch.testing.assert_close(entropy.double(), maps[place], rtol=0, atol=2e-5)

@@ -12,8 +12,8 @@ import pytest
 from toprovar_fx.__main__ import main
 
 from .browser import check_page
+from .html_pages import Cells, Checker
 from .profiles import made as calibrated
-from .test_explanation_page import Cells, Checker
 from .test_frontier_join import made, row
 
 BENCH = {

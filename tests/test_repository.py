@@ -117,6 +117,47 @@ def test_modules_import_no_extra_at_the_top(path: Path) -> None:
     assert not outside, f"import {sorted(outside)} inside the function that needs it"
 
 
+def dotted(node: ast.AST) -> list[str]:
+    """Names of `a.b.c`, or nothing where it does not start with a name."""
+    parts: list[str] = []
+    while isinstance(node, ast.Attribute):
+        parts.insert(0, node.attr)
+        node = node.value
+    return [node.id, *parts] if isinstance(node, ast.Name) else []
+
+
+def private_names(path: Path) -> list[str]:
+    """Private interfaces of torch, and private attributes of other objects, that a file names."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        chains: list[list[str]] = []
+        if isinstance(node, ast.Import):
+            chains = [alias.name.split(".") for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            chains = [[*(node.module or "").split("."), alias.name] for alias in node.names]
+        elif isinstance(node, ast.Attribute):
+            chains = [dotted(node)]
+        elif isinstance(node, ast.Call) and dotted(node.func)[-1:] in (["getattr"], ["hasattr"]):
+            chains = [["?", str(name.value)] for name in node.args[1:2] if isinstance(name, ast.Constant)]
+        for chain in chains:
+            owned = chain[:1] in ([], ["self"], ["cls"]) or chain[:2] == ["torch", "ops"]
+            private = any(re.match(r"_[a-z]", part) for part in chain[1:])
+            if private and not owned and chain[-1] not in PUBLIC_IN_SPITE_OF_ITS_NAME:
+                found.append(f"{path.name}:{node.lineno} {'.'.join(chain)}")
+    return found
+
+
+# `torch._check` is documented; `_replace` is how a named tuple is changed.
+PUBLIC_IN_SPITE_OF_ITS_NAME = {"_check", "_replace"}
+
+
+def test_private_interfaces_of_torch_have_one_home() -> None:
+    home = ROOT / "toprovar_fx" / "_torch_private"
+    outside = [name for path in sources() if home not in path.parents for name in private_names(path)]
+    assert not outside, "put it into toprovar_fx/_torch_private"
+    assert any(private_names(path) for path in home.glob("*.py"))
+
+
 def test_no_machine_is_named() -> None:
     pattern = re.compile(r"/(work|root)/|/home/\w|extra-index-url|index-url|pytorch-mirror")
     found = [

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from ._torch_private import uncompiled
 from .checkpoints import check_fit, load_into, read_checkpoint
 from .errors import CheckpointError
 from .loading.config_json import config_as_json, parse_config
@@ -63,7 +64,7 @@ def save_pipeline(
     shards: list[dict[str, Tensor]] = [{}]
     size = 0
     for prefix, module in parts.items():
-        for key, tensor in _unwrapped(module).state_dict().items():
+        for key, tensor in uncompiled(module).state_dict().items():
             cast = tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
             if shard_bytes is not None and shards[-1] and size + cast.nbytes > shard_bytes:
                 shards.append({})
@@ -264,9 +265,3 @@ def _scene_text_encoder(content: Mapping[str, Any], source: Path) -> SceneTextEn
 
 def _under(state: Mapping[str, T], prefix: str) -> dict[str, T]:
     return {key[len(prefix) + 1 :]: value for key, value in state.items() if key.startswith(f"{prefix}.")}
-
-
-def _unwrapped(module: nn.Module) -> nn.Module:
-    """Return the module inside a ``torch.compile`` wrapper."""
-    inner = getattr(module, "_orig_mod", module)
-    return inner if isinstance(inner, nn.Module) else module

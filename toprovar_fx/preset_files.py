@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import OptionError, OutputError
+from .whole_files import replace_file
 
 FORMAT, VERSION = "toprovar-preset", 1
 SUFFIX = ".json"
@@ -41,12 +42,9 @@ def write_preset(path: str | Path, options: Mapping[str, object], provenance: Ma
     Raises:
         OutputError: the file cannot be written.
     """
-    target = Path(path)
     content = {"format": FORMAT, "version": VERSION, "options": dict(options), **provenance}
-    unfinished = target.with_name(target.name + ".part")
+    text = json.dumps(content, indent=1) + "\n"
     try:
-        unfinished.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        unfinished.replace(target)
+        replace_file(Path(path), lambda partial: partial.write_text(text, encoding="utf-8"))
     except OSError as error:
-        unfinished.unlink(missing_ok=True)
         raise OutputError(f"cannot write '{path}': {error.strerror}") from error

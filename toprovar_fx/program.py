@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import sympy
 from torch import fx, nn
 
-from ._torch_private import compile_id
+from ._torch_private import compile_id, version_of
 from .analysis.shapes import shape_of
 from .calibration.identity import model_identity
 from .cost.expressions import Sizes
@@ -138,7 +138,7 @@ class StepProgram:
                 at for at, value in enumerate(arguments) if isinstance(value, nn.Parameter)
             ]
         given = [arguments[at] for at in self._parameters_at] or list(self.step.graph.parameters())
-        states = [(value, None if value.is_inference() else value._version) for value in given]
+        states = [(value, version_of(value)) for value in given]
         known = [(ref(), version) for ref, version in self._weights]
         same = len(known) == len(states) and all(
             before is now and old == new for (before, old), (now, new) in zip(known, states, strict=True)

@@ -8,14 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .._torch_private import varies
+from .._torch_private import shadow, varies
 from ..errors import AdapterError
 from ..schedules import Schedule
 from .base import GENERATE, Adapter, Replacement
 from .cache import CachedAttention, LayerState
 from .infinity_structure import REQUIREMENTS
 from .run import Run
-from .step import shadow
 from .text import PackedText, TextAttention
 
 # Upstream's attention reads its table by a key; here there is one table, under the key of an empty schedule.

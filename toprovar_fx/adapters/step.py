@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
-from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
-
-from torch import nn
 
 from .._torch_private import TRACING_FAILURES, compile_apart
 from ..backend import toprovar
@@ -17,21 +13,6 @@ from ..options import Options
 
 # Scale 0 and all others, each again where batch rows, text or resolution become symbolic: about six graphs.
 _RECOMPILE_LIMIT = 64
-
-
-def shadow(block: nn.Module, **parts: nn.Module) -> nn.Module:
-    """A second view of a block: the same parameters and submodules, but for those named in `parts`.
-
-    Hooks on the block itself do not run with it; those on its submodules do.
-    """
-    view = copy.copy(block)
-    attributes = {name: value for name, value in vars(block).items() if name != "forward"}
-    attributes["_modules"] = {**block._modules, **parts}
-    for name in ("_forward_hooks", "_forward_pre_hooks", "_forward_hooks_with_kwargs"):
-        attributes[name] = OrderedDict()
-    vars(view).clear()
-    vars(view).update(attributes)
-    return view
 
 
 class CompiledStep:

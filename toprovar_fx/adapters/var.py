@@ -7,13 +7,13 @@ from typing import Any, SupportsIndex
 
 from torch import Tensor, nn
 
+from .._torch_private import shadow
 from ..errors import AdapterError
 from ..schedules import Schedule
 from .base import GENERATE, Adapter, Replacement
 from .cache import LayerState
 from .overrides import Overrides
 from .run import Run, active_run
-from .step import shadow
 from .structure import Requirement, caches_by_attribute, has_parts, takes, untouched
 
 

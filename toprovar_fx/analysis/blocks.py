@@ -16,17 +16,15 @@ from torch import fx
 
 from .attention import AttentionCall, attention_calls, refused
 from .batch_rows import before_mixed_rows
-from .caches import CACHE_HOLDER, written_caches
+from .caches import CACHE_HOLDER
 from .contexts import is_context, refuse_split_regions
 from .handwritten import suspect
 from .operators import operator_name, writes_in_place
 from .reasons import Reason, Unsupported
-from .shapes import Size, dtype_of, is_tensor, same, shape_of, size_of, value_of
+from .residual import SUMS, carries, ends_with_sum
+from .shapes import Size, is_tensor, same, shape_of, value_of
 from .signature import signature
-
-SUMS = frozenset({"add", "iadd", "add_"})
-_CASTS = frozenset({"to", "type", "type_as", "float", "double", "half", "bfloat16"})
-_NORMS = frozenset({"layer_norm", "rms_norm"})
+from .token_flow import find_cuts, find_tokens, refuse_float_sizes, token_dependent
 
 
 @dataclass(frozen=True)
@@ -70,10 +68,10 @@ def read_step(graph: fx.Graph) -> StepFacts:
     calls = attention_calls(graph)
     if not calls:
         raise refused(graph) or suspect(graph) or Unsupported(Reason.NO_ATTENTION)
-    length, hidden = _tokens(graph, calls)
+    length, hidden = find_tokens(graph, calls)
     if same(length, sympy.Integer(1)):
         raise Unsupported(Reason.ONE_TOKEN, calls[0].node)
-    dependent = _token_dependent(graph, hidden)
+    dependent = token_dependent(graph, hidden)
     own = [call for call in calls if call.key in dependent and same(call.query_length, length)]
     if not own:
         nothing = Unsupported(Reason.NO_ATTENTION, calls[0].node, "no attention over the scale's own tokens")
@@ -82,96 +80,12 @@ def read_step(graph: fx.Graph) -> StepFacts:
         # Arithmetic on a constant L leaves no trace, and the graph of a later scale could turn out not
         # prunable: it would read a cache that this one left shorter than it expects.
         raise Unsupported(Reason.AMBIGUOUS_LENGTH, hidden, f"the trace fixed it to {length}")
-    _refuse_float_sizes(graph)
+    refuse_float_sizes(graph)
     order = {node: at for at, node in enumerate(graph.nodes)}
-    cuts = _cuts(graph, hidden, dependent, length)
+    cuts = find_cuts(graph, hidden, dependent, length)
     blocks = _blocks(graph, own, cuts, dependent, order, length)
     refuse_split_regions(graph, [block.nodes for block in blocks])
     return StepFacts(length, hidden, blocks, tuple(cuts), frozenset(dependent))
-
-
-def _refuse_float_sizes(graph: fx.Graph) -> None:
-    """Refuse a graph in which a number computed from sizes, such as 1 / L, meets a tensor."""
-    for node in graph.nodes:
-        for operand in node.all_input_nodes if is_tensor(node) else ():
-            value = value_of(operand)
-            if isinstance(value, torch.SymFloat):
-                raise Unsupported(Reason.LENGTH_IN_ARITHMETIC, node, str(value.node.expr))
-
-
-def _tokens(graph: fx.Graph, calls: Sequence[AttentionCall]) -> tuple[Size, fx.Node]:
-    """The token count and the token input, by the first attention whose queries are a scale's tokens."""
-    verdicts = []
-    for call in calls:
-        try:
-            return call.query_length, _token_input(graph, call, call.query_length)
-        except Unsupported as verdict:
-            verdicts.append(verdict)
-    raise verdicts[0]
-
-
-def _token_input(graph: fx.Graph, call: AttentionCall, length: Size) -> fx.Node:
-    """The graph input [R, L, C] that the first attention's queries depend on."""
-    ancestors: set[fx.Node] = set()
-    stack = [call.query]
-    while stack:
-        node = stack.pop()
-        if node not in ancestors:
-            ancestors.add(node)
-            stack.extend(node.all_input_nodes)
-    found = [
-        node
-        for node in graph.nodes
-        if node.op == "placeholder"
-        and node in ancestors
-        and is_tensor(node)
-        and len(shape_of(node)) == 3
-        and same(shape_of(node)[1], length)
-    ]
-    if len(found) != 1:
-        raise Unsupported(Reason.NO_TOKEN_AXIS, call.node, f"candidates: {[node.name for node in found]}")
-    # One token is never pruned, so it does not matter which size it is.
-    if length != 1 and sum(same(size, length) for size in shape_of(found[0])) != 1:
-        raise Unsupported(Reason.AMBIGUOUS_LENGTH, found[0], f"shape {list(shape_of(found[0]))}")
-    return found[0]
-
-
-def _token_dependent(graph: fx.Graph, hidden: fx.Node) -> set[fx.Node]:
-    """Nodes that depend on the tokens, reads of a written cache included."""
-    dependent = {hidden}
-    written: set[fx.Node] = set()
-    caches = written_caches(graph)
-    for node in graph.nodes:
-        if node.op in ("placeholder", "output"):
-            continue
-        inputs = node.all_input_nodes
-        # How many tokens there are does not depend on what they hold.
-        if operator_name(node) == "size" and size_of(node) is not None and inputs[0].op == "placeholder":
-            continue
-        if any(operand in dependent or operand in written for operand in inputs):
-            dependent.add(node)
-            if operator_name(node) == "setitem" and node.args[0] in caches:
-                written.add(node.args[0])
-    return dependent
-
-
-def _cuts(graph: fx.Graph, hidden: fx.Node, dependent: set[fx.Node], length: Size) -> list[fx.Node]:
-    """Hidden states [R, L, C] that alone are alive right after they are computed, in execution order."""
-    order = {node: at for at, node in enumerate(graph.nodes)}
-    last_use = {node: max((order[user] for user in node.users), default=-1) for node in dependent}
-    cuts, alive = [hidden], {hidden}
-    for node in graph.nodes:
-        if node not in dependent or node is hidden:
-            continue
-        at = order[node]
-        if last_use[node] > at:
-            alive.add(node)
-        alive = {value for value in alive if last_use[value] > at}
-        if alive == {node} and is_tensor(node):
-            shape = shape_of(node)
-            if len(shape) == 3 and same(shape[1], length):
-                cuts.append(node)
-    return cuts
 
 
 def _blocks(
@@ -290,28 +204,6 @@ def _last_block(
     # A single block, or a last one of its own kind: it ends with the last sum that adds to the stream.
     # Another sum, such as the shift of a head's modulation, does not end it.
     for leave in reversed(later):
-        if leave is not entry and _ends_with_sum(leave, entry) and _carries(leave, entry):
+        if leave is not entry and ends_with_sum(leave, entry) and carries(leave, entry):
             return _block(graph, layer, call, entry, leave, dependent, order)
     raise Unsupported(Reason.NO_BLOCK, call.node, "no residual sum follows the last attention")
-
-
-def _ends_with_sum(node: fx.Node, entry: fx.Node) -> bool:
-    """Whether a value is a sum in the type of `entry`, or a sum in another type cast back to it."""
-    if dtype_of(node) != dtype_of(entry):
-        return False
-    if operator_name(node) in _CASTS:
-        return dtype_of(node.all_input_nodes[0]) != dtype_of(entry)
-    return operator_name(node) in SUMS
-
-
-def _carries(node: fx.Node, entry: fx.Node) -> bool:
-    """Whether a value is `entry` plus updates.
-
-    A chain of sums leads back to it, in whatever precision and, in post-norm blocks, through norms.
-    """
-    if node is entry:
-        return True
-    name = operator_name(node)
-    if name in _CASTS | _NORMS and isinstance(node.args[0], fx.Node):
-        return _carries(node.args[0], entry)
-    return name in SUMS and any(_carries(operand, entry) for operand in node.all_input_nodes)

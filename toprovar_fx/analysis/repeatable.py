@@ -6,6 +6,7 @@ import operator
 
 from torch import fx
 
+from .._torch_private import is_mutable
 from .caches import written_caches
 from .operators import operator_name
 
@@ -58,9 +59,9 @@ def obstacle_to_repeating(graph: fx.Graph) -> str:
 
 
 def _writes(node: fx.Node) -> bool:
-    schema = getattr(node.target, "_schema", None)
-    if schema is not None:
-        return bool(schema.is_mutable)
+    mutable = is_mutable(node.target)
+    if mutable is not None:
+        return mutable
     if node.target in _IN_PLACE or "out" in node.kwargs or node.kwargs.get("inplace"):
         return True
     name = operator_name(node)

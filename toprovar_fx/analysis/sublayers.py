@@ -6,10 +6,11 @@ from collections.abc import Collection, Mapping, Sequence
 
 from torch import fx
 
-from .blocks import SUMS, Block
+from .blocks import Block
 from .contexts import is_context, refuse_split_regions, regions
 from .operators import operator_name
 from .reasons import Reason, Unsupported
+from .residual import SUMS
 from .shapes import dtype_of, value_of
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from .._torch_private import recompile_limit
+from .._torch_private import recompile_limit, uncompiled
 from ..errors import PromptError
 from ..models.text import TextFeatures
 from ..options import Options
@@ -71,7 +71,7 @@ def draw(
     from ..backend import toprovar
 
     measured = copy.copy(pipe)
-    dense = getattr(pipe.transformer, "_orig_mod", pipe.transformer)
+    dense = uncompiled(pipe.transformer)
     measured.transformer = torch.compile(dense, backend=toprovar, options=calibration.options)
     with recompile_limit(_RECOMPILE_LIMIT):
         for start, part in _batches(prompts, batch):

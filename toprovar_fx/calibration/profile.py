@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import math
-import os
-import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..errors import ProfileError, ScheduleError
 from ..schedules import Schedule
+from ..whole_files import replace_file
+from .entries import EntryReader
 
 FORMAT = "toprovar-fx profile"
 VERSION = 1
@@ -104,20 +103,11 @@ class Profile:
             ProfileError: the file cannot be written.
         """
         path = Path(path)
-        temporary = None
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(
-                "w", dir=path.parent, prefix=f".{path.name}.", delete=False, encoding="utf-8"
-            ) as file:
-                temporary = Path(file.name)
-                file.write(self.text())
-            os.replace(temporary, path)
+            replace_file(path, lambda partial: partial.write_text(self.text(), encoding="utf-8"))
         except OSError as error:
             raise ProfileError(f"cannot write profile '{path}': {error.strerror or error}") from error
-        finally:
-            if temporary is not None:
-                temporary.unlink(missing_ok=True)
         return path
 
     def text(self) -> str:
@@ -166,7 +156,7 @@ class Profile:
         Raises:
             ProfileError: see `load`.
         """
-        read = _Reader(name, document)
+        read = EntryReader(name, document)
         if read.get("format", str, default=None) != FORMAT:
             raise ProfileError(f"profile='{name}': no profile, expected the entry format: {FORMAT!r}")
         version = read.get("version", int)
@@ -190,7 +180,7 @@ class Profile:
             schedule=schedule,
             settings=read.get("settings", dict),
             depth=depth,
-            scope=tuple(_unit(read, "decisions.layer_scope", layers)),
+            scope=tuple(read.shares("decisions.layer_scope", layers)),
             kept=_kept(read, schedule, layers),
             observed=Observed(
                 images=images,
@@ -207,79 +197,7 @@ class Profile:
         )
 
 
-class _Reader:
-    """Reads entries by dotted names; whatever is not as expected is a `ProfileError` that names the entry."""
-
-    def __init__(self, name: str, document: object) -> None:
-        self.name, self.document = name, document
-
-    def get(self, entry: str, kind: type, *, optional: bool = False, **default: object) -> Any:
-        value = self.document
-        for part in entry.split("."):
-            if not isinstance(value, dict) or part not in value:
-                if default:
-                    return default["default"]
-                raise ProfileError(f"profile='{self.name}': the entry {entry} is missing")
-            value = value[part]
-        return self.checked(entry, value, kind, optional=optional)
-
-    def checked(self, entry: str, value: Any, kind: type, *, optional: bool = False) -> Any:
-        if value is None and optional:
-            return None
-        if kind is float and isinstance(value, int) and not isinstance(value, bool):
-            value = float(value)
-        right = isinstance(value, kind) and not (kind is int and isinstance(value, bool))
-        if not right or (kind is float and not math.isfinite(value)):
-            raise ProfileError(
-                f"profile='{self.name}': {entry}={str(value)[:40]!r}, expected {_NAMES[kind]}"
-                + (" or null" if optional else "")
-            )
-        return value
-
-    def row(self, entry: str, kind: type, length: int, *, optional: bool = False) -> list[Any]:
-        return self._row(entry, self.get(entry, list), kind, length, optional)
-
-    def rows(self, entry: str, kind: type, *, width: int, optional: bool = False) -> list[list[Any]]:
-        found = self.get(entry, list)
-        return [self._row(f"{entry}[{at}]", row, kind, width, optional) for at, row in enumerate(found)]
-
-    def table(self, entry: str, height: int, width: int) -> tuple[tuple[float | None, ...], ...]:
-        found = self.rows(entry, float, width=width, optional=True)
-        self._count(entry, found, height)
-        return tuple(tuple(row) for row in found)
-
-    def _row(self, entry: str, row: Any, kind: type, length: int, optional: bool) -> list[Any]:
-        self.checked(entry, row, list)
-        self._count(entry, row, length)
-        return [
-            self.checked(f"{entry}[{at}]", value, kind, optional=optional) for at, value in enumerate(row)
-        ]
-
-    def _count(self, entry: str, row: Sequence[Any], length: int) -> None:
-        if len(row) != length:
-            raise ProfileError(f"profile='{self.name}': {entry} has {len(row)} values, expected {length}")
-
-
-_NAMES: Mapping[type, str] = {
-    str: "text",
-    int: "an integer",
-    float: "a finite number",
-    dict: "an object",
-    list: "a list",
-}
-
-
-def _unit(read: _Reader, entry: str, length: int) -> list[float]:
-    found = read.row(entry, float, length)
-    for at, value in enumerate(found):
-        if not 0 <= value <= 1:
-            raise ProfileError(
-                f"profile='{read.name}': {entry}[{at}]={value:g}, expected a number from 0 to 1"
-            )
-    return found
-
-
-def _kept(read: _Reader, schedule: Schedule, layers: int) -> dict[int, tuple[int, ...]]:
+def _kept(read: EntryReader, schedule: Schedule, layers: int) -> dict[int, tuple[int, ...]]:
     found: dict[int, tuple[int, ...]] = {}
     for key in read.get("decisions.kept_tokens", dict):
         entry = f"decisions.kept_tokens.{key}"

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from ..errors import OutputError
 from ..loading.writing import check_writable as check_writable
+from ..loading.writing import write_whole
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -48,26 +47,19 @@ def plan_files(out: str | None, names: list[str]) -> list[Path]:
 
 
 def write_file(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Call ``write`` with a temporary file beside ``path`` and rename it to ``path`` once it is whole.
+    """Call ``write`` with a file beside ``path``, which gets its name once it is whole.
 
     An interruption leaves what was at ``path`` before. The folder is made when missing.
 
     Raises:
         OutputError: the file cannot be written.
     """
-    temporary = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            temporary = Path(file.name)
+
+    def fill(partial: Path) -> None:
+        with partial.open("wb") as file:
             write(file)
-        temporary.chmod(0o666 & ~_umask())  # temporary files are private, results are not
-        os.replace(temporary, path)
-    except OSError as error:
-        raise OutputError(f"cannot write '{path}': {error.strerror or error}") from error
-    finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
+
+    write_whole(path, fill)
 
 
 def write_png(path: Path, image: Image) -> None:
@@ -88,9 +80,3 @@ def _finite(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
-
-
-def _umask() -> int:
-    current = os.umask(0)
-    os.umask(current)
-    return current

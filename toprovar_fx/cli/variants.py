@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -97,27 +97,22 @@ def parse_variants(text: str) -> list[Variant]:
     return [parse_variant(name) for name in names]
 
 
-@contextmanager
-def room_for_graphs() -> Iterator[None]:
-    """Let several variants of one model compile in this process."""
-    import torch._dynamo
+def room_for_graphs() -> AbstractContextManager[object]:
+    """Let several variants of one model compile in the block."""
+    from .._torch_private import recompile_limit
 
-    with torch._dynamo.config.patch(recompile_limit=RECOMPILE_LIMIT):
-        yield
+    return recompile_limit(RECOMPILE_LIMIT)
 
 
 def compiled_graphs() -> int:
     """Return how many graphs this process has compiled, to see whether a timed round compiled."""
-    from torch._dynamo.utils import counters
-
+    from .._torch_private import unique_graphs
     from ..program import StepProgram, programs
 
     # Dynamo counts the graphs that stay as they are; a step's regions are compiled when they first run.
     steps = [program for program in programs() if isinstance(program, StepProgram)]
     regions = {id(region): region for program in steps for region in program.regions}
-    return int(counters["stats"]["unique_graphs"]) + sum(
-        len(region.compile_seconds) for region in regions.values()
-    )
+    return unique_graphs() + sum(len(region.compile_seconds) for region in regions.values())
 
 
 def _split(text: str) -> Sequence[str]:

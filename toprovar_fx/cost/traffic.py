@@ -7,9 +7,8 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
-from .._torch_private import DispatchMode, storage_of, written_arguments
+from .._torch_private import DispatchMode, packet_of, storage_of, tree_leaves, written_arguments
 
 Bytes = Any  # an int, or a SymInt where sizes are symbols
 
@@ -57,7 +56,7 @@ class TrafficCounter(DispatchMode):
         if not made and not written:
             return  # a view moves nothing
         # A copy overwrites its target; any other in-place operator reads it as well.
-        overwrites = str(getattr(func, "_overloadpacket", func)) in ("aten.copy_", "aten.fill_", "aten.zero_")
+        overwrites = str(packet_of(func)) in ("aten.copy_", "aten.fill_", "aten.zero_")
         read = [value for value in given if not (overwrites and any(value is w for w in written))]
         selects = getattr(func, "__name__", "").partition(".")[0] in _SELECTING and bool(made)
         reads = [
@@ -66,7 +65,7 @@ class TrafficCounter(DispatchMode):
         ]
         writes = [_bytes(value) for value in (*made, *written)]
         self._moved += [*reads, *writes]
-        if getattr(func, "_overloadpacket", func) in self._contractions:
+        if packet_of(func) in self._contractions:
             self._contracted += [*reads, *writes]
             self._results += made
             return

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from .._torch_private import graph_breaks, is_compiled, with_dynamic_tokens
+from .._torch_private import graph_breaks, is_compiled, uncompiled, with_dynamic_tokens
 from ..backend import toprovar
 from ..errors import OptionError
 from ..options import Options
@@ -103,5 +103,5 @@ def _compile(model: Callable[..., Any], settings: Options) -> Callable[..., Any]
 
 
 def _name(model: Any) -> str:
-    inner = getattr(model, "_orig_mod", model)
+    inner = uncompiled(model)
     return getattr(inner, "__name__", None) or type(inner).__name__

@@ -1,10 +1,9 @@
-"""Writing of files that are whole or not there."""
+"""Writing of checkpoints: files that are whole or not there, and read back as they were."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
@@ -15,33 +14,25 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError, OutputError
+from ..whole_files import replace_file
 from .files import one_line
 from .headers import safetensors_header
 
-# In front of the name of a file that is being written; such files are leftovers of a process that was killed.
-PARTIAL = ".partial-"
 _CHUNK_BYTES = 2**22
 _HEADROOM_BYTES = 2**20
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Call ``write`` with a path beside ``path``, and rename what it wrote once that has reached the disk.
+    """`whole_files.replace_file`, in a folder that is made when missing.
 
     Raises:
         OutputError: the file cannot be written; nothing is left of it, and what was at ``path`` stays.
     """
-    partial = path.with_name(f"{PARTIAL}{path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write(partial)
-        with partial.open("rb") as stream:
-            os.fsync(stream.fileno())
-        os.replace(partial, path)
+        replace_file(path, write)
     except OSError as error:
         raise OutputError(f"cannot write '{path}': {error.strerror or one_line(error)}") from None
-    finally:
-        if partial.exists():
-            partial.unlink()
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

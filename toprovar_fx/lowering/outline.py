@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import fx
 
+from .._torch_private import keep_source
 from ..analysis.signature import external_inputs
 
 
@@ -64,8 +65,7 @@ def replace_by_calls(graph: fx.Graph, outlines: Sequence[Outline]) -> fx.Graph:
                 _call(copied, last[node], mapped)
         else:
             new = copied.node_copy(node, lambda operand: mapped[operand])
-            if hasattr(node, "_dynamo_source"):
-                new._dynamo_source = node._dynamo_source
+            keep_source(new, node)
             mapped[node] = new
     copied.lint()
     return copied

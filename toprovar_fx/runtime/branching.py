@@ -9,8 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..analysis.reasons import Fallback, Reason
 from ..criteria.saliency import scale_weight
 from ..criteria.selection import round_to_bucket
+from ..errors import GraphError
 from ..options import Options
 from ..schedules import Schedule
 from .layer_plan import FEWEST_TOKENS
@@ -49,6 +51,38 @@ class BranchedRun:
     branch: Tensor
     runs: Mapping[int, Run]
     keep: Tensor | None
+
+
+def begin_branching(
+    options: Options, schedule: Schedule, images: int, layers: int, measured_at: int, ledger: Ledger
+) -> Branching | None:
+    """Let the layers of a generation decide themselves, from its first scale on.
+
+    Args:
+        options: the settings.
+        schedule: the scales.
+        images: B.
+        layers: number of layers of the model.
+        measured_at: the scale at which R is measured; 0 where it is not.
+        ledger: gets the reason if the host has to decide.
+
+    Returns:
+        The state of such a generation, or None where the schedule does not let them decide.
+
+    Raises:
+        GraphError: the schedule does not let them, with `strict`.
+    """
+    depth = DepthOnDevice(options, len(schedule), images, ledger)
+    if measured_at > depth.first:
+        detail = f"R is measured at scale {measured_at}, where layers may be pruned already"
+        fallback = Fallback(Reason.GATE_ON_HOST, detail=detail)
+        if options.strict:
+            raise GraphError(str(fallback))
+        if fallback not in ledger.fallbacks:
+            ledger.fallbacks.append(fallback)
+        return None
+    depth.adopt(layers)
+    return Branching(options, schedule, images, depth, ScopeOnDevice(options, schedule, ledger), ledger)
 
 
 class Branching:

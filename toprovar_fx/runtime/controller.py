@@ -7,7 +7,6 @@ ranked by a map that is already there (`entropy_source`).
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,25 +14,24 @@ import sympy
 from torch import Tensor
 
 from ..analysis.cache_layout import CacheLayout
-from ..analysis.reasons import Fallback, Reason
-from ..cost.budget import Counts
 from ..criteria.restore import scatter_rows
 from ..criteria.score_registry import ScoreContext
 from ..errors import GraphError
 from ..options import Options
-from .branching import Branching
-from .budget import BudgetQuestion, StepBudget
+from .branching import Branching, begin_branching
+from .budget import StepBudget
 from .compaction import Compaction
 from .depth import DepthTracker
 from .generation import Generation
 from .graph_updates import GraphUpdates
 from .layer_plan import LayerPlan, LayerQuestion
 from .ledger import Ledger
-from .maps import ScaleMaps
-from .on_device import DepthOnDevice, ScopeOnDevice
+from .ranking import Ranking
+from .rations import Rations
 from .scope import ScopeTracker
 from .short_caches import ShortCaches
-from .taps import ranking_layer, ranks_others
+from .silence import warn_if_idle
+from .taps import ranks_others
 
 
 class Controller:
@@ -57,17 +55,30 @@ class Controller:
         self._depth = DepthTracker(options, self._scales, generation.images, self.ledger)
         self.policy = options.deciding(options, schedule, generation.images, self._depth)
         self._scope = ScopeTracker(options, schedule, self.ledger)
-        self._entropy = ScaleMaps(schedule, updates=False)
+        self._ranking = Ranking(options, schedule)
         self._updates = GraphUpdates(schedule)
         self.branching: Branching | None = None
-        self._latest: int | None = None
         self.caches = ShortCaches()
         self._compaction = (
             Compaction(options, schedule, self.caches, self.ledger) if options.compacts else None
         )
         self._plans: dict[int, LayerPlan] = {}
-        self._counts: dict[int, Counts] = {}
-        self._sizes: list[tuple[int, Mapping[sympy.Symbol, int]]] = []
+        self._rations: Rations | None = None
+        if options.budget is not None:
+            deciding = self.policy, self._depth, self._scope
+            self._rations = Rations(options, generation, *deciding, self.caches.dropped, self.ledger)
+
+    @property
+    def scale(self) -> int:
+        """The scale that runs."""
+        return self._generation.scale
+
+    @property
+    def images(self) -> int:
+        """B."""
+        return self._generation.images
+
+    # What a step asks and tells before it runs.
 
     def adopt(self, layers: int, parts: int = 1) -> None:
         """Learn the number of layers of the model, when its first scale step runs.
@@ -76,6 +87,9 @@ class Controller:
         """
         self.layers = layers
         self._depth.adopt(layers)
+        self._ranking.adopt(layers)
+        if self._rations is not None:
+            self._rations.adopt(layers)
         self.policy.adopt(layers, parts)
 
     def enter(self) -> None:
@@ -96,76 +110,23 @@ class Controller:
             )
         if not in_graphs or self.branching is not None or self.ledger.runs:
             return
-        schedule, images = self._generation.schedule, self.images
-        depth = DepthOnDevice(self.options, self._scales, images, self.ledger)
-        if self._scope.measured_at > depth.first:
-            detail = f"R is measured at scale {self._scope.measured_at}, where layers may be pruned already"
-            fallback = Fallback(Reason.GATE_ON_HOST, detail=detail)
-            if self.options.strict:
-                raise GraphError(str(fallback))
-            if fallback not in self.ledger.fallbacks:
-                self.ledger.fallbacks.append(fallback)
-            return
-        depth.adopt(self.layers)
-        scope = ScopeOnDevice(self.options, schedule, self.ledger)
-        self._depth, self._scope, self.policy.depth = depth, scope, depth
-        self.branching = Branching(self.options, schedule, images, depth, scope, self.ledger)
-
-    def leave_out_unconditional(self) -> None:
-        """Note that the scale that is about to run has the conditional rows alone, as all after it will."""
-        if not self.ledger.conditional_scales:
-            self._entropy.keep_rows(self.images)
-            self._updates.keep_rows(self.images)
-            self.policy.keep_rows(self.images)
-        self.ledger.conditional_scales.add(self.scale)
-
-    def settle(self) -> None:
-        """Read back, after the last scale, what the layers decided themselves."""
+        given = self.options, self._generation.schedule, self.images, self.layers
+        self.branching = begin_branching(*given, self._scope.measured_at, self.ledger)
         if self.branching is not None:
-            self.branching.settle()
+            self._depth, self._scope = self.branching.depth, self.branching.scope
+            self.policy.depth = self.branching.depth
 
     def ration(self, budget: StepBudget, sizes: Mapping[sympy.Symbol, int]) -> None:
         """Solve the budget for the scale that is about to run, once its step and sizes are known.
 
         Raises:
             OptionError: a budget that cannot be met.
+            GraphError: the step was traced for one token count alone.
         """
-        if self.scale in self._counts:
-            return
-        self._sizes.append((self.scale, sizes))
-        first_call = not self._counts
-        self._counts[self.scale] = {}
-        if first_call or any(self._budget_allows(self.scale, layer) for layer in range(self.layers)):
-            self._counts[self.scale] = budget.solve(self._budget_question(), self._sizes)
+        if self._rations is not None:
+            self._rations.solve(budget, sizes)
 
-    def _budget_question(self) -> BudgetQuestion:
-        exits = (scale for scale in range(self._scales) if self.exits(scale))
-        return BudgetQuestion(
-            options=self.options,
-            schedule=self._generation.schedule,
-            images=self.images,
-            layers=self.layers,
-            scale=self.scale,
-            exit=next(exits, self._scales),
-            measures_scope=self._scope.mapped_at,
-            may_prune=self._budget_allows,
-            retention=lambda at, layer: self.policy.retention(at, layer, self._scope.detail(layer)),
-            dropped=self.caches.dropped,
-            ledger=self.ledger,
-            rows_share=self._rows_share,
-        )
-
-    def _rows_share(self, scale: int) -> float:
-        """Share of the dense model's rows that run at a scale."""
-        return 0.5 if self._generation.guided and self.policy.conditional_only(scale) else 1.0
-
-    def _budget_allows(self, scale: int, layer: int) -> bool:
-        """Whether a budget may drop tokens of `layer` at `scale`; it does not wait for a depth online."""
-        fixed = self.options.depth == "fixed" and self.options.prune_scales
-        beyond = self._depth.beyond(scale) if fixed else scale >= self._depth.first
-        return beyond and scale > 0 and self.policy.is_open(layer) and not self.exits(scale)
-
-    # What the generation asks.
+    # What the generation asks and tells.
 
     @property
     def depth(self) -> int | None:
@@ -180,35 +141,37 @@ class Controller:
         """Close the scale that ran."""
         self._depth.end_scale(self.scale)
         self._scope.end_scale()
-        self._entropy.end_scale()
+        self._ranking.end_scale()
         self._updates.end_scale()
         if self._compaction is not None:
             self._compaction.end_scale(self.scale)
         self._plans = {}
-        self._latest = None
+
+    def leave_out_unconditional(self) -> None:
+        """Note that the scale that is about to run has the conditional rows alone, as all after it will."""
+        if not self.ledger.conditional_scales:
+            self._ranking.keep_rows(self.images)
+            self._updates.keep_rows(self.images)
+            self.policy.keep_rows(self.images)
+        self.ledger.conditional_scales.add(self.scale)
+
+    def settle(self) -> None:
+        """Read back, after the last scale, what the layers decided themselves."""
+        if self.branching is not None:
+            self.branching.settle()
 
     def warn_if_idle(self) -> None:
         """Say loudly that pruning was asked for and no graph could be pruned."""
         if self.options.rewrites and not self.ledger.prunable:
-            warnings.warn(
-                "toprovar: this generation ran without a prunable graph, so nothing was pruned. "
-                f"Reasons: {self.ledger.reasons() or 'what was compiled was never traced as a scale step'}. "
-                "Compile the module whose forward is one scale step, or see toprovar_fx.explain.",
-                RuntimeWarning,
-                stacklevel=3,
-            )
+            warn_if_idle(self.ledger.reasons())
+
+    def release(self) -> None:
+        """Let go of keys and values: no graph of the generation runs any more."""
+        self.caches.release()
+        if self._compaction is not None:
+            self._compaction.release()
 
     # What the gates ask.
-
-    @property
-    def scale(self) -> int:
-        """The scale that runs."""
-        return self._generation.scale
-
-    @property
-    def images(self) -> int:
-        """B."""
-        return self._generation.images
 
     def prunes(self, layer: int) -> bool:
         """Scale-depth gate: whether `layer` is past the depth, so that it may compute fewer tokens."""
@@ -220,15 +183,14 @@ class Controller:
 
     def ratio(self, layer: int) -> float | None:
         """The explicit keep ratio of `layer` at this scale, given or solved for, or None."""
-        if self.options.budget is not None:
-            count = self._counts.get(self.scale, {}).get((self.scale, layer))
-            return None if count is None else count / self._generation.schedule.tokens[self.scale]
+        if self._rations is not None:
+            return self._rations.ratio(layer)
         return self.policy.keep_ratio(self.scale, layer)
 
     def _may_be_explicit(self, scale: int, layer: int) -> bool:
         """Whether a keep ratio below 1 is given, or may be solved for, at another scale."""
-        if self.options.budget is not None:
-            return self._budget_allows(scale, layer)
+        if self._rations is not None:
+            return self._rations.allows(scale, layer)
         ratio = self.policy.keep_ratio(scale, layer)
         return ratio is not None and ratio < 1
 
@@ -256,23 +218,19 @@ class Controller:
 
     def ranking(self, layer: int) -> Tensor | None:
         """The entropy map [R, L] of the current scale that ranks the tokens of `layer`."""
-        return self.map_of(self.ranked_by(layer, self._latest))
+        return self._ranking.map_for(layer, self.scale)
 
     def ranked_by(self, layer: int, latest: int | None) -> int:
         """The layer whose map ranks the tokens of `layer`; `latest` was the last measured at this scale."""
-        if self.options.ranking_depth is not None:
-            return ranking_layer(self.options, self.layers)
-        if self.options.entropy_source == "previous_scale" or latest is None:
-            return layer
-        return latest
+        return self._ranking.ranked_by(layer, latest)
 
     def knows_map(self, layer: int) -> bool:
         """Whether `layer` left an entropy map at this scale or an earlier one."""
-        return layer in self._entropy
+        return layer in self._ranking
 
     def map_of(self, layer: int) -> Tensor | None:
         """The latest entropy map of `layer` at the tokens of this scale, [R, L], or None."""
-        return self._entropy.at(layer, self.scale) if self.knows_map(layer) else None
+        return self._ranking.map_of(layer, self.scale)
 
     def taps(self, layer: int) -> bool:
         """Entropy tap: whether somebody needs the entropies of `layer` at this scale."""
@@ -291,12 +249,13 @@ class Controller:
             return self._may_be_explicit(coming, layer)
         return self.policy.may_prune(coming, self.scale)
 
+    # What the gates tell, and what they ask of what was told.
+
     def observe(self, layer: int, entropy: Tensor, keep: Tensor | None, length: int) -> None:
         """Take the entropies [R, L] (or [R, K] of the kept tokens) of `layer` at this scale."""
         if keep is not None:
             entropy = scatter_rows(self.ranking(layer), keep, entropy, length)
-        self._entropy.put(layer, self.scale, entropy)
-        self._latest = layer
+        self._ranking.put(layer, self.scale, entropy)
         self.ledger.maps[self.scale, layer] = entropy
         self._depth.observe(layer, self.scale, entropy)
         self._scope.observe(layer, self.scale, entropy)
@@ -310,12 +269,6 @@ class Controller:
         """
         if self._compaction is not None and begin is not None:
             self._compaction.observe(layer, self.scale, queries, layout, inputs, begin)
-
-    def release(self) -> None:
-        """Let go of keys and values: no graph of the generation runs any more."""
-        self.caches.release()
-        if self._compaction is not None:
-            self._compaction.release()
 
     def offset(self, layer: int, start: int) -> int:
         """First cache row that `layer` writes: the graph's own start less the rows that pruning left out."""

@@ -45,4 +45,19 @@ def warn_outside_generation() -> None:
     )
 
 
+def warn_if_idle(reasons: str) -> None:
+    """Warn that a generation was to be pruned and no graph of it could be.
+
+    Args:
+        reasons: why its graphs stayed dense, in words; "" if there was no graph.
+    """
+    warnings.warn(
+        "toprovar: this generation ran without a prunable graph, so nothing was pruned. "
+        f"Reasons: {reasons or 'what was compiled was never traced as a scale step'}. "
+        "Compile the module whose forward is one scale step, or see toprovar_fx.explain.",
+        RuntimeWarning,
+        stacklevel=4,
+    )
+
+
 atexit.register(warn_if_silent)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError
+from ..whole_files import replace_file
 
 SHARD_BYTES = 14 * 2**20
 
@@ -19,9 +19,7 @@ SHARD_BYTES = 14 * 2**20
 def save_state(path: Path, state: Mapping[str, Any]) -> None:
     """Write tensors, numbers and plain containers; the file appears only when it is complete."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    torch.save(dict(state), partial)
-    os.replace(partial, path)
+    replace_file(path, lambda partial: torch.save(dict(state), partial))
 
 
 def load_state(path: Path, device: torch.device) -> dict[str, Any] | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -19,21 +18,19 @@ from ..errors import CheckpointError
 from ..models.bsq import MultiScaleBSQ
 from ..models.vae import ImageVAE, VAEConfig
 from ..scenes.render import render
-from .clock import Clock, learning_rate, stop_on_signal
-from .compiling import Compilation
-from .ema import Average
+from .clock import learning_rate, stop_on_signal
 from .images import image_batches
-from .meter import Meter
 from .optimiser import adamw
 from .precision import fast_matmul, mixed
 from .reconstruction import commitment_loss, psnr, reconstruction_loss
 from .settings import RunSettings, TokenizerSettings
-from .storage import export_weights, load_state, save_state, write_json
+from .storage import export_weights, load_state, write_json
+from .trainer import Stepped, Trainer
 
 _STATE = "tokenizer.pt"
 
 
-class TokenizerTrainer:
+class TokenizerTrainer(Trainer):
     """State and step of the tokenizer phase.
 
     Args:
@@ -45,23 +42,21 @@ class TokenizerTrainer:
     def __init__(
         self, run: RunSettings, settings: TokenizerSettings, workdir: Path, device: torch.device
     ) -> None:
-        self.run_settings, self.settings, self.device = run, settings, device
-        self.path = workdir / _STATE
+        self.settings, self.batch = settings, settings.batch
         torch.manual_seed(run.seed)
         self.vae = ImageVAE(settings.vae).to(device)
         if device.type == "cuda":
             self.vae.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.optimiser = adamw(self.vae, peak=settings.peak, weight_decay=0.0, betas=(0.9, 0.95))
-        self.average = Average(self.vae, max(run.seconds * settings.memory, 1e-3))
-        self.steps, self.batch = 0, settings.batch
-        state = load_state(self.path, device)
-        self.clock = Clock(run.seconds, run.session_seconds, float(state["elapsed"]) if state else 0.0)
-        if state is not None:
-            self.vae.load_state_dict(state["model"])
-            self.optimiser.load_state_dict(state["optimiser"])
-            self.average.load_state_dict(state["average"])
-            self.steps = int(state["steps"])
-        self.compilation = Compilation(run.compile)
+        path = workdir / _STATE
+        super().__init__(
+            run,
+            self.vae,
+            adamw(self.vae, peak=settings.peak, weight_decay=0.0, betas=(0.9, 0.95)),
+            memory=settings.memory,
+            path=path,
+            state=load_state(path, device),
+            device=device,
+        )
         self.compilation.wrap_forwards([self.vae.encoder, self.vae.decoder])
         self._loss = self.compilation.wrap(reconstruction_loss)
         # Scale counts of truncated images are drawn on the host: no value has to come back from the device.
@@ -89,29 +84,13 @@ class TokenizerTrainer:
 
     def guarded_step(self, batches: Iterator[Tensor]) -> dict[str, Tensor] | None:
         """A step that survives a failing compiler and, by halving the batch, a full device (then None)."""
-        try:
-            return self.step(next(batches)[: self.batch])
-        except torch.OutOfMemoryError:
-            if self.batch == 1:
-                raise
-            self.batch = max(1, self.batch // 2)
-            print(f"out of memory: batch {self.batch} from here", file=sys.stderr, flush=True)
-        except Exception as error:
-            if not self.compilation.give_up(error):
-                raise
-        self.optimiser.zero_grad(set_to_none=True)
-        return None
+        return self.guarded(lambda: self.step(next(batches)[: self.batch]), self._halve)
 
-    def save(self) -> None:
-        """Write the resumable state."""
-        state: dict[str, Any] = {
-            "model": self.vae.state_dict(),
-            "optimiser": self.optimiser.state_dict(),
-            "average": self.average.state_dict(),
-            "steps": self.steps,
-            "elapsed": self.clock.elapsed,
-        }
-        save_state(self.path, state)
+    def _halve(self) -> str | None:
+        if self.batch == 1:
+            return None
+        self.batch //= 2
+        return f"batch {self.batch}"
 
     def train(self) -> None:
         """Run until the budget, the session limit or a signal, then save."""
@@ -122,28 +101,15 @@ class TokenizerTrainer:
             seed=self.run_settings.seed + self.steps,
             draw=self.compilation.wrap_pure(render),
         )
-        meter = Meter(self.clock, self.run_settings.log_every)
-        saved = time.monotonic()
+
+        def step(fraction: float) -> Stepped | None:
+            began = time.monotonic()
+            values = self.guarded_step(batches)
+            return None if values is None else Stepped(values, self.batch, time.monotonic() - began)
+
         with stop_on_signal(self.clock), fast_matmul():
             self.guarded_step(batches)  # compiles outside the counted time
-            self.clock.start()
-            while not self.clock.over:
-                began = time.monotonic()
-                rate = learning_rate(self.clock.fraction, self.settings.peak)
-                for group in self.optimiser.param_groups:
-                    group["lr"] = rate
-                values = self.guarded_step(batches)
-                if values is None:
-                    continue
-                self.steps += 1
-                self.average.update(time.monotonic() - began)
-                meter.add(values, self.batch)
-                if meter.due:
-                    meter.line(f"tokenizer step {self.steps} lr {rate:.1e}")
-                if time.monotonic() - saved > self.run_settings.save_every:
-                    self.save()
-                    saved = time.monotonic()
-            self.clock.pause()
+            self.loop("tokenizer", lambda fraction: learning_rate(fraction, self.settings.peak), step)
         self.save()
 
 
@@ -182,13 +148,9 @@ def train_tokenizer(
     """Train (or go on training) the tokenizer, export its averaged weights; return a summary and it."""
     trainer = TokenizerTrainer(run, settings, workdir, device)
     trainer.train()
-    trainer.compilation.enabled = False
-    trainer.average.copy_to(trainer.vae)
-    trainer.vae.eval()
     summary = {
         "phase": "tokenizer",
-        "steps": trainer.steps,
-        "seconds": round(trainer.clock.elapsed, 1),
+        **trainer.finish(),
         "psnr": round(measure(trainer.vae, device, 4 * settings.batch, settings.batch), 2),
     }
     if export is not None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-import sys
 import time
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,17 +19,15 @@ from ..models.text_encoder import SceneTextEncoder
 from ..models.vae import ImageVAE
 from ..scenes.vocab import MAX_WORDS, VOCAB_SIZE
 from ..schedules import Schedule
-from .clock import Clock, learning_rate, stop_on_signal
-from .compiling import Compilation
-from .ema import Average
+from .clock import learning_rate, stop_on_signal
 from .latents import CaptionedLatents, build_cache
-from .meter import Meter
 from .mixture import Mixture
 from .objective import Objective, bit_loss, corrupt
 from .optimiser import adamw
 from .precision import fast_matmul, mixed
 from .settings import RunSettings, TransformerSettings
-from .storage import export_weights, load_state, save_state, write_json
+from .storage import export_weights, load_state, write_json
+from .trainer import Stepped, Trainer, say
 
 _STATE = "transformer.pt"
 
@@ -50,7 +48,7 @@ class Pair(nn.Module):
         )
 
 
-class TransformerTrainer:
+class TransformerTrainer(Trainer):
     """State and steps of the transformer phase.
 
     Args:
@@ -70,33 +68,26 @@ class TransformerTrainer:
         device: torch.device,
         init_from: Path | None = None,
     ) -> None:
-        self.run_settings, self.settings, self.device, self.vae = run, settings, device, vae
-        self.path = workdir / _STATE
+        self.settings, self.vae = settings, vae
         torch.manual_seed(run.seed)
         self.pair = Pair(settings).to(device)
         schedule = Schedule.named("scenes")
         self.pair.transformer.set_schedule(schedule)
-        self.optimiser = adamw(
+        optimiser = adamw(
             self.pair, peak=settings.peak, weight_decay=settings.weight_decay, betas=settings.betas
         )
-        state = load_state(self.path, device)
+        path = workdir / _STATE
+        state = load_state(path, device)
         if state is None and init_from is not None:
             load_pair(self.pair, init_from)
-        self.average = Average(self.pair, max(run.seconds * settings.memory, 1e-3))
-        self.clock = Clock(run.seconds, run.session_seconds, float(state["elapsed"]) if state else 0.0)
-        self.steps = 0
-        self.last: dict[str, list[float]] = {}
-        if state is not None:
-            self.pair.load_state_dict(state["model"])
-            self.optimiser.load_state_dict(state["optimiser"])
-            self.average.load_state_dict(state["average"])
-            self.steps = int(state["steps"])
+        super().__init__(
+            run, self.pair, optimiser, memory=settings.memory, path=path, state=state, device=device
+        )
         self.kinds = list(settings.kinds)
         self.batches = [kind.batch for kind in self.kinds]
         self.objectives = [
             Objective.build(schedule.tokens, kind.scales, settings.scale_power, device) for kind in self.kinds
         ]
-        self.compilation = Compilation(run.compile)
         self.compilation.wrap_forwards(self.pair.transformer.blocks())
         self._loss = self.compilation.wrap(bit_loss)
         self._generator = torch.Generator(device).manual_seed(run.seed * 7919 + self.steps)
@@ -124,34 +115,24 @@ class TransformerTrainer:
 
     def guarded_step(self, kind: int, data: CaptionedLatents) -> dict[str, Tensor] | None:
         """A step that survives a failing compiler and, by halving its kind's batch, a full device."""
-        try:
-            return self.step(kind, data)
-        except torch.OutOfMemoryError:
-            if self.batches[kind] == 1:
-                raise
-            self.batches[kind] //= 2
-            _say(f"out of memory: {self.kinds[kind].name} batch {self.batches[kind]} from here")
-        except Exception as error:
-            if not self.compilation.give_up(error):
-                raise
-        self.optimiser.zero_grad(set_to_none=True)
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
-        return None
+        return self.guarded(lambda: self.step(kind, data), lambda: self._halve(kind))
+
+    def _halve(self, kind: int) -> str | None:
+        if self.batches[kind] == 1:
+            return None
+        self.batches[kind] //= 2
+        return f"{self.kinds[kind].name} batch {self.batches[kind]}"
 
     def measure_costs(self, data: CaptionedLatents) -> list[float]:
         """Compile each kind of step and return its seconds; the learning rate is 0 meanwhile."""
-        for group in self.optimiser.param_groups:
-            group["lr"] = 0.0
+        self.set_rate(0.0)
         while True:
             began_eager = not self.compilation.enabled
             costs = [self._cost(kind, data) for kind in range(len(self.kinds))]
             if began_eager or self.compilation.enabled:
                 break
         for kind, batch, cost in zip(self.kinds, self.batches, costs, strict=True):
-            print(
-                f"{kind.name}: {cost * 1e3:.0f} ms, {batch / cost:.0f} images/s", file=sys.stderr, flush=True
-            )
+            say(f"{kind.name}: {cost * 1e3:.0f} ms, {batch / cost:.0f} images/s")
         return costs
 
     def _cost(self, kind: int, data: CaptionedLatents, repeats: int = 3) -> float:
@@ -159,9 +140,7 @@ class TransformerTrainer:
         while self.guarded_step(kind, data) is None:
             pass
         self._synchronise()
-        print(
-            f"{self.kinds[kind].name}: ready in {time.monotonic() - began:.0f}s", file=sys.stderr, flush=True
-        )
+        say(f"{self.kinds[kind].name}: ready in {time.monotonic() - began:.0f}s")
         began = time.monotonic()
         for _ in range(repeats):
             self.guarded_step(kind, data)
@@ -171,17 +150,6 @@ class TransformerTrainer:
     def _synchronise(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
-
-    def save(self) -> None:
-        """Write the resumable state."""
-        state: dict[str, Any] = {
-            "model": self.pair.state_dict(),
-            "optimiser": self.optimiser.state_dict(),
-            "average": self.average.state_dict(),
-            "steps": self.steps,
-            "elapsed": self.clock.elapsed,
-        }
-        save_state(self.path, state)
 
     def train(self) -> None:
         """Fill the cache, then run until the budget, the session limit or a signal, then save.
@@ -204,40 +172,29 @@ class TransformerTrainer:
             data = CaptionedLatents(cache, settings.caption_pool, self.run_settings.seed + self.steps)
             mixture = Mixture(self.kinds, self.measure_costs(data))
             self._loop(data, mixture)
-            self.clock.pause()
         self.save()
 
     def _loop(self, data: CaptionedLatents, mixture: Mixture) -> None:
         settings = self.settings
-        meter = Meter(self.clock, self.run_settings.log_every)
-        saved = time.monotonic()
-        self.clock.start()
-        while not self.clock.over:
-            fraction = self.clock.fraction
-            rate = learning_rate(fraction, settings.peak, warmup=settings.warmup, decay=settings.decay)
-            for group in self.optimiser.param_groups:
-                group["lr"] = rate
+
+        def rate(fraction: float) -> float:
+            return learning_rate(fraction, settings.peak, warmup=settings.warmup, decay=settings.decay)
+
+        def step(fraction: float) -> Stepped | None:
             kind = mixture.next(fraction)
             values = self.guarded_step(kind, data)
-            if values is None:
-                continue
-            self.steps += 1
-            self.average.update(mixture.costs[kind])
-            meter.add(values, self.batches[kind])
-            if meter.due:
-                meter.line(f"transformer step {self.steps} lr {rate:.1e}")
-                self.last.update(meter.last)
-                if not math.isfinite(meter.last["norm"][0]):
-                    raise CheckpointError(
-                        f"step {self.steps}: gradient norm is not finite; lower --lr and resume"
-                    )
-            if time.monotonic() - saved > self.run_settings.save_every:
-                self.save()
-                saved = time.monotonic()
+            return None if values is None else Stepped(values, self.batches[kind], mixture.costs[kind])
 
+        self.loop("transformer", rate, step)
 
-def _say(message: str) -> None:
-    print(message, file=sys.stderr, flush=True)
+    def check(self, last: Mapping[str, list[float]]) -> None:
+        """Refuse to go on from weights that are not finite.
+
+        Raises:
+            CheckpointError: the gradient's norm is not; the saved state is then still the last good one.
+        """
+        if not math.isfinite(last["norm"][0]):
+            raise CheckpointError(f"step {self.steps}: gradient norm is not finite; lower --lr and resume")
 
 
 def load_pair(pair: Pair, folder: Path) -> None:
@@ -253,13 +210,9 @@ def load_pair(pair: Pair, folder: Path) -> None:
 def train_transformer(trainer: TransformerTrainer, export: Path | None) -> dict[str, Any]:
     """Train (or go on training), put the averaged weights in place, export them, and return a summary."""
     trainer.train()
-    trainer.compilation.enabled = False
-    trainer.average.copy_to(trainer.pair)
-    trainer.pair.eval()
     summary: dict[str, Any] = {
         "phase": "transformer",
-        "steps": trainer.steps,
-        "seconds": round(trainer.clock.elapsed, 1),
+        **trainer.finish(),
         "complete": trainer.clock.complete,
         "last": {name: [round(value, 4) for value in values] for name, values in trainer.last.items()},
     }

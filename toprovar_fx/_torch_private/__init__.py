@@ -1,0 +1,92 @@
+"""Every private torch interface that the backend touches (torch 2.11 to 2.14), a file per subject.
+
+- `symbolic_inputs`: `ShapeEnv`, `FakeTensorMode`, `create_symbol` and guards, for the sizes of block graphs.
+- `symbolic_numbers`: `SymNode.expr` and kinds of symbols, to tell numbers that do not depend on sizes.
+- `fake_runs`: the Python dispatcher, for shapes, sizes and operation counts without data.
+- `inductor`: `compile_fx`, for graphs that the passes rewrote.
+- `graphs`: attributes of FX graphs and nodes, and `torch.cond` as a node of a graph that a pass builds.
+- `modules`: their dictionaries of parts and hooks, and the wrapper of a compiled one.
+- `operators`: `TorchDispatchMode` and schemas, for what operators read and write; `_addmm_activation`.
+- `tensors`: storage identities, `_version`, `_foreach_copy_` and `tree_leaves`, for caches and many copies.
+- `dynamo`: its settings, errors, registry and marks of sizes, for how a function is traced.
+- `dynamo_records`: its counters, metrics and compile ids, and torch's structured trace.
+
+Code outside this package imports from here, not from the files, and names nothing private of torch itself
+(`tests/test_repository.py`).
+"""
+
+from __future__ import annotations
+
+from torch.utils._pytree import tree_leaves
+
+from .dynamo import (
+    TRACING_FAILURES,
+    compile_apart,
+    is_compiled,
+    named_as_backend,
+    recompile_limit,
+    varies,
+    with_dynamic_tokens,
+)
+from .dynamo_records import (
+    FrameCompilation,
+    compile_id,
+    frame_compilations,
+    graph_breaks,
+    trace_artifact,
+    unique_graphs,
+)
+from .fake_runs import fake_run, symbolic_values
+from .graphs import clone_graph, cond, keep_source
+from .inductor import CompiledGraph, compile_with_dynamo_inputs, compile_with_inductor
+from .modules import shadow, uncompiled
+from .operators import (
+    DispatchMode,
+    is_mutable,
+    linear_gelu_rows,
+    packet_of,
+    parameter_names,
+    written_arguments,
+)
+from .symbolic_inputs import SymbolicInputs
+from .symbolic_numbers import depends_on_sizes, hint_of
+from .tensors import copy_all, storage_of, version_of
+
+__all__ = [
+    "TRACING_FAILURES",
+    "CompiledGraph",
+    "DispatchMode",
+    "FrameCompilation",
+    "SymbolicInputs",
+    "clone_graph",
+    "compile_apart",
+    "compile_id",
+    "compile_with_dynamo_inputs",
+    "compile_with_inductor",
+    "cond",
+    "copy_all",
+    "depends_on_sizes",
+    "fake_run",
+    "frame_compilations",
+    "graph_breaks",
+    "hint_of",
+    "is_compiled",
+    "is_mutable",
+    "keep_source",
+    "linear_gelu_rows",
+    "named_as_backend",
+    "packet_of",
+    "parameter_names",
+    "recompile_limit",
+    "shadow",
+    "storage_of",
+    "symbolic_values",
+    "trace_artifact",
+    "tree_leaves",
+    "uncompiled",
+    "unique_graphs",
+    "varies",
+    "version_of",
+    "with_dynamic_tokens",
+    "written_arguments",
+]

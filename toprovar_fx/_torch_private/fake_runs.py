@@ -1,0 +1,46 @@
+"""Runs of a graph on fake tensors: shapes and sizes without data."""
+
+from __future__ import annotations
+
+import torch
+from torch import fx
+from torch._dispatch.python import enable_python_dispatcher
+
+from .symbolic_inputs import SymbolicInputs
+
+
+def fake_run(graph: fx.GraphModule, inputs: SymbolicInputs) -> object:
+    """Run a graph on fake tensors, for shapes and for dispatch modes that count operations.
+
+    Returns:
+        The graph's fake result.
+    """
+    # Its cache compares symbolic shapes one by one and costs more than it saves in a single run.
+    inputs.mode.cache_enabled = False
+    # Composite operators, linear layers of torch 2.11 among them, know symbolic sizes in Python alone.
+    with torch.inference_mode(False), torch.no_grad(), enable_python_dispatcher(), inputs.mode:
+        return graph(*inputs.values)
+
+
+def symbolic_values(graph: fx.GraphModule, inputs: SymbolicInputs) -> dict[str, object]:
+    """Fake values of all nodes by name, with the symbols that `inputs` was made with in their sizes' place.
+
+    Returns:
+        Tensors and sizes; the names of their symbols are looked up in `inputs.symbol_names`.
+    """
+    recorder = _Recorder(graph)
+    with torch.inference_mode(False), torch.no_grad(), enable_python_dispatcher(), inputs.mode:
+        recorder.run(*inputs.values)
+    return recorder.values
+
+
+class _Recorder(fx.Interpreter):
+    """Keeps the value of every node."""
+
+    def __init__(self, graph: fx.GraphModule) -> None:
+        super().__init__(graph, garbage_collect_values=False)
+        self.values: dict[str, object] = {}
+
+    def run_node(self, n: fx.Node) -> object:
+        self.values[n.name] = result = super().run_node(n)
+        return result

@@ -1,0 +1,29 @@
+"""Modules: a view of one with other parts, and the module inside a wrapper of `torch.compile`."""
+
+from __future__ import annotations
+
+import copy
+from collections import OrderedDict
+from typing import Any
+
+from torch import nn
+
+
+def shadow(block: nn.Module, **parts: nn.Module) -> nn.Module:
+    """A second view of a block: the same parameters and submodules, but for those named in `parts`.
+
+    Hooks on the block itself do not run with it; those on its submodules do.
+    """
+    view = copy.copy(block)
+    attributes = {name: value for name, value in vars(block).items() if name != "forward"}
+    attributes["_modules"] = {**block._modules, **parts}
+    for name in ("_forward_hooks", "_forward_pre_hooks", "_forward_hooks_with_kwargs"):
+        attributes[name] = OrderedDict()
+    vars(view).clear()
+    vars(view).update(attributes)
+    return view
+
+
+def uncompiled(model: Any) -> Any:
+    """What `torch.compile` wrapped; anything else is returned as it is."""
+    return getattr(model, "_orig_mod", model)
