@@ -46,7 +46,8 @@ Variants = Annotated[
     str,
     typer.Option(
         "--variants",
-        help="Of eager, inductor, inductor:MODE, PRESET, POLICY, also with :key=value; commas between.",
+        help="Of eager, inductor, inductor:MODE, PRESET, POLICY, also with :key=value; commas between; "
+        "@PRESET is also timed at every budget.",
     ),
 ]
 
@@ -85,9 +86,9 @@ Table = Annotated[
     ),
 ]
 Budgets = Annotated[
-    str, typer.Option("--budgets", help="For --table: dense over pruned FLOPs, with commas between.")
+    str, typer.Option("--budgets", help="For @NAME: dense over pruned FLOPs, with commas between.")
 ]
-Runs = Annotated[int, typer.Option("--runs", help="For --table: image seeds per prompt.")]
+Runs = Annotated[int, typer.Option("--runs", help="For --table: image seeds per prompt, up to 9.")]
 
 ReportOut = Annotated[str, typer.Argument(metavar="OUT", help="A folder for the report.")]
 ReportParts = Annotated[

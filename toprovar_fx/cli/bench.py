@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import platform
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from .. import __version__
 from ..evaluation import timing
 from ..evaluation.memory import peak_bytes
 from . import figures
@@ -28,6 +29,7 @@ WARMUP = 1
 def bench(
     variants: str = ",".join(DEFAULT_VARIANTS),
     *,
+    budgets: Sequence[float] = (),
     model: str = MODEL,
     prompt: str = PROMPT,
     seed: int = 0,
@@ -41,7 +43,7 @@ def bench(
     Raises:
         ToProVARError: an input is not valid.
     """
-    chosen = parse_variants(variants)
+    chosen = parse_variants(variants, budgets)
     check_model(model)
     check_prompts([prompt], model)
     check_seed(seed, batch)
@@ -52,6 +54,11 @@ def bench(
     with progress("loading", doing=model):
         dense = load(model, device, dtype, batch, for_prompts=False)
     pipes = {variant.name: variant.pipeline(dense) for variant in chosen}
+    text = features(dense, [prompt] * batch, model)
+    measured = measure(pipes, text, seed=seed, rounds=rounds, device=device)
+    for row, variant in zip(measured["variants"], chosen, strict=True):
+        # A report finds the same options in the tables of quality.
+        row["options"] = {name: str(value) for name, value in (variant.options or {}).items()}
     return {
         "command": "bench",
         "model": model,
@@ -61,9 +68,13 @@ def bench(
         else platform.processor() or platform.machine(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
+        "toprovar_fx": __version__,
+        "dtype": str(next(dense.transformer.parameters()).dtype).removeprefix("torch."),
+        "prompt": prompt,
+        "seed": seed,
         "batch": batch,
         "rounds": rounds,
-        **measure(pipes, features(dense, [prompt] * batch, model), seed=seed, rounds=rounds, device=device),
+        **measured,
     }
 
 

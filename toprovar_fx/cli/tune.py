@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -11,22 +10,9 @@ import torch
 from ..errors import OptionError
 from .loading import check_model, load
 from .progress import progress
-from .values import check_count, check_device
+from .values import check_count, check_device, parse_speedup
 
 MOST_TRIALS, MOST_PROMPTS = 10_000, 100_000
-
-
-def parse_target(text: str) -> float:
-    """Read ``3x`` or ``3``.
-
-    Raises:
-        OptionError: not a number above 1 and at most 100.
-    """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)x?", text.strip())
-    value = float(match[1]) if match else 0.0
-    if not 1 < value <= 100:
-        raise OptionError(f"target='{text}': expected dense over pruned FLOPs, above 1 up to 100")
-    return value
 
 
 def tune_preset(
@@ -50,7 +36,7 @@ def tune_preset(
     """
     from ..preset_files import SUFFIX, write_preset
 
-    wanted = parse_target(target)
+    wanted = parse_speedup(target)
     check_model(model)
     limits = {"trials": (trials, MOST_TRIALS), "n": (n, MOST_PROMPTS), "test-n": (test_n, MOST_PROMPTS)}
     for name, (value, most) in limits.items():

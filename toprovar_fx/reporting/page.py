@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 from ..calibration.plots import entropy_and_rho, layer_roles
 from ..calibration.profile import Profile
-from ..errors import OutputError
 from ..evaluation.frontier_join import short_rows
-from ..evaluation.frontier_page import plot
+from ..evaluation.frontier_latency import devices
+from ..evaluation.frontier_page import latency_plot, plot
 from ..evaluation.frontier_page import table as frontier_table
 from ..explanation.markup import table
 from . import tables
 from .gallery import gallery
-from .parts import KINDS, Parts
+from .parts import KINDS, Parts, lacking
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -55,9 +55,7 @@ def as_page(parts: Parts) -> str:
     try:
         sections = list(_sections(parts))
     except KeyError as error:
-        raise OutputError(
-            f"a part of the report lacks the entry {error}: was it written by another version or cut off?"
-        ) from error
+        raise lacking(error) from error
     links = [f'<a href="#{name}">{escape(title)}</a>' for name, title, _ in sections]
     # A page of one section needs no list of them.
     nav = f"<nav>{' '.join(links)}</nav>" if links[1:] else ""
@@ -97,13 +95,27 @@ def _sections(parts: Parts) -> Iterator[tuple[str, str, list[str]]]:
 def _frontier(found: Mapping[str, Any]) -> Iterator[str]:
     yield _made(found)
     yield _picture(plot(found), "Change of the score against FLOPs, a line for each method")
+    for device in devices(found):
+        yield _picture(
+            latency_plot(found, device), "Change of the score against time, a line for each method"
+        )
     head, *rows = frontier_table(found)
-    yield from table(head, [[escape(cell) for cell in row] for row in rows])
+    yield from _text_table(head, rows)
     yield (
         '<p class="soft">Score: share of the prompts that the image fulfils (SceneEval), also by category. '
-        "Change: paired to dense by prompt and image seed, with its 95% interval. PSNR and SSIM: to the "
+        "Change: paired to dense by prompt and image seed, with its 95% interval. Match: share of the facts "
+        "of the prompts that hold (objects, colours, numbers, relations). PSNR and SSIM: to the "
         "dense image of the same seed. FID: Frechet distance to true scenes in tokenizer features.</p>"
     )
+    if devices(found):
+        yield (
+            '<p class="soft">ms: median of a whole generation of one image, text encoder and image decoder '
+            "included, from `toprovar bench`; dense there is the model compiled by Inductor.</p>"
+        )
+    head, rows = tables.peers(found)
+    if rows:
+        yield "<h3>At equal budgets: distance to the best, paired by prompt and image seed</h3>"
+        yield from _text_table(head, rows)
     if found.get("dense_apart"):
         yield f'<p class="soft">Joined: dense scores are up to {found["dense_apart"]:.4f} apart.</p>'
     missing = found["left_out"] | short_rows(found)

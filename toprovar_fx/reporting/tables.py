@@ -5,8 +5,26 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from ..evaluation.frontier_peers import behind_the_best
+
 Json = Mapping[str, Any]
 Rows = list[list[str]]
+
+
+def peers(table: Json) -> tuple[list[str], Rows]:
+    """Methods at equal budgets, each against the one of the highest score."""
+    rows = [
+        [
+            f"{one.budget:g}x",
+            one.name,
+            number(one.score, 3),
+            "the best" if one.name == one.best else f"{one.change:+.3f} ± {one.change_ci95:.3f}",
+            "" if one.name == one.best else ("behind" if one.apart else "within the interval"),
+            str(one.runs),
+        ]
+        for one in behind_the_best(table)
+    ]
+    return ["budget", "", "score", "to the best (95%)", "", "runs"], rows
 
 
 def bench(found: Json) -> tuple[list[str], Rows]:
