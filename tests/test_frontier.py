@@ -199,7 +199,7 @@ def test_rows_of_other_settings_are_refused(tmp_path, monkeypatch, capsys):
     assert "'mine.json' was measured with other options before" in capsys.readouterr().err
     (tmp_path / "out" / "rows.jsonl").write_text("[1]\n")
     assert main(given) == 2
-    assert "holds no rows of a table" in capsys.readouterr().err
+    assert "holds no measured rows" in capsys.readouterr().err
 
 
 def test_a_row_that_one_run_lacks_is_paired_with_its_own_run(tmp_path, monkeypatch):

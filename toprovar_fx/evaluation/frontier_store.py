@@ -1,4 +1,4 @@
-"""The rows of a table on disk, a line of JSON each, so that a table that was cut off goes on where it was."""
+"""Measured rows on disk, a line of JSON each, so that what was cut off goes on where it was."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ class RowStore:
         except OSError as error:
             raise OutputError(f"cannot read '{self._path}': {error.strerror}") from error
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise OutputError(f"'{self._path}' holds no rows of a table: {error}") from error
+            raise OutputError(f"'{self._path}' holds no measured rows: {error}") from error
         for name, value in settings.items():
             if (known := head["settings"].get(name)) != value:
                 raise OptionError(
