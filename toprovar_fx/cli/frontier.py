@@ -93,7 +93,7 @@ def write_table(
         "n": n,
         "split": "test",
         "batch": min(batch, n),
-        "device": _named(device),
+        "device": device_name(device),
         "dtype": str(pipe.transformer.dtype).removeprefix("torch."),
         "torch": torch.__version__,
         "toprovar_fx": __version__,
@@ -113,7 +113,8 @@ def write_table(
     return {**result, "out": str(folder)}
 
 
-def _named(device: str) -> str:
+def device_name(device: str) -> str:
+    """The card's name, or ``cpu``."""
     return torch.cuda.get_device_name() if device.startswith("cuda") else device
 
 
