@@ -149,7 +149,7 @@ def test_a_file_that_is_no_journal(judged, tmp_path):
         search.tune(None, 3.0, search.Effort(trials=1), journal=journal(tmp_path))
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_processes_share_the_points_of_the_demo_model(tmp_path):
     """End to end on two prompts: two processes, one journal, and the best point drawn on the other split."""
     load = partial(InfinityPipeline.from_pretrained, "scenes", dtype=torch.float32)

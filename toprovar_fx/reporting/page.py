@@ -80,7 +80,7 @@ def _sections(parts: Parts) -> Iterator[tuple[str, str, list[str]]]:
     if parts.benches:
         yield "times", "Latency and memory", list(_benches(parts.benches))
     if parts.ablations:
-        yield "ablations", "Ablations", list(_ablations(parts.ablations))
+        yield "ablations", "Ablations", list(_ablations(parts))
     if parts.kernels or parts.taps:
         yield "entropy-cost", "What entropy costs", list(_entropy_costs(parts))
     if parts.profiles:
@@ -138,11 +138,11 @@ def _benches(found: Mapping[str, Any]) -> Iterator[str]:
     )
 
 
-def _ablations(found: Mapping[str, Any]) -> Iterator[str]:
-    for one in found.values():
+def _ablations(parts: Parts) -> Iterator[str]:
+    for one in parts.ablations.values():
         yield _made(one)
         yield f"<p>Dense: {one['dense']['overall']:.3f}. Changes are paired to it, with 95% intervals.</p>"
-        for group, head, rows in tables.ablations(one):
+        for group, head, rows in tables.ablations(one, list(parts.benches.values())):
             yield f"<h3>{escape(group)}</h3>"
             yield from _text_table(head, rows)
 

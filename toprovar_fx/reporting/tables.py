@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from ..evaluation.frontier_latency import device_label, same_options
 from ..evaluation.frontier_peers import behind_the_best
 
 Json = Mapping[str, Any]
@@ -49,8 +50,11 @@ def bench(found: Json) -> tuple[list[str], Rows]:
     return head, rows
 
 
-def ablations(found: Json) -> Iterator[tuple[str, list[str], Rows]]:
-    """A table per group of rows, whose names are "group: row"."""
+def ablations(found: Json, benches: Sequence[Json] = ()) -> Iterator[tuple[str, list[str], Rows]]:
+    """A table per group of rows, named "group: row", with times where a bench has the same options."""
+    timed = {device_label(one): one["variants"] for one in benches}
+    timed = {device: rows for device, rows in timed.items() if _shared(rows, found["rows"].values())}
+    head = ["", "score", "change (95%)", "PSNR dB", "SSIM", "FLOPs", *(f"ms, {device}" for device in timed)]
     groups: dict[str, Rows] = {}
     for key, row in found["rows"].items():
         group, _, name = key.partition(": ")
@@ -62,10 +66,17 @@ def ablations(found: Json) -> Iterator[tuple[str, list[str], Rows]]:
                 "equal" if row["psnr_db"] is None else number(row["psnr_db"], 1),
                 number(row["ssim"], 3),
                 share(row["flops_share"]),
+                *(number(_shared(variants, [row]), 1) for variants in timed.values()),
             ]
         )
     for group, rows in groups.items():
-        yield group, ["", "score", "change (95%)", "PSNR dB", "SSIM", "FLOPs"], rows
+        yield group, head, rows
+
+
+def _shared(variants: Iterable[Json], rows: Iterable[Json]) -> float | None:
+    """The time of the first variant that ran with the options of one of the rows, in ms."""
+    pairs = ((variant, row) for row in rows for variant in variants)
+    return next((variant["median_ms"] for variant, row in pairs if same_options(variant, row)), None)
 
 
 def kernels(found: Json) -> tuple[list[str], Rows]:
