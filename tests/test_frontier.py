@@ -211,6 +211,13 @@ def test_a_row_that_one_run_lacks_is_paired_with_its_own_run(tmp_path, monkeypat
     assert table["left_out"] == {}
 
 
+def test_a_budget_that_is_not_kept_is_left_out(tmp_path, monkeypatch):
+    monkeypatch.setattr(Study, "finish", lambda self, row: {**row, "flops_share": 0.52})
+    table = tabulate(tmp_path, *FAST, "--preset", "@criterion", "--budgets", "1.9x,2x")
+    assert list(table["rows"]) == ["fast", "criterion", "criterion at 1.9x"]
+    assert table["left_out"]["criterion at 2x"].startswith("took 52% of the FLOPs")
+
+
 def test_time_that_is_up(tmp_path, monkeypatch, measured):
     """The dense row is drawn in any case, and what is begun is finished."""
     times = iter([0.0, 0.0])

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 # Two-sided 95% of a normal distribution.
 Z95 = 1.96
+# A budget that is missed by more is not kept.
+TOLERANCE = 0.02
 MEANS = ("overall", "match", "psnr_db", "ssim", "frechet", "flops_share", "gflop_per_image", "seconds")
 
 
@@ -130,6 +132,11 @@ class Frontier:
         self, index: int, study: PairedStudy, entry: Entry, row: Waiting, told: Callable[[str], None]
     ) -> None:
         found = study.finish(row)
+        if entry.budget is not None and found["flops_share"] > (1 + TOLERANCE) / entry.budget:
+            spent = f"took {found['flops_share']:.0%} of the FLOPs: the method does not keep this budget"
+            self.store.add(index, entry.name, {**entry.described(), "left_out": spent})
+            told(entry.name)
+            return
         figures = {name: found.get(name) for name in (*MEANS, "categories", "fire_rates")}
         passed = {"passed": _packed(found["passed"]), "dense_passed": _packed(study.dense_scores)}
         self.store.add(index, entry.name, {**entry.described(), **figures, **passed})

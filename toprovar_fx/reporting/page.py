@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from importlib.resources import files
@@ -39,6 +40,9 @@ SETTINGS = (
     "runs",
     "batch",
     "rounds",
+    "trials",
+    "image_seeds",
+    "seed",
     "presets",
     "budgets",
 )
@@ -81,6 +85,10 @@ def _sections(parts: Parts) -> Iterator[tuple[str, str, list[str]]]:
         yield "times", "Latency and memory", list(_benches(parts.benches))
     if parts.ablations:
         yield "ablations", "Ablations", list(_ablations(parts))
+    if parts.presets:
+        yield "presets", "Tuned presets", list(_presets(parts.presets))
+    if parts.classifiers:
+        yield "classifiers", "Classifiers of skipvar", list(_classifiers(parts.classifiers))
     if parts.kernels or parts.taps:
         yield "entropy-cost", "What entropy costs", list(_entropy_costs(parts))
     if parts.profiles:
@@ -145,6 +153,28 @@ def _ablations(parts: Parts) -> Iterator[str]:
         for group, head, rows in tables.ablations(one, list(parts.benches.values())):
             yield f"<h3>{escape(group)}</h3>"
             yield from _text_table(head, rows)
+
+
+def _presets(found: Mapping[str, Any]) -> Iterator[str]:
+    for file, one in found.items():
+        yield f"<h3>{escape(Path(file).name)}: {one['target']:g} times fewer FLOPs</h3>"
+        yield _made(one)
+        yield from _text_table(*tables.tuned(one))
+        yield f'<p class="soft">Options: <code>{escape(json.dumps(one["options"]))}</code></p>'
+    yield (
+        '<p class="soft">The best of all settings that were tried on the split "tune", which flatters it, '
+        'and the same on "test": other prompts and other image seeds. Changes are paired to dense.</p>'
+    )
+
+
+def _classifiers(found: Mapping[str, Any]) -> Iterator[str]:
+    for one in found.values():
+        yield _made(one["settings"])
+        yield from _text_table(*tables.classifiers(one))
+    yield (
+        '<p class="soft">Too much: share of the prompts of which more is left out than passes. Most common: '
+        "what the most common label alone would get right.</p>"
+    )
 
 
 def _entropy_costs(parts: Parts) -> Iterator[str]:

@@ -13,6 +13,7 @@ from ..calibration.profile import Profile
 from ..errors import OptionError, OutputError
 from ..evaluation.frontier_join import join_tables
 from ..evaluation.frontier_latency import with_latency
+from ..preset_files import FORMAT as PRESET_FORMAT
 
 GALLERY_FORMAT = "toprovar-fx gallery"
 # In a folder, the file that says what is in it.
@@ -33,6 +34,8 @@ class Parts:
         kernels: of `benchmarks.attention_entropy`.
         taps: of `benchmarks.taps`.
         profiles: of `toprovar calibrate`.
+        presets: of `toprovar tune`.
+        classifiers: of `benchmarks.skip_classifier`.
         galleries: of `toprovar gallery`; the keys are their JSON files, beside which the pictures are.
     """
 
@@ -43,6 +46,8 @@ class Parts:
     kernels: Mapping[str, Json] = field(default_factory=dict)
     taps: Mapping[str, Json] = field(default_factory=dict)
     profiles: Mapping[str, Profile] = field(default_factory=dict)
+    presets: Mapping[str, Json] = field(default_factory=dict)
+    classifiers: Mapping[str, Json] = field(default_factory=dict)
     galleries: Mapping[str, Json] = field(default_factory=dict)
 
 
@@ -50,6 +55,14 @@ class Parts:
 KINDS: Mapping[str, tuple[str, Callable[[Json], bool]]] = {
     "profiles": ("toprovar calibrate", lambda found: found.get("format") == PROFILE_FORMAT),
     "galleries": ("toprovar gallery", lambda found: found.get("format") == GALLERY_FORMAT),
+    "presets": (
+        "toprovar tune",
+        lambda found: found.get("format") == PRESET_FORMAT and {"tune", "test", "tried"} <= found.keys(),
+    ),
+    "classifiers": (
+        "benchmarks.skip_classifier",
+        lambda found: {"skip", "uncond", "settings"} <= found.keys(),
+    ),
     "benches": ("toprovar bench --json", lambda found: found.get("command") == "bench"),
     "taps": ("benchmarks.taps", lambda found: found.get("benchmark") == "taps"),
     "kernels": ("benchmarks.attention_entropy", lambda found: {"means", "gemm_tflops"} <= found.keys()),

@@ -79,6 +79,38 @@ def _shared(variants: Iterable[Json], rows: Iterable[Json]) -> float | None:
     return next((variant["median_ms"] for variant, row in pairs if same_options(variant, row)), None)
 
 
+def tuned(found: Json) -> tuple[list[str], Rows]:
+    """The best setting of one `toprovar tune` on both splits, and how many were tried."""
+    rows = [
+        [
+            split,
+            number(row["overall"], 3),
+            f"{row['change']:+.3f} ± {1.96 * row['change_se']:.3f}",
+            number(row["psnr_db"], 1),
+            share(row["flops_share"]),
+        ]
+        for split, row in (("tune", found["tune"]), ("test", found["test"]))
+    ]
+    return [f"best of {len(found['tried'])}", "score", "change (95%)", "PSNR dB", "FLOPs"], rows
+
+
+def classifiers(found: Json) -> tuple[list[str], Rows]:
+    """How good the classifiers of one `benchmarks.skip_classifier` are."""
+    rows = [
+        [
+            stage,
+            part,
+            str(figures["samples"]),
+            share(figures["accuracy"]),
+            share(figures["most_common"]),
+            share(figures["leaves_out_too_much"]),
+        ]
+        for stage in ("skip", "uncond")
+        for part, figures in (("fitted", found[stage]["fitted"]), ("held out", found[stage]["held_out"]))
+    ]
+    return ["stage", "prompts", "number", "accuracy", "most common", "too much"], rows
+
+
 def kernels(found: Json) -> tuple[list[str], Rows]:
     """Time of attention with entropy over the fastest stock attention, by shape, and its errors."""
     results = found["results"]
