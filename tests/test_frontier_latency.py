@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from benchmarks.ablation_variants import GROUPS
 from toprovar_fx.__main__ import main
-from toprovar_fx.evaluation.frontier_latency import devices, with_latency
+from toprovar_fx.cli.variants import parse_variant
+from toprovar_fx.evaluation.frontier_latency import devices, same_options, with_latency
 from toprovar_fx.evaluation.frontier_page import as_markdown
 from toprovar_fx.evaluation.frontier_peers import behind_the_best
+from toprovar_fx.reporting.page import as_page
+from toprovar_fx.reporting.parts import Parts
 
+from .browser import check_page
 from .test_frontier_join import made, row
 
 
@@ -58,6 +64,25 @@ def test_times_belong_to_rows_of_the_same_options():
     assert markdown[3].startswith("| fast at 2x ") and markdown[3].endswith("| 50% | 40.0 | 3 | - | - |")
 
 
+def test_benches_of_the_axes_have_the_options_of_the_ablation():
+    """As docs/frontier.md writes them down."""
+    axes = "criterion:entropy_source=previous_scale:ranking_depth=0.615:beta=0.005"
+    details = (
+        ":prune_layers=false:prune_tokens=false:scale_exit=depth",
+        ":prune_layers=false",
+        ":prune_tokens=false:layer_skip_below=0.5",
+        "",
+    )
+    page = (Path(__file__).parents[1] / "docs" / "frontier.md").read_text()
+    for detail, ablated in zip(details, GROUPS["axes"].values(), strict=True):
+        assert detail in page
+        variant = parse_variant(axes + detail)
+        told = [
+            {name: str(value) for name, value in options.items()} for options in (variant.options, ablated)
+        ]
+        assert same_options({"options": told[0]}, {"options": told[1]})
+
+
 def test_a_report_joins_quality_and_times(tmp_path):
     (tmp_path / "table.json").write_text(json.dumps(TABLE))
     whole = {"scales_median_ms": 1.0, "scales_speedup_vs_inductor": 1.0, "first_call_s": 1.0, "flops": 1.0}
@@ -95,3 +120,21 @@ def test_methods_at_one_budget_are_paired_with_the_best():
     # Rows of other runs are not paired.
     rows["random at 2x"]["runs"] = 1
     assert [one.name for one in behind_the_best(made(rows))] == ["fast at 2x", "fastvar at 2x"]
+
+
+@pytest.mark.browser
+def test_a_wide_report_in_a_browser(tmp_path):
+    """Two devices, methods at equal budgets, and plots over time: the page does not get wider for them."""
+    rows = {
+        f"{method} at 2x": row(method, 0.5, budget=2.0, passes=passes, options={**TWICE, "preset": method})
+        for method, passes in (("fast", "3333"), ("balanced", "3303"))
+    }
+    benches = [
+        bench(device, *(timed(name, 40.0, one["options"]) for name, one in rows.items()))
+        for device in ("NVIDIA H200", "x86")
+    ]
+    (tmp_path / "page.html").write_text(as_page(Parts(table=with_latency(made(rows), benches))))
+    document = check_page(tmp_path / "page.html", 500)
+    assert (
+        "within the interval" in document and "peak MiB, CPU x86" in document and document.count("<img") == 3
+    )

@@ -137,6 +137,8 @@ def _benches(found: Mapping[str, Any]) -> Iterator[str]:
     for one in found.values():
         yield _made(one)
         yield from _text_table(*tables.bench(one))
+        for name, why in one.get("left_out", {}).items():
+            yield f"<p>{escape(name)} was left out: {escape(why)}</p>"
         if one["graphs_compiled_while_timing"]:
             yield "<p>Graphs were compiled while timing: the times are too long.</p>"
     yield (
