@@ -1,20 +1,26 @@
 """Fits the classifiers of `policy="skipvar"` to what leaving out scales and rows does to the demo model.
 
-    python -m benchmarks.skip_classifier --n 2400 --device cuda --batch 16 --out scenes_skip.json
+    python -m benchmarks.skip_classifier --n 2400 --device cuda --batch 100 --workers 8 --out scenes_skip.json
 
 Every prompt is drawn dense, without its last 1, 2 and 3 scales, and with conditional rows alone in its last
 1, 2 and 3. A way to save passes if SceneEval finds what it finds in the dense image, and the structural
 similarity to it is at least `--ssim`. The label of a prompt is the most that can be saved, everything less
-passing too. The fit is a multinomial logistic regression on standardised features, penalty |w|^2 / 2 (C = 1).
+passing too. The fit is a multinomial logistic regression on standardised features, penalty |w|^2 / 2 (C = 1),
+on the first three quarters of the prompts; the last quarter says how good it is.
 `options={"policy": "skipvar", "classifier": "scenes_skip.json"}` uses the file.
+
+Samples are kept beside the file, in `OUT.samples.jsonl`: the same command continues after an interruption.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
+import time
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,14 +31,19 @@ from torch import Tensor
 
 from toprovar_fx.evaluation import score_images
 from toprovar_fx.evaluation.fidelity import ssim
+from toprovar_fx.evaluation.frontier_store import RowStore
+from toprovar_fx.evaluation.study import CHUNK, judges
 from toprovar_fx.options import Options
 from toprovar_fx.pipeline import InfinityPipeline
+from toprovar_fx.policies.classifier import Linear
 from toprovar_fx.policies.skipvar import SkipVAR
 from toprovar_fx.sampling import seed_tensor
 from toprovar_fx.scenes import eval_prompts
 from toprovar_fx.scenes.prompts import EvalPrompt
 
 MOST = 3
+# Of the prompts, for the figures that say how good the classifiers are.
+HELD_OUT = 0.25
 
 
 @dataclass
@@ -44,7 +55,6 @@ class Sample:
     uncond: int
 
 
-@torch.no_grad()
 def draw(pipe: InfinityPipeline, prompts: Sequence[EvalPrompt], seed: int, conditional: int) -> list[Tensor]:
     """The code sum after every scale; the last `conditional` scales run conditional rows alone."""
     text = pipe.encode_prompts([prompt.text for prompt in prompts])
@@ -58,35 +68,50 @@ def draw(pipe: InfinityPipeline, prompts: Sequence[EvalPrompt], seed: int, condi
     return sums
 
 
-@torch.no_grad()
-def observe(pipe: InfinityPipeline, prompts: Sequence[EvalPrompt], seed: int, least: float) -> list[Sample]:
+@torch.inference_mode()
+def observe(
+    pipe: InfinityPipeline, prompts: Sequence[EvalPrompt], seed: int, least: float, pool: Executor
+) -> list[Sample]:
     """Features and labels of a batch of prompts; image i uses `seed + i`."""
     dense = draw(pipe, prompts, seed, 0)
     policy = SkipVAR(Options(policy="skipvar"), pipe.schedule, len(prompts), None)  # type: ignore[arg-type]
+    dtype = next(pipe.vae.parameters()).dtype
     for scale, summed in enumerate(dense):
-        policy.observe_codes(scale, summed, pipe.vae.decode)
+        policy.observe_codes(scale, summed, lambda codes: pipe.vae.decode(codes.to(dtype)))
     assert policy.features is not None
-    whole = pipe.decode(dense[-1]).cpu()
-    wanted = np.asarray(score_images(whole.numpy(), prompts))
-
-    def passes(codes: Tensor) -> np.ndarray:
-        images = pipe.decode(codes).cpu()
-        scored = np.asarray(score_images(images.numpy(), prompts)) == wanted
-        return scored & (ssim(images, whole).numpy() >= least)
-
-    skips = [passes(dense[-1 - count]) for count in range(1, MOST + 1)]
-    unconds = [passes(draw(pipe, prompts, seed, count)[-1]) for count in range(1, MOST + 1)]
-    labels = zip(policy.features, _most(skips), _most(unconds), strict=True)
+    ways = [dense[-1], *(dense[-1 - count] for count in range(1, MOST + 1))]
+    ways += [draw(pipe, prompts, seed, count)[-1] for count in range(1, MOST + 1)]
+    images = [pipe.decode(codes) for codes in ways]
+    scores = [
+        pool.submit(score_images, way[at : at + CHUNK].cpu().numpy(), prompts[at : at + CHUNK])
+        for way in images
+        for at in range(0, len(prompts), CHUNK)
+    ]
+    like = [
+        np.concatenate([_ssim(way[at : at + CHUNK], images[0][at : at + CHUNK]) for at in _chunks(prompts)])
+        for way in images
+    ]
+    found = np.array([one for score in scores for one in score.result()]).reshape(len(ways), -1)
+    passed = (found == found[0]) & (np.stack(like) >= least)
+    labels = zip(policy.features, _most(passed[1 : 1 + MOST]), _most(passed[1 + MOST :]), strict=True)
     return [Sample(features, skip, uncond) for features, skip, uncond in labels]
 
 
-def _most(passed: Sequence[np.ndarray]) -> list[int]:
-    """Per image, how many of the ways pass before the first that does not."""
-    return np.cumprod(np.stack(passed), 0).sum(0).tolist()
+def _chunks(prompts: Sequence[EvalPrompt]) -> range:
+    return range(0, len(prompts), CHUNK)
+
+
+def _ssim(images: Tensor, whole: Tensor) -> np.ndarray[Any, Any]:
+    return ssim(images, whole).cpu().numpy()
+
+
+def _most(passed: np.ndarray[Any, Any]) -> list[int]:
+    """Per image, how many of the ways [ways, images] pass before the first that does not."""
+    return np.cumprod(passed, 0).sum(0).tolist()
 
 
 def fit(features: Sequence[Sequence[float]], labels: Sequence[int]) -> dict[str, Any]:
-    """A classifier as it is written to the file, and its accuracy on its own samples."""
+    """A classifier as it is written to the file."""
     x = torch.tensor(features, dtype=torch.float64)
     mean, std = x.mean(0), x.std(0, correction=0).clamp_min(1e-9)
     scaled, classes = (x - mean) / std, sorted(set(labels))
@@ -103,7 +128,6 @@ def fit(features: Sequence[Sequence[float]], labels: Sequence[int]) -> dict[str,
         return total
 
     optimiser.step(loss)  # type: ignore[arg-type]
-    found = (scaled @ weight.T + bias).argmax(1) == target
     return {
         "classes": classes,
         "coefficients": weight.detach().tolist(),
@@ -112,11 +136,43 @@ def fit(features: Sequence[Sequence[float]], labels: Sequence[int]) -> dict[str,
         "std": std.tolist(),
         "samples": len(labels),
         "samples_by_class": {str(label): count for label, count in sorted(Counter(labels).items())},
-        "accuracy": found.double().mean().item(),
     }
 
 
-def main() -> int:
+def quality(classifier: dict[str, Any], samples: Sequence[Sample], stage: str) -> dict[str, float | int]:
+    """How a classifier decides about samples: right, and leaving out more than passes.
+
+    `most_common` is the share that the most common label of these samples would get right.
+    """
+    linear = Linear(*(classifier[name] for name in ("classes", "coefficients", "intercepts", "mean", "std")))
+    decided = np.array([linear.decide(sample.features) for sample in samples])
+    labels = np.array([getattr(sample, stage) for sample in samples])
+    return {
+        "samples": len(samples),
+        "accuracy": float((decided == labels).mean()),
+        "leaves_out_too_much": float((decided > labels).mean()),
+        "most_common": float(max(Counter(labels.tolist()).values()) / len(labels)),
+    }
+
+
+def classifiers(samples: Sequence[Sample]) -> dict[str, Any]:
+    """Both stages, fitted to the first samples and measured on the others."""
+    cut = len(samples) - max(1, round(HELD_OUT * len(samples)))
+    found = {}
+    for stage in ("skip", "uncond"):
+        # The second stage is asked only where the first leaves nothing out.
+        asked = [
+            [sample for sample in part if stage == "skip" or not sample.skip] or list(part)
+            for part in (samples[:cut], samples[cut:])
+        ]
+        fitted, held_out = asked
+        found[stage] = fit([sample.features for sample in fitted], [getattr(one, stage) for one in fitted])
+        found[stage] |= {"fitted": quality(found[stage], fitted, stage)}
+        found[stage] |= {"held_out": quality(found[stage], held_out, stage)}
+    return found
+
+
+def main(given: Sequence[str] | None = None) -> int:
     """Draw, fit and write."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -128,30 +184,51 @@ def main() -> int:
     )
     parser.add_argument("--ssim", type=float, default=0.84, help="least similarity to the dense image")
     parser.add_argument("--model", default="scenes")
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--workers", type=int, default=2, help="processes that judge images")
+    parser.add_argument(
+        "--seconds", type=float, default=math.inf, help="draw no further batch after this time, and fit"
+    )
     parser.add_argument("--out", type=Path, required=True, help="the JSON file")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(given)
+    if arguments.n < 8:
+        parser.error(f"--n is {arguments.n}, expected at least 8: some are held out")
+    until = time.monotonic() + arguments.seconds
     pipe = InfinityPipeline.from_pretrained(arguments.model, device=arguments.device)
+    settings = {
+        "model": arguments.model,
+        "seed": arguments.seed,
+        "batch": arguments.batch,
+        "ssim": arguments.ssim,
+        "device": torch.cuda.get_device_name() if pipe.device.type == "cuda" else "cpu",
+        "dtype": str(pipe.transformer.dtype).removeprefix("torch."),
+        "torch": torch.__version__,
+    }
+    store = RowStore(arguments.out.with_name(f"{arguments.out.name}.samples.jsonl"), settings)
     prompts, samples = eval_prompts(arguments.n, seed=arguments.seed), []
-    for start in range(0, len(prompts), arguments.batch):
-        group = prompts[start : start + arguments.batch]
-        samples += observe(pipe, group, arguments.seed * 1_000_000 + start, arguments.ssim)
-        print(f"{len(samples)} of {len(prompts)}", flush=True)
-    kept = [sample for sample in samples if not sample.skip] or samples
+    with judges(arguments.workers) as pool:
+        for start in range(0, len(prompts), arguments.batch):
+            group = prompts[start : start + arguments.batch]
+            line = store.get(start, f"{len(group)} prompts")
+            if line is None:
+                if time.monotonic() > until and len(samples) >= 8:
+                    break
+                seen = observe(pipe, group, arguments.seed * 1_000_000 + start, arguments.ssim, pool)
+                line = {"samples": [(*one.features, one.skip, one.uncond) for one in seen]}
+                store.add(start, f"{len(group)} prompts", line)
+            samples += [
+                Sample((change, high), skip, uncond) for change, high, skip, uncond in line["samples"]
+            ]
+            print(f"{len(samples)} of {len(prompts)}", flush=True)
     content = {
         "source": f"benchmarks/skip_classifier.py on {arguments.model}",
-        "settings": {
-            "n": arguments.n,
-            "seed": arguments.seed,
-            "ssim": arguments.ssim,
-            "torch": torch.__version__,
-        },
+        "settings": {**settings, "n": len(samples)},
         "features": ["gradient_change", "high_frequency_share"],
-        "skip": fit([sample.features for sample in samples], [sample.skip for sample in samples]),
-        "uncond": fit([sample.features for sample in kept], [sample.uncond for sample in kept]),
+        **classifiers(samples),
     }
     arguments.out.write_text(json.dumps(content, indent=1) + "\n")
-    shown = {stage: content[stage]["samples_by_class"] for stage in ("skip", "uncond")}
+    told = ("samples_by_class", "fitted", "held_out")
+    shown = {stage: {name: content[stage][name] for name in told} for stage in ("skip", "uncond")}
     print(json.dumps({"out": str(arguments.out), **shown}))
     return 0
 

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 
 from toprovar_fx.__main__ import main
 from toprovar_fx.cli import bench as module
 from toprovar_fx.cli.variants import Variant
+from toprovar_fx.errors import OptionError
 
 from .cli_fakes import FakePipeline
 
@@ -40,6 +42,29 @@ def test_json_has_a_row_per_variant(capsys: pytest.CaptureFixture[str]) -> None:
     assert fast["parts_median_ms"] == {"text": 1.0, "scales": 20.0, "decode": 4.0}
     assert len(fast["seconds"]) == 2
     assert result["graphs_compiled_while_timing"] == 0
+
+
+def test_variants_at_budgets_and_one_that_cannot_be(monkeypatch, capsys) -> None:
+    class Refused(FakePipeline):
+        def __call__(self, *_, **__):
+            raise OptionError("budget='4x': at most 3x")
+
+    def pipeline(variant: Variant, dense: Any) -> FakePipeline:
+        return Refused() if variant.budget == 4 else FakePipeline(pruned=True)
+
+    monkeypatch.setattr(Variant, "pipeline", pipeline)
+    given = ["bench", "--repeats", "1", "--device", "cpu", "--json", "--budgets", "2x,4x", "--variants"]
+    assert main([*given, "inductor,@random:preset=fast"]) == 0
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    names = ["inductor", "random:preset=fast", "random:preset=fast at 2x"]
+    assert [row["name"] for row in result["variants"]] == names
+    assert result["left_out"] == {"random:preset=fast at 4x": "budget='4x': at most 3x"}
+    expected = {"policy": "random", "preset": "fast", "budget": "2x", "scale_exit": "None"}
+    assert result["variants"][2]["options"] == expected and result["variants"][0]["options"] == {}
+    # Where nothing is left, the error is the command's.
+    monkeypatch.setattr(Variant, "pipeline", lambda *_: Refused())
+    assert main([*given, "fast"]) == 2
+    assert "fast: budget='4x'" in capsys.readouterr().err
 
 
 def test_without_baselines_there_are_no_ratios(capsys: pytest.CaptureFixture[str]) -> None:

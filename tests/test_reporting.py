@@ -28,6 +28,7 @@ BENCH = {
     "kept_share": 0.4,
     "peak_memory_bytes": 2**28,
 }
+FIT = {"samples": 6, "accuracy": 0.75, "most_common": 0.5, "leaves_out_too_much": 0.125}
 TAP = {"generation_ms": 20.0, "scales_ms": 10.0, "cost_of_generation": 0.0123, "cost_of_scales": 0.02}
 
 
@@ -76,6 +77,18 @@ def documents() -> dict[str, dict[str, Any]]:
         },
         "taps": {"benchmark": "taps", "presets": {"balanced": {"online": {**TAP, "whole_layers_tapped": 3}}}},
         "profile": calibrated().to_json(),
+        "preset": {
+            "format": "toprovar-preset",
+            "target": 3.0,
+            "options": {"score": "<entropy>"},
+            "tune": ablated(0.01),
+            "test": ablated(-0.004),
+            "tried": [{}, {}],
+        },
+        "classifier": {
+            "settings": {"model": "scenes", "n": 8},
+            **{stage: {"fitted": FIT, "held_out": {**FIT, "samples": 2}} for stage in ("skip", "uncond")},
+        },
     }
 
 
@@ -117,7 +130,8 @@ def page(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out / "report.html"
 
 
-SECTIONS = ["frontier", "times", "ablations", "entropy-cost", "scales", "gallery0", "sources"]
+SECTIONS = ["frontier", "times", "ablations", "presets", "classifiers", "entropy-cost", "scales", "gallery0"]
+SECTIONS += ["sources"]
 
 
 def test_the_page_has_a_section_for_every_part(page):
@@ -150,6 +164,8 @@ def test_the_tables_say_what_was_measured(page):
     assert rows["balanced"] == ["online", "20.0", "10.0", "1.2%", "2.0%", "3"], "the later table's row"
     assert rows["scale"] == ["0.700", "-0.200 ± 0.020", "equal", "1.000", "50%"]
     assert rows["triton"] == ["1.050", "1e-03", "2e-06", "1.050"] and rows["flash"][1:3] == ["-", "-"]
+    assert rows["test"] == ["0.700", "-0.004 ± 0.020", "-", "50%"]
+    assert ["skip", "held out", "2", "75%", "50%", "12%"] in cells.rows
     bench = next(cells for cells in cells.rows if cells and cells[0] == "balanced" and cells[1] == "71.2")
     assert bench[2:] == ["2%", "1.50", "60.0", "-", "9.0", "4.0", "40%", "256"]
 

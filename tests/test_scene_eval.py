@@ -17,6 +17,7 @@ from toprovar_fx.evaluation import (
     detect,
     fulfils,
     mismatched_prompts,
+    prompt_match,
     score_images,
 )
 from toprovar_fx.scenes import (
@@ -139,6 +140,27 @@ def test_colours_are_bound_to_their_shapes():
     assert fulfils([at("circle", "red", 60, 128), at("star", "blue", 190, 128)], prompt)
     assert not fulfils([at("circle", "blue", 60, 128), at("star", "red", 190, 128)], prompt)
     assert not fulfils([at("circle", "red", 60, 128)], prompt)
+
+
+def test_a_match_counts_the_facts_that_hold():
+    wanted = (Requirement("circle", "red"), Requirement("star", "blue"))
+    prompt = EvalPrompt("position", "", wanted, "left of")
+    circle, star = at("circle", "red", 60, 128), at("star", "blue", 190, 128)
+    assert prompt_match([circle, star], prompt) == 1
+    assert prompt_match([replace(circle, colour="green"), star], prompt) == pytest.approx(2 / 3)
+    assert prompt_match([replace(circle, cx=240.0), star], prompt) == pytest.approx(2 / 3)
+    assert prompt_match([circle], prompt) == pytest.approx(1 / 3)
+    assert prompt_match([], prompt) == 0
+    three = EvalPrompt("counting", "", (Requirement("circle", None, 3),))
+    assert [prompt_match([circle] * n, three) for n in (0, 2, 3, 4)] == pytest.approx([0, 2 / 3, 1, 3 / 4])
+
+
+def test_a_match_is_whole_where_the_prompt_is_fulfilled(found, prompts):
+    wrong = mismatched_prompts(prompts)
+    for image, right, other in zip(found, prompts, wrong, strict=True):
+        for prompt in (right, other):
+            assert (prompt_match(image, prompt) == 1) == fulfils(image, prompt)
+    assert np.mean([prompt_match(f, p) for f, p in zip(found, wrong, strict=True)]) < 0.4
 
 
 def test_the_report_means_over_categories():

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,6 +18,7 @@ from toprovar_fx.pipeline import InfinityPipeline
 from toprovar_fx.tuning import search
 from toprovar_fx.tuning.pricing import Pricer
 from toprovar_fx.tuning.space import Point
+from toprovar_fx.tuning.trials import Journal, open_trials
 
 POINTS = [
     Point("frequency", None, True, (0.9, 0.5, 0.1)),
@@ -90,13 +94,79 @@ def test_the_best_point_of_tune_is_reported_on_test(judged):
     assert found.options == search.tune(None, 3.0, effort).options
 
 
+def test_a_search_begins_with_the_presets(judged):
+    """What is shipped is judged too, so that a search does not end with less."""
+    effort = search.Effort(trials=4, n=4, test_n=4, workers=1)
+    tried = [trial["options"] for trial in search.tune(None, 3.0, effort).trials]
+    for name, options in (("balanced", tried[0]), ("fast", tried[2])):
+        preset, found = Options.parse({"preset": name}), Options.parse(options)
+        # 100% of the scale before says nothing; the ratios of `Prices` are not solved.
+        kept = {scale: ratio for scale, ratio in dict(found.keep).items() if ratio < 1}
+        assert kept == dict(preset.keep) and found.scale_exit == preset.scale_exit
+        assert (found.ranking_depth, found.entropy_source) == (preset.ranking_depth, preset.entropy_source)
+    assert [options["score"] for options in tried] == ["entropy", "frequency"] * 2
+
+
+def journal(tmp_path, **settings) -> Journal:
+    return Journal(tmp_path / "x.json.trials", {"target": 3.0, "n": 4, **settings})
+
+
+def test_a_search_goes_on_in_its_journal(judged, tmp_path):
+    effort = search.Effort(trials=5, n=4, test_n=4, workers=1)
+    told = []
+    first = search.tune(None, 3.0, effort, told.append, journal(tmp_path))
+    assert len(first.trials) == len(told) == 5
+    again = search.tune(None, 3.0, effort, told.append, journal(tmp_path))
+    assert again == first and len(told) == 5 and Judge.seen == ("tune", "test", "test")
+    more = search.tune(None, 3.0, replace(effort, trials=9), told.append, journal(tmp_path))
+    assert more.trials[:5] == first.trials and len(more.trials) == len(told) == 9
+    with pytest.raises(OptionError, match="is of a search with n=4, not 8"):
+        search.tune(None, 3.0, effort, journal=journal(tmp_path, n=8))
+
+
+def test_a_point_that_was_being_drawn_is_given_up(judged, tmp_path):
+    open_trials(journal(tmp_path), seed=0).ask()
+    found = search.tune(
+        None, 3.0, search.Effort(trials=5, n=4, test_n=4, workers=1), journal=journal(tmp_path)
+    )
+    assert len(found.trials) == 5
+
+
+def test_time_that_is_up(judged, tmp_path):
+    """One point is tried in any case."""
+    effort = search.Effort(trials=5, n=4, test_n=4, workers=1, seconds=0)
+    assert len(search.tune(None, 3.0, effort).trials) == 1
+
+
+def test_several_processes_need_a_journal(judged):
+    with pytest.raises(OptionError, match="processes=2: expected 1"):
+        search.tune(None, 3.0, search.Effort(processes=2))
+
+
+def test_a_file_that_is_no_journal(judged, tmp_path):
+    (tmp_path / "x.json.trials").write_text("something else\n")
+    with pytest.raises(OptionError, match="holds no trials of a search"):
+        search.tune(None, 3.0, search.Effort(trials=1), journal=journal(tmp_path))
+
+
+@pytest.mark.nightly
+def test_processes_share_the_points_of_the_demo_model(tmp_path):
+    """End to end on two prompts: two processes, one journal, and the best point drawn on the other split."""
+    load = partial(InfinityPipeline.from_pretrained, "scenes", dtype=torch.float32)
+    effort = search.Effort(trials=2, n=2, test_n=2, batch=2, workers=1, processes=2)
+    found = search.tune(load(), 5.0, effort, journal=journal(tmp_path, n=2), again=load)
+    assert len(found.trials) >= 2 and {trial["flops_share"] < 0.201 for trial in found.trials} == {True}
+    assert found.test["flops_share"] == pytest.approx(found.tune["flops_share"])
+
+
 def test_a_budget_that_nothing_meets(judged):
     with pytest.raises(OptionError, match="target=60: no setting"):
         search.tune(None, 60.0, search.Effort(trials=3, n=4, test_n=4, workers=1))
 
 
 def test_the_command_writes_a_preset(judged, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("toprovar_fx.cli.tune.load", lambda *_, **__: None)
+    pipe = SimpleNamespace(transformer=SimpleNamespace(dtype=torch.bfloat16))
+    monkeypatch.setattr("toprovar_fx.cli.tune.load", lambda *_, **__: pipe)
     out = tmp_path / "three.json"
     given = ["--target", "3x", "--trials", "3", "--n", "4", "--test-n", "4", "--workers", "1"]
     assert main(["tune", *given, "--out", str(out), "--json"]) == 0
@@ -111,6 +181,9 @@ def test_the_command_writes_a_preset(judged, tmp_path, monkeypatch, capsys):
         (["--target", "1x"], "target='1x'"),
         (["--target", "quick"], "target='quick'"),
         (["--target", "3x", "--trials", "0"], "--trials is 0"),
+        (["--target", "3x", "--processes", "0"], "--processes is 0"),
+        (["--target", "3x", "--seconds", "-1"], "--seconds is -1"),
+        (["--target", "3x", "--n", "1"], "--n is 1"),
         (["--target", "3x", "--out", "preset.txt"], "ends in .json"),
         (["--target", "3x", "--out", "no/such/folder/x.json"], "a folder that exists"),
     ],

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
 
 from .. import __version__
+from ..errors import OptionError
 from . import arguments as take
 from .output import print_json
-from .values import check_choice
+from .values import check_choice, parse_budgets
 
 app = typer.Typer(
     name="toprovar",
@@ -35,6 +37,14 @@ def _root(
     if version:
         typer.echo(__version__)
         raise typer.Exit
+
+
+def _refuse(context: typer.Context, names: Sequence[str], why: str) -> None:
+    """Refuse options that the user gave and that would have no effect."""
+    for name in names:
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            raise OptionError(f"--{name.replace('_', '-')} {why}")
 
 
 @app.command("generate")
@@ -82,6 +92,7 @@ def _generate(
 
 @app.command("eval")
 def _eval(
+    context: typer.Context,
     preset: take.Presets = None,
     n: take.Number = 120,
     seed: take.Seed = 0,
@@ -101,14 +112,16 @@ def _eval(
     from .evaluate import evaluate
     from .tables import show_evaluation
 
-    if table is not None:
+    if table is None:
+        _refuse(context, ("budgets", "runs", "seconds", "workers"), "needs --table")
+    else:
         from .frontier import write_table
-        from .tune import parse_target
 
+        _refuse(context, ("seed", "held_out"), "does not go with --table, whose seeds follow from --runs")
         written = write_table(
             preset or (),
             out=table,
-            budgets=[parse_target(text) for text in budgets.split(",")],
+            budgets=parse_budgets(budgets),
             n=n,
             runs=runs,
             batch=batch,
@@ -116,6 +129,7 @@ def _eval(
             workers=workers,
             model=model,
             device=device,
+            dtype=dtype,
         )
         print(f"{written['out']}: table.html, table.md, table.png, table.json")
         if json:
@@ -178,6 +192,7 @@ def _tune(
     batch: take.Batch = 50,
     seconds: take.Seconds = None,
     workers: take.Workers = 2,
+    processes: take.Processes = 1,
     seed: take.Seed = 0,
     model: take.Model = "scenes",
     device: take.Device = None,
@@ -196,6 +211,7 @@ def _tune(
         batch=batch,
         seconds=seconds,
         workers=workers,
+        processes=processes,
         seed=seed,
         model=model,
         device=device,
@@ -208,6 +224,7 @@ def _tune(
 @app.command("bench")
 def _bench(
     variants: take.Variants = "eager,inductor,lossless,balanced,fast",
+    budgets: take.Budgets = "1.5x,2x,3x,4x",
     repeats: take.Repeats = 5,
     batch: take.Batch = 1,
     seed: take.Seed = 0,
@@ -220,7 +237,16 @@ def _bench(
     from .bench import bench
     from .tables import show_benchmark
 
-    result = bench(variants, model=model, seed=seed, batch=batch, rounds=repeats, device=device, dtype=dtype)
+    result = bench(
+        variants,
+        budgets=parse_budgets(budgets),
+        model=model,
+        seed=seed,
+        batch=batch,
+        rounds=repeats,
+        device=device,
+        dtype=dtype,
+    )
     show_benchmark(result)
     if json:
         print_json(result)

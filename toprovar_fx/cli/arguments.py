@@ -46,7 +46,8 @@ Variants = Annotated[
     str,
     typer.Option(
         "--variants",
-        help="Of eager, inductor, inductor:MODE, PRESET, POLICY, also with :key=value; commas between.",
+        help="Of eager, inductor, inductor:MODE, PRESET, POLICY, also with :key=value; commas between; "
+        "@PRESET is also timed at every budget.",
     ),
 ]
 
@@ -74,6 +75,7 @@ PresetOut = Annotated[str, typer.Option("--out", metavar="FILE.json", help="The 
 Trials = Annotated[int, typer.Option("--trials", help="Settings to try.")]
 TestNumber = Annotated[int, typer.Option("--test-n", help="Prompts of the final report.")]
 Seconds = Annotated[float | None, typer.Option("--seconds", help="Begin no further setting after this time.")]
+Processes = Annotated[int, typer.Option("--processes", help="Processes that draw, on one device.")]
 Workers = Annotated[int, typer.Option("--workers", help="Processes that judge images.")]
 
 Table = Annotated[
@@ -85,9 +87,9 @@ Table = Annotated[
     ),
 ]
 Budgets = Annotated[
-    str, typer.Option("--budgets", help="For --table: dense over pruned FLOPs, with commas between.")
+    str, typer.Option("--budgets", help="For @NAME: dense over pruned FLOPs, with commas between.")
 ]
-Runs = Annotated[int, typer.Option("--runs", help="For --table: image seeds per prompt.")]
+Runs = Annotated[int, typer.Option("--runs", help="For --table: image seeds per prompt, up to 9.")]
 
 ReportOut = Annotated[str, typer.Argument(metavar="OUT", help="A folder for the report.")]
 ReportParts = Annotated[

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import platform
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from .. import __version__
+from ..errors import OptionError, ToProVARError
 from ..evaluation import timing
 from ..evaluation.memory import peak_bytes
 from . import figures
@@ -28,6 +31,7 @@ WARMUP = 1
 def bench(
     variants: str = ",".join(DEFAULT_VARIANTS),
     *,
+    budgets: Sequence[float] = (),
     model: str = MODEL,
     prompt: str = PROMPT,
     seed: int = 0,
@@ -41,7 +45,7 @@ def bench(
     Raises:
         ToProVARError: an input is not valid.
     """
-    chosen = parse_variants(variants)
+    chosen = parse_variants(variants, budgets)
     check_model(model)
     check_prompts([prompt], model)
     check_seed(seed, batch)
@@ -52,6 +56,12 @@ def bench(
     with progress("loading", doing=model):
         dense = load(model, device, dtype, batch, for_prompts=False)
     pipes = {variant.name: variant.pipeline(dense) for variant in chosen}
+    text = features(dense, [prompt] * batch, model)
+    measured = measure(pipes, text, seed=seed, rounds=rounds, device=device)
+    options = {variant.name: variant.options or {} for variant in chosen}
+    for row in measured["variants"]:
+        # A report finds the same options in the tables of quality.
+        row["options"] = {name: str(value) for name, value in options[row["name"]].items()}
     return {
         "command": "bench",
         "model": model,
@@ -61,9 +71,13 @@ def bench(
         else platform.processor() or platform.machine(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
+        "toprovar_fx": __version__,
+        "dtype": str(next(dense.transformer.parameters()).dtype).removeprefix("torch."),
+        "prompt": prompt,
+        "seed": seed,
         "batch": batch,
         "rounds": rounds,
-        **measure(pipes, features(dense, [prompt] * batch, model), seed=seed, rounds=rounds, device=device),
+        **measured,
     }
 
 
@@ -77,8 +91,10 @@ def measure(
 ) -> dict[str, Any]:
     """Time ``pipe(text)`` of every pipeline, interleaved; return a row per variant and what went wrong.
 
-    ``graphs_compiled_while_timing`` must be 0 for the times to mean anything. A row's ``scales_`` figures are
-    of the loop over the scales alone: without text encoder and image decoder, which are the same for all.
+    Variants that raise an error of the package in their first call, such as a budget that a policy cannot
+    reach, are left out, with the error. ``graphs_compiled_while_timing`` must be 0 for the times to mean
+    anything. A row's ``scales_`` figures are of the loop over the scales alone: without text encoder and
+    image decoder, which are the same for all.
     """
     outputs: dict[str, list[PipelineOutput]] = {name: [] for name in pipes}
 
@@ -91,15 +107,27 @@ def measure(
         graphs.append(compiled_graphs())
         advance(name)
 
-    total = timing.calls(len(pipes), rounds, WARMUP) + len(pipes)
+    total = timing.calls(len(pipes), rounds, WARMUP) + 2 * len(pipes)
     peaks: dict[str, int | None] = {}
+    first_s: dict[str, float] = {}
+    left_out: dict[str, str] = {}
     with (
         room_for_graphs(),
         progress("benchmarking", total, doing="the first call of each compiles") as advance,
     ):
+        for name in pipes:
+            try:
+                first_s[name] = timing.timed(call(name), device)
+            except ToProVARError as error:
+                left_out[name] = str(error)
+            advance(name)
+        if not first_s:
+            raise OptionError("; ".join(f"{name}: {why}" for name, why in left_out.items()))
+        pipes = {name: pipe for name, pipe in pipes.items() if name in first_s}
         times = timing.interleave(
             {name: call(name) for name in pipes}, rounds=rounds, device=device, warmup=WARMUP, on_call=on_call
         )
+        times = {name: replace(own, first_call_s=first_s[name]) for name, own in times.items()}
         timed = {name: drawn[-rounds:] for name, drawn in outputs.items()}
         for name in pipes:
             peaks[name] = peak_bytes(call(name), device)
@@ -111,6 +139,7 @@ def measure(
     }
     return {
         "graphs_compiled_while_timing": graphs[-1] - before_timing,
+        "left_out": left_out,
         "variants": [_row(name, times, scales, timed[name], peaks[name]) for name in pipes],
     }
 

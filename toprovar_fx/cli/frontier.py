@@ -12,12 +12,14 @@ import torch
 
 from .. import __version__
 from ..errors import OptionError, OutputError
-from .loading import check_model, load
+from .loading import check_dtype, check_model, load
 from .progress import progress
 from .values import check_count, check_device
-from .variants import Variant, parse_variant
+from .variants import at_budgets
 
-NAME = "table"
+NAME, ROWS = "table", "rows.jsonl"
+# Image seeds of further runs, or of more prompts, would be those of other runs and of the split "tune".
+MOST_RUNS, MOST_PROMPTS = 9, 100_000
 
 
 def write_table(
@@ -32,8 +34,12 @@ def write_table(
     workers: int = 2,
     model: str = "scenes",
     device: str | None = None,
+    dtype: str | None = None,
 ) -> dict[str, Any]:
     """Measure, and write the table as JSON, Markdown and HTML into the folder ``out`` after every run.
+
+    Every row is kept in the folder as soon as it is judged. In a folder that holds rows, those that are
+    missing are measured; the table then has all of them.
 
     Args:
         names: variants as for `bench`; those in the form ``@NAME`` are measured at every budget too.
@@ -46,17 +52,31 @@ def write_table(
         workers: judging processes.
         model: as for `load`.
         device: None for CUDA where there is one.
+        dtype: as for `load`.
 
     Raises:
-        ToProVARError: an input is not valid, or the folder cannot be written.
+        ToProVARError: an input is not valid, the folder holds rows of other settings, or cannot be written.
     """
-    from ..evaluation.frontier import Frontier
+    from ..evaluation.frontier import Entry, Frontier
+    from ..evaluation.frontier_store import DENSE, RowStore
     from ..evaluation.study import judges
 
     check_model(model)
-    for name, value in {"n": n, "runs": runs, "batch": batch, "workers": workers}.items():
-        check_count(name, value)
-    entries = [entry for name in names for entry in _entries(name, budgets)]
+    check_dtype(dtype)
+    check_count("n", n, MOST_PROMPTS)
+    check_count("runs", runs, MOST_RUNS)
+    check_count("batch", batch)
+    check_count("workers", workers)
+    if n < 2:
+        raise OptionError(f"--n is {n}, expected 2 or more: the Frechet distance compares sets of images")
+    check_seconds(seconds)
+    entries = []
+    for variant in at_budgets(names, budgets):
+        if variant.options is None:
+            raise OptionError(
+                f"'{variant.name}' prunes nothing: expected a preset or policy; dense is in the table anyway"
+            )
+        entries.append(Entry(variant.name, variant.method or variant.name, variant.budget, variant.options))
     if not entries:
         raise OptionError("--table: expected at least one --preset to compare with dense")
     device = check_device(device)
@@ -66,53 +86,46 @@ def write_table(
     except OSError as error:
         raise OutputError(f"cannot make the folder '{out}': {error.strerror}") from error
     with progress("loading", doing=model):
-        pipe = load(model, device)
+        pipe = load(model, device, dtype)
     until = time.monotonic() + seconds if seconds else float("inf")
     settings = {
-        "command": "eval --table",
         "model": model,
-        "device": _named(device),
+        "n": n,
+        "split": "test",
+        "batch": min(batch, n),
+        "device": device_name(device),
         "dtype": str(pipe.transformer.dtype).removeprefix("torch."),
         "torch": torch.__version__,
         "toprovar_fx": __version__,
-        "batch": min(batch, n),
-        "presets": " ".join(names),
-        "budgets": ",".join(dict.fromkeys(f"{entry.budget:g}x" for entry in entries if entry.budget)),
     }
-    with (
-        judges(workers) as pool,
-        torch.inference_mode(),
-        progress("measuring", runs * (len(entries) + 1), doing="dense images") as advance,
-    ):
-        frontier = Frontier(pipe, entries, n, min(batch, n), pool)
-        for index in range(runs):
-            whole = frontier.run(index, until, advance)
-            result = {**settings, **frontier.result()}
-            write_forms(folder, result)
-            if not whole:
-                break
+    store = RowStore(folder / ROWS, settings)
+    with judges(workers) as pool, torch.inference_mode():
+        frontier = Frontier(pipe, entries, n, min(batch, n), pool, store)
+        missing = [len(frontier.pending(index)) for index in range(runs)]
+        with progress("measuring", sum(count + 1 for count in missing if count), doing=DENSE) as advance:
+            for index in range(runs):
+                whole = frontier.run(index, until, advance)
+                result = {"command": "eval --table", **settings, **frontier.result()}
+                if missing[index] or index == runs - 1:
+                    write_forms(folder, result)
+                if not whole:
+                    break
     return {**result, "out": str(folder)}
 
 
-def _entries(name: str, budgets: Sequence[float]) -> list[Any]:
-    from ..evaluation.frontier import Entry
-
-    swept = name.startswith("@")
-    variant: Variant = parse_variant(name.removeprefix("@"))
-    if variant.options is None:
-        raise OptionError(
-            f"'{name}' prunes nothing: expected a preset or policy; dense is in the table anyway"
-        )
-    found = [Entry(variant.name, variant.name, None, variant.options)]
-    if swept:
-        for budget in budgets:
-            solved = {**variant.options, "budget": f"{budget:g}x", "scale_exit": None}
-            found.append(Entry(f"{variant.name} at {budget:g}x", variant.name, budget, solved))
-    return found
-
-
-def _named(device: str) -> str:
+def device_name(device: str) -> str:
+    """The card's name, or ``cpu``."""
     return torch.cuda.get_device_name() if device.startswith("cuda") else device
+
+
+def check_seconds(seconds: float | None) -> None:
+    """Check a time limit.
+
+    Raises:
+        OptionError: it is not a time above 0.
+    """
+    if seconds is not None and not seconds > 0:
+        raise OptionError(f"--seconds is {seconds:g}, expected a time above 0")
 
 
 def write_forms(folder: Path, result: Mapping[str, Any]) -> None:

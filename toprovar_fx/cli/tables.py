@@ -92,6 +92,8 @@ def show_benchmark(result: Mapping[str, Any]) -> None:
     for row in result["variants"]:
         for reason in row["fallbacks"]:
             print(f"{row['name']} ran dense: {reason}")
+    for name, why in result["left_out"].items():
+        print(f"{name} was left out: {why}")
     late = result["graphs_compiled_while_timing"]
     if late:
         print(f"{late} graphs were compiled while timing: the times are too long")

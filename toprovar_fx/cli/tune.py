@@ -2,31 +2,20 @@
 
 from __future__ import annotations
 
-import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from .. import __version__
 from ..errors import OptionError
+from .frontier import check_seconds, device_name
 from .loading import check_model, load
 from .progress import progress
-from .values import check_count, check_device
+from .values import check_count, check_device, parse_speedup
 
 MOST_TRIALS, MOST_PROMPTS = 10_000, 100_000
-
-
-def parse_target(text: str) -> float:
-    """Read ``3x`` or ``3``.
-
-    Raises:
-        OptionError: not a number above 1 and at most 100.
-    """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)x?", text.strip())
-    value = float(match[1]) if match else 0.0
-    if not 1 < value <= 100:
-        raise OptionError(f"target='{text}': expected dense over pruned FLOPs, above 1 up to 100")
-    return value
 
 
 def tune_preset(
@@ -39,24 +28,31 @@ def tune_preset(
     batch: int = 50,
     seconds: float | None = None,
     workers: int = 2,
+    processes: int = 1,
     seed: int = 0,
     model: str = "scenes",
     device: str | None = None,
 ) -> dict[str, Any]:
     """Search, write the preset file ``out``, and return what `--json` prints.
 
+    The points are kept in ``OUT.trials``, from which the same search goes on.
+
     Raises:
         ToProVARError: an input is not valid, or the file cannot be written.
     """
     from ..preset_files import SUFFIX, write_preset
 
-    wanted = parse_target(target)
+    wanted = parse_speedup(target)
     check_model(model)
     limits = {"trials": (trials, MOST_TRIALS), "n": (n, MOST_PROMPTS), "test-n": (test_n, MOST_PROMPTS)}
     for name, (value, most) in limits.items():
         check_count(name, value, most)
     check_count("batch", batch)
     check_count("workers", workers)
+    check_count("processes", processes)
+    check_seconds(seconds)
+    if n < 2 or test_n < 2:
+        raise OptionError(f"--n is {n} and --test-n {test_n}, expected 2 or more: changes need an error")
     if not out.endswith(SUFFIX):
         raise OptionError(f"--out '{out}': expected a file name that ends in .json")
     if not Path(out).resolve().parent.is_dir():
@@ -65,14 +61,18 @@ def tune_preset(
 
     from ..tuning import tune
     from ..tuning.search import Effort
+    from ..tuning.trials import Journal
 
     with progress("loading", doing=model):
         pipe = load(model, device)
-    effort = Effort(trials, n, test_n, min(batch, n), seconds or float("inf"), workers, seed)
+    effort = Effort(trials, n, test_n, min(batch, n), seconds or float("inf"), workers, seed, processes)
+    settings: dict[str, Any] = {"model": model, "target": wanted, "n": n, "batch": min(batch, n)}
+    settings |= {"device": device_name(device), "dtype": str(pipe.transformer.dtype).removeprefix("torch.")}
+    settings |= {"torch": torch.__version__, "toprovar_fx": __version__}
+    journal = Journal(Path(f"{out}.trials"), settings)
     with progress("tuning", trials, doing="dense images") as advance:
-        tuned = tune(pipe, wanted, effort, advance)
-    settings = {"model": model, "device": device, "torch": torch.__version__, "target": wanted}
-    settings |= {"trials": trials, "n": n, "test_n": test_n, "seed": seed}
+        tuned = tune(pipe, wanted, effort, advance, journal, partial(load, model, device))
+    settings |= {"trials": len(tuned.trials), "test_n": test_n, "seed": seed}
     result = {**settings, "tune": dict(tuned.tune), "test": dict(tuned.test), "tried": tuned.trials}
     write_preset(out, tuned.options, result)
     return {"command": "tune", "out": out, "options": dict(tuned.options), **result}

@@ -123,6 +123,24 @@ def parse_options(preset: str | None, assignments: Sequence[str]) -> dict[str, A
     return options
 
 
+def parse_speedup(text: str) -> float:
+    """Read dense over pruned FLOPs, as ``3x`` or ``3``.
+
+    Raises:
+        OptionError: not a number above 1 and at most 100.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)x?", text.strip())
+    value = float(match[1]) if match else 0.0
+    if not 1 < value <= 100:
+        raise OptionError(f"target='{text}': expected dense over pruned FLOPs, above 1 up to 100")
+    return value
+
+
+def parse_budgets(text: str) -> list[float]:
+    """Read budgets with commas between, as of `parse_speedup`."""
+    return [parse_speedup(part) for part in text.split(",")]
+
+
 def slug(prompt: str) -> str:
     """Return a file name for ``prompt``: lower case words joined by hyphens, at most 48 characters."""
     words = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")

@@ -32,12 +32,16 @@ class Variant:
         compiler: None for eager, else `inductor` or `toprovar`.
         mode: Inductor's mode.
         options: the backend's options.
+        method: the name without its budget, where `at_budgets` added one.
+        budget: dense over pruned FLOPs, where `at_budgets` made it for one.
     """
 
     name: str
     compiler: str | None = None
     mode: str | None = None
     options: Mapping[str, Any] | None = None
+    method: str = ""
+    budget: float | None = None
 
     def pipeline(self, dense: InfinityPipeline) -> InfinityPipeline:
         """Return a copy of the eager pipeline ``dense`` that shares its weights and runs in this way."""
@@ -83,8 +87,8 @@ def parse_variant(text: str) -> Variant:
     return Variant(text, "toprovar", options=parse_options(name, details))
 
 
-def parse_variants(text: str) -> list[Variant]:
-    """Parse variants separated by commas; commas inside brackets belong to a value.
+def parse_variants(text: str, budgets: Sequence[float] = ()) -> list[Variant]:
+    """Parse variants separated by commas, as `at_budgets` does; commas inside brackets belong to a value.
 
     Raises:
         OptionError: there is none, one occurs twice, or one is not valid.
@@ -94,7 +98,30 @@ def parse_variants(text: str) -> list[Variant]:
         raise OptionError(f"'{text}' holds an empty variant, expected e.g. {','.join(DEFAULT_VARIANTS)}")
     if len(set(names)) < len(names):
         raise OptionError(f"'{text}' names a variant twice, expected each once")
-    return [parse_variant(name) for name in names]
+    return at_budgets(names, budgets)
+
+
+def at_budgets(names: Sequence[str], budgets: Sequence[float]) -> list[Variant]:
+    """Parse variants; those in the form ``@NAME`` stand for the variant and for itself at every budget.
+
+    A budget is spent on tokens: what the variant says about scales that are not run does not hold there.
+
+    Raises:
+        OptionError: as of `parse_variant`, or ``@`` before what prunes nothing.
+    """
+    found: dict[str, Variant] = {}
+    for name in names:
+        plain = parse_variant(name.removeprefix("@"))
+        found[plain.name] = plain
+        if not name.startswith("@"):
+            continue
+        if plain.options is None:
+            raise OptionError(f"'{name}' prunes nothing: expected a preset or policy after the @")
+        for budget in budgets:
+            at = f"{plain.name} at {budget:g}x"
+            options = {**plain.options, "budget": f"{budget:g}x", "scale_exit": None}
+            found[at] = Variant(at, plain.compiler, None, options, plain.name, budget)
+    return list(found.values())
 
 
 def room_for_graphs() -> AbstractContextManager[object]:

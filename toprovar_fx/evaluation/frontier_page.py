@@ -1,10 +1,12 @@
-"""The frontier as text cells, as Markdown and as a plot."""
+"""The frontier as text cells, as Markdown and as plots."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
+
+from .frontier_latency import devices
 
 CATEGORIES = {
     "single_object": "single",
@@ -17,24 +19,41 @@ CATEGORIES = {
 # Lines of one method share colour and marker; the two cycles repeat together only after 70 methods.
 MARKERS = "osD^vPX"
 
+Json = Mapping[str, Any]
 
-def table(result: Mapping[str, Any]) -> list[list[str]]:
-    """Head and rows as text, dense first, then by FLOPs."""
-    head = ["", "score", "change (95%)", *CATEGORIES.values(), "PSNR dB", "SSIM", "FID", "FLOPs"]
-    dense = _cells("dense", result["dense"])
+
+def table(result: Json) -> list[list[str]]:
+    """Head and rows as text, dense first, then by FLOPs; two columns for every device that was timed on."""
+    timed = devices(result)
+    head = ["", "score", "change (95%)", *CATEGORIES.values(), "match", "PSNR dB", "SSIM", "FID", "FLOPs"]
+    head += [f"{what}, {device}" for device in timed for what in ("ms", "peak MiB")]
     ranked = sorted(result["rows"].items(), key=lambda item: -item[1]["flops_share"])
-    return [head, dense, *(_cells(name, row) for name, row in ranked)]
+    return [head, *(_cells(name, row, timed) for name, row in [("dense", result["dense"]), *ranked])]
 
 
-def as_markdown(result: Mapping[str, Any]) -> str:
+def as_markdown(result: Json) -> str:
     """The table for `docs/results.md`."""
     head, *rows = table(result)
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines) + "\n"
 
 
-def plot(result: Mapping[str, Any]) -> bytes:
+def plot(result: Json) -> bytes:
     """Change of the score against the share of FLOPs, a line per method, as PNG."""
+    return _plot(result, lambda row: 100 * row["flops_share"], "FLOPs of the transformer, % of dense")
+
+
+def latency_plot(result: Json, device: str) -> bytes:
+    """Change of the score against the time on one device, a line per method, as PNG."""
+
+    def time_ms(row: Json) -> float | None:
+        timed = row.get("latency", {}).get(device)
+        return None if timed is None else float(timed["median_ms"])
+
+    return _plot(result, time_ms, f"ms per generation, {device}")
+
+
+def _plot(result: Json, cost: Callable[[Json], float | None], label: str) -> bytes:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 5.5), dpi=110, layout="constrained")
@@ -43,17 +62,25 @@ def plot(result: Mapping[str, Any]) -> bytes:
     methods = dict.fromkeys(row["method"] for row in result["rows"].values())
     for at, method in enumerate(methods):
         rows = [row for row in result["rows"].values() if row["method"] == method]
-        rows.sort(key=lambda row: row["flops_share"])
+        points = sorted(
+            (spent, row["change"], row["change_ci95"]) for row in rows if (spent := cost(row)) is not None
+        )
+        if not points:
+            continue
         axes.errorbar(
-            [100 * row["flops_share"] for row in rows],
-            [row["change"] for row in rows],
-            yerr=[row["change_ci95"] for row in rows],
+            [spent for spent, _, _ in points],
+            [change for _, change, _ in points],
+            yerr=[interval for _, _, interval in points],
+            color=f"C{at % 10}",
             marker=MARKERS[at % len(MARKERS)],
             markersize=5,
             capsize=3,
             label=method,
         )
-    axes.set_xlabel("FLOPs of the transformer, % of dense")
+    spent = cost(result["dense"])
+    if spent is not None:
+        axes.plot([spent], [0], color="black", marker="*", markersize=11, linestyle="none", label="dense")
+    axes.set_xlabel(label)
     axes.set_ylabel("change of the SceneEval score to dense")
     axes.grid(alpha=0.3)
     if methods:
@@ -64,19 +91,25 @@ def plot(result: Mapping[str, Any]) -> bytes:
     return written.getvalue()
 
 
-def _cells(name: str, row: Mapping[str, Any]) -> list[str]:
+def _cells(name: str, row: Json, timed: list[str]) -> list[str]:
     change = f"{row['change']:+.3f} ± {row['change_ci95']:.3f}" if "change" in row else "-"
-    return [
+    cells = [
         name,
         f"{row['overall']:.3f}",
         change,
-        *(f"{row['categories'][category]:.2f}" for category in CATEGORIES),
+        # A few prompts need not have one of every category.
+        *(_number(row["categories"].get(category), 2) for category in CATEGORIES),
+        _number(row.get("match"), 3),
         _number(row.get("psnr_db"), 1),
         _number(row.get("ssim"), 3),
         _number(row.get("frechet"), 4),
         f"{row['flops_share']:.0%}",
     ]
+    for device in timed:
+        found = row.get("latency", {}).get(device, {})
+        cells += [_number(found.get("median_ms"), 1), _number(found.get("peak_memory_bytes"), 0, 2**-20)]
+    return cells
 
 
-def _number(value: float | None, digits: int) -> str:
-    return "-" if value is None else f"{value:.{digits}f}"
+def _number(value: float | None, digits: int, factor: float = 1.0) -> str:
+    return "-" if value is None else f"{value * factor:.{digits}f}"

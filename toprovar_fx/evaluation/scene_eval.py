@@ -62,10 +62,13 @@ def _fulfilled(requirement: Requirement, found: Sequence[Detection], exact: bool
     of_shape = [detection for detection in found if detection.shape == requirement.shape]
     if exact and len(of_shape) != requirement.count:
         return False
-    # GenEval looks at the colours of the `count` most certain objects of the class, not of all.
+    return len(_matching(requirement, of_shape)) >= requirement.count
+
+
+def _matching(requirement: Requirement, of_shape: Sequence[Detection]) -> list[Detection]:
+    """GenEval looks at the colours of the `count` most certain objects of the class, not of all."""
     certain = of_shape[: requirement.count]
-    matching = [d for d in certain if requirement.colour is None or d.colour == requirement.colour]
-    return len(matching) >= requirement.count
+    return [d for d in certain if requirement.colour is None or d.colour == requirement.colour]
 
 
 def fulfils(found: Sequence[Detection], prompt: EvalPrompt) -> bool:
@@ -89,13 +92,51 @@ def fulfils(found: Sequence[Detection], prompt: EvalPrompt) -> bool:
     return _related(first, second, prompt.relation)
 
 
-def _score_one(image: npt.NDArray[np.uint8], prompt: EvalPrompt) -> bool:
-    return fulfils(detect(image), prompt)
+def prompt_match(found: Sequence[Detection], prompt: EvalPrompt) -> float:
+    """How much of a prompt an image shows, in [0, 1]; 1 where `fulfils` holds, and only there.
+
+    The share of the facts that hold: every object that is asked for is one, and so is the relation. Where the
+    number is exact, every object too many is a fact that does not hold.
+
+    Args:
+        found: Detections, the most certain one first.
+        prompt: The prompt.
+    """
+    facts = held = 0
+    for requirement in prompt.requirements:
+        of_shape = [detection for detection in found if detection.shape == requirement.shape]
+        surplus = max(0, len(of_shape) - requirement.count) if prompt.category == "counting" else 0
+        facts += requirement.count + surplus
+        held += len(_matching(requirement, of_shape))
+    if prompt.relation is not None:
+        shapes = [requirement.shape for requirement in prompt.requirements]
+        first, second = (next((d for d in found if d.shape == shape), None) for shape in shapes)
+        facts += 1
+        held += first is not None and second is not None and _related(first, second, prompt.relation)
+    return held / facts
 
 
-def score_images(
+@dataclass(frozen=True)
+class Verdict:
+    """What the judge says of one image.
+
+    Attributes:
+        passed: Whether it fulfils its prompt, see `fulfils`.
+        match: How much of the prompt it shows, see `prompt_match`.
+    """
+
+    passed: bool
+    match: float
+
+
+def _judge_one(image: npt.NDArray[np.uint8], prompt: EvalPrompt) -> Verdict:
+    found = detect(image)
+    return Verdict(fulfils(found, prompt), prompt_match(found, prompt))
+
+
+def judge_images(
     images: npt.NDArray[np.uint8], prompts: Sequence[EvalPrompt], workers: int = 1
-) -> list[bool]:
+) -> list[Verdict]:
     """Judge images against their prompts.
 
     Args:
@@ -112,14 +153,21 @@ def score_images(
     if len(images) != len(prompts):
         raise ToProVARError(f"{len(images)} images for {len(prompts)} prompts; expected equal numbers")
     if workers <= 1:
-        return [_score_one(image, prompt) for image, prompt in zip(images, prompts, strict=True)]
+        return [_judge_one(image, prompt) for image, prompt in zip(images, prompts, strict=True)]
     import multiprocessing
     from concurrent.futures import ProcessPoolExecutor
 
     # Forking a process that holds CUDA or OpenMP threads is unsafe.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context) as pool:
-        return list(pool.map(_score_one, images, prompts, chunksize=max(1, len(images) // (4 * workers))))
+        return list(pool.map(_judge_one, images, prompts, chunksize=max(1, len(images) // (4 * workers))))
+
+
+def score_images(
+    images: npt.NDArray[np.uint8], prompts: Sequence[EvalPrompt], workers: int = 1
+) -> list[bool]:
+    """Whether images fulfil their prompts; arguments and errors as of `judge_images`."""
+    return [verdict.passed for verdict in judge_images(images, prompts, workers)]
 
 
 @dataclass(frozen=True)

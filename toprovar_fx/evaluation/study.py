@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from ..scenes.prompts import EvalPrompt, eval_prompts
 from .features import image_features, real_features
 from .fidelity import frechet_distance, psnr, ssim
-from .scene_eval import EvalReport, score_images
+from .scene_eval import EvalReport, Verdict, judge_images
 
 if TYPE_CHECKING:
     from ..pipeline import InfinityPipeline
@@ -50,14 +50,14 @@ class Waiting:
         similarity: PSNR (None where all images are equal) and mean SSIM to the dense images.
         reports: one per batch.
         frechet: distance of the images' features to real ones', where that is wanted.
-        scores: the verdicts to come, in the order of the prompts.
+        verdicts: what the judges will say, in the order of the prompts.
     """
 
     options: Mapping[str, object]
     seconds: float
     similarity: tuple[float | None, float]
     reports: list[GenerationReport]
-    scores: list[Future[list[bool]]]
+    verdicts: list[Future[list[Verdict]]]
     frechet: float | None
 
 
@@ -92,8 +92,9 @@ class PairedStudy:
         self._real = real_features(pipe.vae, self.prompts) if frechet else None
         self.eager = pipe.transformer
         self.dense, seconds, _ = self._generate()
-        self.dense_scores = [score for future in self._judge(self.dense) for score in future.result()]
-        self.baseline = self._summary(self.dense_scores) | {
+        verdicts = _told(self._judge(self.dense))
+        self.dense_scores = [verdict.passed for verdict in verdicts]
+        self.baseline = self._summary(verdicts) | {
             "seconds": seconds,
             "frechet": self._frechet(self.dense),
         }
@@ -119,11 +120,12 @@ class PairedStudy:
 
     def finish(self, row: Waiting) -> dict[str, Any]:
         """Wait for the judges and summarise; "change" is the paired change of the score to dense."""
-        scores = [score for future in row.scores for score in future.result()]
+        verdicts = _told(row.verdicts)
+        scores = [verdict.passed for verdict in verdicts]
         changes = np.array(scores, float) - np.array(self.dense_scores, float)
         flops = sum(report.flops for report in row.reports)
         first = row.reports[0]
-        return self._summary(scores) | {
+        return self._summary(verdicts) | {
             "passed": scores,
             "change": float(changes.mean()),
             "change_se": float(changes.std() / math.sqrt(len(changes))),
@@ -146,24 +148,40 @@ class PairedStudy:
         return frechet_distance(image_features(self.pipe.vae, images), self._real)
 
     def _generate(self) -> tuple[Images, float, list[GenerationReport]]:
-        parts, reports = [], []
+        everyone = range(len(self.prompts))
         started = time.perf_counter()
-        for start in range(0, len(self.prompts), self.batch):
-            part = self.prompts[start : start + self.batch]
-            output = self.pipe([prompt.text for prompt in part], seed=self.first_seed + start)
-            parts.append(output.images)
-            reports.append(output.report)
-        return np.concatenate(parts), time.perf_counter() - started, reports
+        images, reports = self._draw([everyone[at : at + self.batch] for at in everyone[:: self.batch]])
+        groups = _alike(reports)
+        if groups:
+            # Decisions of a batch are for its most careful image: images are drawn again among their like.
+            started = time.perf_counter()
+            parts = [
+                group[at : at + self.batch] for group in groups for at in range(0, len(group), self.batch)
+            ]
+            images, reports = self._draw(parts)
+        return images, time.perf_counter() - started, reports
 
-    def _judge(self, images: Images) -> list[Future[list[bool]]]:
+    def _draw(self, parts: Sequence[Sequence[int]]) -> tuple[Images, list[GenerationReport]]:
+        """Draw all prompts, in batches of the given numbers; the images are in the order of the prompts."""
+        drawn, reports = [], []
+        for part in parts:
+            texts = [self.prompts[at].text for at in part]
+            output = self.pipe(texts, seed=[self.first_seed + at for at in part])
+            drawn.append(output.images)
+            reports.append(output.report)
+        order = np.argsort([at for part in parts for at in part])
+        return np.concatenate(drawn)[order], reports
+
+    def _judge(self, images: Images) -> list[Future[list[Verdict]]]:
         return [
-            self.pool.submit(score_images, images[at : at + CHUNK], self.prompts[at : at + CHUNK])
+            self.pool.submit(judge_images, images[at : at + CHUNK], self.prompts[at : at + CHUNK])
             for at in range(0, len(images), CHUNK)
         ]
 
-    def _summary(self, scores: list[bool]) -> dict[str, Any]:
-        report = EvalReport.from_scores(scores, self.prompts)
-        return {"overall": report.overall, "categories": report.categories}
+    def _summary(self, verdicts: Sequence[Verdict]) -> dict[str, Any]:
+        report = EvalReport.from_scores([verdict.passed for verdict in verdicts], self.prompts)
+        match = float(np.mean([verdict.match for verdict in verdicts]))
+        return {"overall": report.overall, "categories": report.categories, "match": match}
 
     def _similarity(self, images: Images) -> tuple[float | None, float]:
         """PSNR of the mean squared error, and mean SSIM, to the dense images."""
@@ -176,3 +194,19 @@ class PairedStudy:
             similar += float(ssim(*pair).sum())
         error = squared / len(images)
         return (10 * math.log10(255.0**2 / error) if error > 0 else None), similar / len(images)
+
+
+def _told(futures: Sequence[Future[list[Verdict]]]) -> list[Verdict]:
+    return [verdict for future in futures for verdict in future.result()]
+
+
+def _alike(reports: Sequence[GenerationReport | None]) -> list[list[int]]:
+    """Images by what the policy would decide about each alone; empty if batches changed no decision."""
+    wishes = [report.controller.policy.alone() if report else None for report in reports]
+    known = [wish for wish in wishes if wish is not None]
+    if len(known) < len(wishes) or all(len(set(wish)) == 1 for wish in known):
+        return []
+    groups: dict[Hashable, list[int]] = {}
+    for at, wish in enumerate(wish for batch in known for wish in batch):
+        groups.setdefault(wish, []).append(at)
+    return list(groups.values())

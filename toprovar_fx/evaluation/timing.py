@@ -76,14 +76,14 @@ def interleave(
     tell = on_call or (lambda name: None)
     first = {}
     for name, call in variants.items():
-        first[name] = _timed(call, device)
+        first[name] = timed(call, device)
         tell(name)
         for _ in range(warmup):
             call()
             tell(name)
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     for name in _rounds(list(variants), rounds):
-        seconds[name].append(_timed(variants[name], device))
+        seconds[name].append(timed(variants[name], device))
         tell(name)
     return {name: Timing(first[name], tuple(seconds[name])) for name in variants}
 
@@ -106,7 +106,8 @@ def _rounds(names: list[str], rounds: int) -> Iterator[str]:
         yield from names if index % 2 == 0 else reversed(names)
 
 
-def _timed(call: Callable[[], object], device: torch.device | str) -> float:
+def timed(call: Callable[[], object], device: torch.device | str) -> float:
+    """Seconds of one call, the work that it queued on ``device`` included."""
     synchronize(device)
     start = time.perf_counter()
     call()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from torch import Tensor
@@ -75,6 +75,10 @@ class Policy:
         if first is None:
             return False
         return scale >= max(1, first if first > 0 else len(self.schedule) + first)
+
+    def alone(self) -> Sequence[Hashable] | None:
+        """Per image, what would be left out of it in a batch of its own; None where batches do no harm."""
+        return None
 
     def keep_rows(self, rows: int) -> None:
         """Forget all but the first `rows` batch rows: the others do not run any more."""

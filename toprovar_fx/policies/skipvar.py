@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 import torch.nn.functional as F
@@ -73,12 +73,20 @@ class SkipVAR(Policy):
         patch = summed.shape[-1] // self.schedule.sides[-1][1]
         return F.interpolate(summed, size=(small[0] * patch, small[1] * patch), mode="bilinear")
 
-    def _decide(self, features: list[tuple[float, float]]) -> None:
-        careful = {pair: self._classifier["skip"].decide(pair) for pair in features}
-        self.skipped = min(careful.values())
+    def _decide(self, features: Sequence[tuple[float, float]]) -> None:
+        decided = [self._alone(pair) for pair in features]
+        self.skipped = min(skipped for skipped, _ in decided)
         if not self.skipped:
-            left = [pair for pair, skipped in careful.items() if not skipped]
-            self.conditional = min(self._classifier["uncond"].decide(pair) for pair in left)
+            self.conditional = min(conditional for skipped, conditional in decided if not skipped)
+
+    def _alone(self, pair: tuple[float, float]) -> tuple[int, int]:
+        """Scales that do not run, and scales of conditional rows alone, for one image."""
+        skipped = self._classifier["skip"].decide(pair)
+        return skipped, 0 if skipped else self._classifier["uncond"].decide(pair)
+
+    def alone(self) -> Sequence[Hashable] | None:
+        """What the classifiers say of each image; a batch takes the most careful answer."""
+        return None if self.features is None else [self._alone(pair) for pair in self.features]
 
     def exits(self, scale: int) -> bool:
         """The last `skipped` scales."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from importlib.resources import files
@@ -12,14 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 from ..calibration.plots import entropy_and_rho, layer_roles
 from ..calibration.profile import Profile
-from ..errors import OutputError
 from ..evaluation.frontier_join import short_rows
-from ..evaluation.frontier_page import plot
+from ..evaluation.frontier_latency import devices
+from ..evaluation.frontier_page import latency_plot, plot
 from ..evaluation.frontier_page import table as frontier_table
 from ..explanation.markup import table
 from . import tables
 from .gallery import gallery
-from .parts import KINDS, Parts
+from .parts import KINDS, Parts, lacking
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -39,6 +40,9 @@ SETTINGS = (
     "runs",
     "batch",
     "rounds",
+    "trials",
+    "image_seeds",
+    "seed",
     "presets",
     "budgets",
 )
@@ -55,9 +59,7 @@ def as_page(parts: Parts) -> str:
     try:
         sections = list(_sections(parts))
     except KeyError as error:
-        raise OutputError(
-            f"a part of the report lacks the entry {error}: was it written by another version or cut off?"
-        ) from error
+        raise lacking(error) from error
     links = [f'<a href="#{name}">{escape(title)}</a>' for name, title, _ in sections]
     # A page of one section needs no list of them.
     nav = f"<nav>{' '.join(links)}</nav>" if links[1:] else ""
@@ -82,7 +84,11 @@ def _sections(parts: Parts) -> Iterator[tuple[str, str, list[str]]]:
     if parts.benches:
         yield "times", "Latency and memory", list(_benches(parts.benches))
     if parts.ablations:
-        yield "ablations", "Ablations", list(_ablations(parts.ablations))
+        yield "ablations", "Ablations", list(_ablations(parts))
+    if parts.presets:
+        yield "presets", "Tuned presets", list(_presets(parts.presets))
+    if parts.classifiers:
+        yield "classifiers", "Classifiers of skipvar", list(_classifiers(parts.classifiers))
     if parts.kernels or parts.taps:
         yield "entropy-cost", "What entropy costs", list(_entropy_costs(parts))
     if parts.profiles:
@@ -97,13 +103,27 @@ def _sections(parts: Parts) -> Iterator[tuple[str, str, list[str]]]:
 def _frontier(found: Mapping[str, Any]) -> Iterator[str]:
     yield _made(found)
     yield _picture(plot(found), "Change of the score against FLOPs, a line for each method")
+    for device in devices(found):
+        yield _picture(
+            latency_plot(found, device), "Change of the score against time, a line for each method"
+        )
     head, *rows = frontier_table(found)
-    yield from table(head, [[escape(cell) for cell in row] for row in rows])
+    yield from _text_table(head, rows)
     yield (
         '<p class="soft">Score: share of the prompts that the image fulfils (SceneEval), also by category. '
-        "Change: paired to dense by prompt and image seed, with its 95% interval. PSNR and SSIM: to the "
+        "Change: paired to dense by prompt and image seed, with its 95% interval. Match: share of the facts "
+        "of the prompts that hold (objects, colours, numbers, relations). PSNR and SSIM: to the "
         "dense image of the same seed. FID: Frechet distance to true scenes in tokenizer features.</p>"
     )
+    if devices(found):
+        yield (
+            '<p class="soft">ms: median of a whole generation of one image, text encoder and image decoder '
+            "included, from `toprovar bench`; dense there is the model compiled by Inductor.</p>"
+        )
+    head, rows = tables.peers(found)
+    if rows:
+        yield "<h3>At equal budgets: distance to the best, paired by prompt and image seed</h3>"
+        yield from _text_table(head, rows)
     if found.get("dense_apart"):
         yield f'<p class="soft">Joined: dense scores are up to {found["dense_apart"]:.4f} apart.</p>'
     missing = found["left_out"] | short_rows(found)
@@ -117,6 +137,8 @@ def _benches(found: Mapping[str, Any]) -> Iterator[str]:
     for one in found.values():
         yield _made(one)
         yield from _text_table(*tables.bench(one))
+        for name, why in one.get("left_out", {}).items():
+            yield f"<p>{escape(name)} was left out: {escape(why)}</p>"
         if one["graphs_compiled_while_timing"]:
             yield "<p>Graphs were compiled while timing: the times are too long.</p>"
     yield (
@@ -126,13 +148,35 @@ def _benches(found: Mapping[str, Any]) -> Iterator[str]:
     )
 
 
-def _ablations(found: Mapping[str, Any]) -> Iterator[str]:
-    for one in found.values():
+def _ablations(parts: Parts) -> Iterator[str]:
+    for one in parts.ablations.values():
         yield _made(one)
         yield f"<p>Dense: {one['dense']['overall']:.3f}. Changes are paired to it, with 95% intervals.</p>"
-        for group, head, rows in tables.ablations(one):
+        for group, head, rows in tables.ablations(one, list(parts.benches.values())):
             yield f"<h3>{escape(group)}</h3>"
             yield from _text_table(head, rows)
+
+
+def _presets(found: Mapping[str, Any]) -> Iterator[str]:
+    for file, one in found.items():
+        yield f"<h3>{escape(Path(file).name)}: {one['target']:g} times fewer FLOPs</h3>"
+        yield _made(one)
+        yield from _text_table(*tables.tuned(one))
+        yield f'<p class="soft">Options: <code>{escape(json.dumps(one["options"]))}</code></p>'
+    yield (
+        '<p class="soft">The best of all settings that were tried on the split "tune", which flatters it, '
+        'and the same on "test": other prompts and other image seeds. Changes are paired to dense.</p>'
+    )
+
+
+def _classifiers(found: Mapping[str, Any]) -> Iterator[str]:
+    for one in found.values():
+        yield _made(one["settings"])
+        yield from _text_table(*tables.classifiers(one))
+    yield (
+        '<p class="soft">Too much: share of the prompts of which more is left out than passes. Most common: '
+        "what the most common label alone would get right.</p>"
+    )
 
 
 def _entropy_costs(parts: Parts) -> Iterator[str]:

@@ -12,6 +12,8 @@ from ..calibration.profile import FORMAT as PROFILE_FORMAT
 from ..calibration.profile import Profile
 from ..errors import OptionError, OutputError
 from ..evaluation.frontier_join import join_tables
+from ..evaluation.frontier_latency import with_latency
+from ..preset_files import FORMAT as PRESET_FORMAT
 
 GALLERY_FORMAT = "toprovar-fx gallery"
 # In a folder, the file that says what is in it.
@@ -25,13 +27,15 @@ class Parts:
     """The content of a report; what is empty is left out of the page.
 
     Attributes:
-        table: of `toprovar eval --table`, joined.
+        table: of `toprovar eval --table`, joined, with the times of the benches in its rows.
         tables: the files that it is joined from.
         benches: of `toprovar bench --json`, by file, as all that follow.
         ablations: of `benchmarks.ablation`.
         kernels: of `benchmarks.attention_entropy`.
         taps: of `benchmarks.taps`.
         profiles: of `toprovar calibrate`.
+        presets: of `toprovar tune`.
+        classifiers: of `benchmarks.skip_classifier`.
         galleries: of `toprovar gallery`; the keys are their JSON files, beside which the pictures are.
     """
 
@@ -42,6 +46,8 @@ class Parts:
     kernels: Mapping[str, Json] = field(default_factory=dict)
     taps: Mapping[str, Json] = field(default_factory=dict)
     profiles: Mapping[str, Profile] = field(default_factory=dict)
+    presets: Mapping[str, Json] = field(default_factory=dict)
+    classifiers: Mapping[str, Json] = field(default_factory=dict)
     galleries: Mapping[str, Json] = field(default_factory=dict)
 
 
@@ -49,14 +55,22 @@ class Parts:
 KINDS: Mapping[str, tuple[str, Callable[[Json], bool]]] = {
     "profiles": ("toprovar calibrate", lambda found: found.get("format") == PROFILE_FORMAT),
     "galleries": ("toprovar gallery", lambda found: found.get("format") == GALLERY_FORMAT),
+    "presets": (
+        "toprovar tune",
+        lambda found: found.get("format") == PRESET_FORMAT and {"tune", "test", "tried"} <= found.keys(),
+    ),
+    "classifiers": (
+        "benchmarks.skip_classifier",
+        lambda found: {"skip", "uncond", "settings"} <= found.keys(),
+    ),
     "benches": ("toprovar bench --json", lambda found: found.get("command") == "bench"),
     "taps": ("benchmarks.taps", lambda found: found.get("benchmark") == "taps"),
     "kernels": ("benchmarks.attention_entropy", lambda found: {"means", "gemm_tflops"} <= found.keys()),
-    "ablations": ("benchmarks.ablation", lambda found: {"split", "dense", "rows"} <= found.keys()),
     "tables": (
         "toprovar eval --table",
         lambda found: {"model", "n", "runs", "dense", "rows"} <= found.keys(),
     ),
+    "ablations": ("benchmarks.ablation", lambda found: {"split", "dense", "rows"} <= found.keys()),
 }
 
 
@@ -88,7 +102,18 @@ def read_parts(paths: Sequence[str]) -> Parts:
         made = Profile.from_json(document, str(file)) if kind == "profiles" else document
         found[kind][str(file)] = made
     tables = found.pop("tables")
-    return Parts(table=join_tables(tables) if tables else None, tables=tuple(tables), **found)
+    try:
+        table = with_latency(join_tables(tables), list(found["benches"].values())) if tables else None
+    except KeyError as error:
+        raise lacking(error) from error
+    return Parts(table=table, tables=tuple(tables), **found)
+
+
+def lacking(error: KeyError) -> OutputError:
+    """The error for a part that is of a known kind and lacks an entry of it."""
+    return OutputError(
+        f"a part of the report lacks the entry {error}: was it written by another version or cut off?"
+    )
 
 
 def _file(path: str) -> Path:

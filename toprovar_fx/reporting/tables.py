@@ -2,11 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
+
+from ..evaluation.frontier_latency import device_label, same_options
+from ..evaluation.frontier_peers import behind_the_best
 
 Json = Mapping[str, Any]
 Rows = list[list[str]]
+
+
+def peers(table: Json) -> tuple[list[str], Rows]:
+    """Methods at equal budgets, each against the one of the highest score."""
+    rows = [
+        [
+            f"{one.budget:g}x",
+            one.name,
+            number(one.score, 3),
+            "the best" if one.name == one.best else f"{one.change:+.3f} ± {one.change_ci95:.3f}",
+            "" if one.name == one.best else ("behind" if one.apart else "within the interval"),
+            str(one.runs),
+        ]
+        for one in behind_the_best(table)
+    ]
+    return ["budget", "", "score", "to the best (95%)", "", "runs"], rows
 
 
 def bench(found: Json) -> tuple[list[str], Rows]:
@@ -31,8 +50,11 @@ def bench(found: Json) -> tuple[list[str], Rows]:
     return head, rows
 
 
-def ablations(found: Json) -> Iterator[tuple[str, list[str], Rows]]:
-    """A table per group of rows, whose names are "group: row"."""
+def ablations(found: Json, benches: Sequence[Json] = ()) -> Iterator[tuple[str, list[str], Rows]]:
+    """A table per group of rows, named "group: row", with times where a bench has the same options."""
+    timed = {device_label(one): one["variants"] for one in benches}
+    timed = {device: rows for device, rows in timed.items() if _shared(rows, found["rows"].values())}
+    head = ["", "score", "change (95%)", "PSNR dB", "SSIM", "FLOPs", *(f"ms, {device}" for device in timed)]
     groups: dict[str, Rows] = {}
     for key, row in found["rows"].items():
         group, _, name = key.partition(": ")
@@ -44,10 +66,49 @@ def ablations(found: Json) -> Iterator[tuple[str, list[str], Rows]]:
                 "equal" if row["psnr_db"] is None else number(row["psnr_db"], 1),
                 number(row["ssim"], 3),
                 share(row["flops_share"]),
+                *(number(_shared(variants, [row]), 1) for variants in timed.values()),
             ]
         )
     for group, rows in groups.items():
-        yield group, ["", "score", "change (95%)", "PSNR dB", "SSIM", "FLOPs"], rows
+        yield group, head, rows
+
+
+def _shared(variants: Iterable[Json], rows: Iterable[Json]) -> float | None:
+    """The time of the first variant that ran with the options of one of the rows, in ms."""
+    pairs = ((variant, row) for row in rows for variant in variants)
+    return next((variant["median_ms"] for variant, row in pairs if same_options(variant, row)), None)
+
+
+def tuned(found: Json) -> tuple[list[str], Rows]:
+    """The best setting of one `toprovar tune` on both splits, and how many were tried."""
+    rows = [
+        [
+            split,
+            number(row["overall"], 3),
+            f"{row['change']:+.3f} ± {1.96 * row['change_se']:.3f}",
+            number(row["psnr_db"], 1),
+            share(row["flops_share"]),
+        ]
+        for split, row in (("tune", found["tune"]), ("test", found["test"]))
+    ]
+    return [f"best of {len(found['tried'])}", "score", "change (95%)", "PSNR dB", "FLOPs"], rows
+
+
+def classifiers(found: Json) -> tuple[list[str], Rows]:
+    """How good the classifiers of one `benchmarks.skip_classifier` are."""
+    rows = [
+        [
+            stage,
+            part,
+            str(figures["samples"]),
+            share(figures["accuracy"]),
+            share(figures["most_common"]),
+            share(figures["leaves_out_too_much"]),
+        ]
+        for stage in ("skip", "uncond")
+        for part, figures in (("fitted", found[stage]["fitted"]), ("held out", found[stage]["held_out"]))
+    ]
+    return ["stage", "prompts", "number", "accuracy", "most common", "too much"], rows
 
 
 def kernels(found: Json) -> tuple[list[str], Rows]:
