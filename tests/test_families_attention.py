@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from .models.attentions import KINDS, AttendingSubject
-from .models.subjects import MANY_GRAPHS, Outcome, Traced, generate, identical, worst
+from .models.subjects import Outcome, Traced, generate, identical, worst
 from .oracle_attentions import replay
 
 OPEN = {"preset": "criterion", "protected_layers_first": 0, "protected_layers_last": 0, "restore": "residual"}
@@ -101,14 +101,9 @@ def test_entropies_of_kept_tokens(name, observed):
 @pytest.mark.parametrize("name", ["Baddbmm", "GroupedMatmul", "ExpandedHeads", "OwnScaleMask", "Flash"])
 def test_through_inductor(name):
     options = {"keep": KEEP, "min_scale": 1, "score": "entropy", "entropy_source": "previous_scale"}
-    subject = AttendingSubject(KINDS[name])
-    torch.compiler.reset()
-    compiled = torch.compile(
-        subject.model, backend="toprovar", options={**OPEN, **options, "lowering": "inductor"}
-    )
-    with MANY_GRAPHS:
-        outcome = generate(subject, compiled)
+    model = Traced(AttendingSubject(KINDS[name]))
+    outcome = model({**OPEN, **options, "lowering": "inductor"})
     assert outcome.arms(5) == ["pruned", "pruned"]
     assert not outcome.controller.ledger.fallbacks
-    oracle = replay(subject, outcome.keeps, "input")
+    oracle = replay(model.subject, outcome.keeps, "input")
     assert worst(outcome.logits, oracle.logits) < 2e-5

@@ -53,9 +53,7 @@ def judge(case: CaseSpec, lowering: str = "eager") -> Verdict:
     """
     torch.compiler.reset()
     subject = DrawnSubject(case)
-    traced = Traced(subject)
-    if case.trace == "static":
-        traced.compiled = torch.compile(subject.model, backend=traced._backend, fullgraph=True, dynamic=False)
+    traced = Traced(subject, dynamo={"dynamic": False} if case.trace == "static" else {})
     run = Runner(case, subject, traced, lowering)
     with warnings.catch_warnings():
         # Expected where nothing can be pruned; that every such case has a reason is asserted below.

@@ -218,17 +218,27 @@ def identical(left: Sequence[Tensor], right: Sequence[Tensor]) -> bool:
 class Traced:
     """A model that Dynamo traced once, to be run under any options: rewriting starts anew for each.
 
+    Through Inductor it is traced anew as well: what Inductor assumes about sizes is for Dynamo to guard.
     `program` may be set to run something else than the backend's program (the step with recorders in it).
+    `dynamo` holds arguments of `torch.compile`.
     """
 
     subject: Subject
     options: Mapping[str, object] = field(default_factory=dict)
+    dynamo: Mapping[str, Any] = field(default_factory=dict)
     graphs: list[fx.GraphModule] = field(default_factory=list)
     program: Callable[..., Any] | None = None
     programs: dict[Any, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.compiled = torch.compile(self.subject.model, backend=self._backend, fullgraph=True)
+        self.compiled = self._compile(self._backend)
+
+    def _compile(self, backend: Callable[..., Any]) -> Callable[..., Any]:
+        return torch.compile(self.subject.model, backend=backend, fullgraph=True, **self.dynamo)
+
+    def _at_once(self, gm: fx.GraphModule, example_inputs: list[Any]) -> Callable[..., Any]:
+        self.graphs.append(gm)
+        return toprovar(gm, example_inputs, options=self.options)
 
     def _backend(self, gm: fx.GraphModule, example_inputs: list[Any]) -> Callable[..., Any]:
         self.graphs.append(gm)
@@ -252,8 +262,14 @@ class Traced:
     def __call__(self, options: Mapping[str, object] | None = None, **given: Any) -> Outcome:
         """One generation under `options` (eager lowering)."""
         self.options = {"lowering": "eager", "preset": "criterion", **(options or {})}
+        compiled = self.compiled
+        if self.options["lowering"] != "eager":
+            torch.compiler.reset()
+            self.graphs.clear()
+            self.programs.clear()
+            compiled = self._compile(self._at_once)
         with MANY_GRAPHS:
-            return generate(self.subject, self.compiled, **given)
+            return generate(self.subject, compiled, **given)
 
 
 class Recorder(nn.Module):
