@@ -55,10 +55,10 @@ def canonical_caches(graph: fx.Graph) -> fx.Graph:
 
 def _is_other_form(node: fx.Node, length: Size) -> bool:
     form = read_form(node, length)
-    return form is not None and not _is_canonical(node, form)
+    return form is not None and not _is_canonical(node)
 
 
-def _is_canonical(node: fx.Node, form: CacheForm) -> bool:
+def _is_canonical(node: fx.Node) -> bool:
     entries = node.args[1] if operator_name(node) == "setitem" else None
     return isinstance(entries, tuple) and all(isinstance(entry, slice) for entry in entries)
 
@@ -74,7 +74,7 @@ class _Rewriter:
     def run(self) -> None:
         forms = [(node, read_form(node, self.length)) for node in self.graph.nodes]
         for node, form in forms:
-            if form is None or _is_canonical(node, form) or (form.new and node not in self.leaving):
+            if form is None or _is_canonical(node) or (form.new and node not in self.leaving):
                 continue
             holder = self._buffer(node, form) if form.new else self._holder(form)
             if node.users and operator_name(node) == "copy_":

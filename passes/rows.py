@@ -147,8 +147,8 @@ class Rewriter:
             for operand in operands:
                 if operand not in self.kept and operand not in replaced:
                     replaced[operand] = self._gather(operand, self.facts.axes[operand])
-            for operand, dimension in facts.transfers[node].tables:
-                replaced[operand] = self._gather_table(operand, dimension, *self._frame(node))
+            for operand, _ in facts.transfers[node].tables:
+                replaced[operand] = self._gather_table(operand, *self._frame(node))
         if call is not None and call.key in self.kept:
             self._gather_columns(node, replaced)
 
@@ -181,7 +181,7 @@ class Rewriter:
             if operand in replaced:
                 replaced[operand] = self.gather.rows(operand, replaced[operand], columns, rank, again=True)
             else:
-                replaced[operand] = self._gather_table(operand, dimension, columns, rank)
+                replaced[operand] = self._gather_table(operand, columns, rank)
 
     def _replace_unread(
         self, node: fx.Node, replaced: dict[fx.Node, fx.Node], value_of_operand: Callable[[fx.Node], fx.Node]
@@ -242,7 +242,7 @@ class Rewriter:
     def _gather(self, operand: fx.Node, axes: Axes) -> fx.Node:
         return self.gather.rows(operand, self.mapped[operand], axes, len(shape_of(operand)))
 
-    def _gather_table(self, operand: fx.Node, dimension: int, axes: Axes, rank: int) -> fx.Node:
+    def _gather_table(self, operand: fx.Node, axes: Axes, rank: int) -> fx.Node:
         return self.gather.table(operand, self.mapped[operand], axes, rank)
 
     def _end(self, kept: bool) -> fx.Node:

@@ -9,7 +9,8 @@ from torch import nn
 from ..analysis.reasons import Fallback, Reason, Unsupported, fallback_at
 from ..declaration import declare
 from ..options import Options
-from ..runtime.gates import OwnEntropyGate, ScaleDepthGate, TokenGate
+from ..runtime.gates import ScaleDepthGate
+from ..runtime.token_gates import OwnEntropyGate, TokenGate
 from .attention_entropy import reads_entropy
 from .context import PassContext
 from .row_plan import GatherAt, RowPlan

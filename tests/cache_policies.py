@@ -20,7 +20,10 @@ class Shuffled(CachePolicy):
 
     def select(self, scale: int, caches: Sequence[LayerCache]) -> Mapping[int, Tensor]:
         source = torch.Generator().manual_seed(scale)
-        return {one.layer: torch.rand(*one.heads, one.rows, generator=source).argsort(-1) for one in caches}
+        return {
+            one.layer: torch.rand(*one.keys.shape[:2], one.rows, generator=source).argsort(-1)
+            for one in caches
+        }
 
 
 class Drawn(CachePolicy):
@@ -34,7 +37,7 @@ class Drawn(CachePolicy):
         found = {}
         for one in caches:
             count = max(1, one.rows * (3 + one.layer) // 8)
-            order = torch.rand(*one.heads, one.rows, generator=source).argsort(-1)
+            order = torch.rand(*one.keys.shape[:2], one.rows, generator=source).argsort(-1)
             found[one.layer] = self.chosen[scale, one.layer] = order[..., :count].sort(-1).values
         return found
 

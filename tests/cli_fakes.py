@@ -27,10 +27,6 @@ class FakeReport:
         self.schedule = Schedule(((1, 1), (8, 8)))
         self.roles, self.entropies = {1: 0.25}, {(1, 0): 1.5}
 
-    def to_json(self) -> dict[str, Any]:
-        places = {"depth": 1, "exited_at": None, "fallbacks": list(self.fallbacks)}
-        return {**places, "flops": self.flops, "flops_dense": self.flops_dense}
-
 
 @dataclass
 class FakeOutput:

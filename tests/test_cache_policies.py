@@ -23,8 +23,7 @@ from .cache_oracle import Replayed, replay_compacted
 from .cache_policies import Drawn, Shuffled, registered
 from .models import odd, odd_attention
 from .models.fixtures import NAMES, eager, traced
-from .models.subjects import MANY_GRAPHS, OPEN, SQUARE, Outcome, generate, identical, worst
-from .test_proofs_oracle import MANY
+from .models.subjects import MANY, MANY_GRAPHS, OPEN, SQUARE, Outcome, generate, identical, worst
 
 TOLERANCE = 2e-5
 DENSE = {"preset": "lossless"}

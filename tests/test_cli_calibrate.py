@@ -12,7 +12,7 @@ from toprovar_fx.__main__ import main
 from toprovar_fx.cli import calibrate as module
 from toprovar_fx.cli import explain as explaining
 
-from .test_cli_explain import DEPTH, SCHEDULE, small_pipeline
+from .small_pipelines import DEPTH, SCHEDULE, six_scales
 
 SETTINGS = ["--option", "min_scale=2", "--option", "lowering=eager", "--device", "cpu"]
 
@@ -31,7 +31,7 @@ def test_a_real_calibration_and_its_use(
     pytest.importorskip("matplotlib")
     torch.compiler.reset()
     for command in (module, explaining):
-        monkeypatch.setattr(command, "load", small_pipeline)
+        monkeypatch.setattr(command, "load", six_scales)
     arguments = ["calibrate", "scenes", "--prompts", str(prompts), "--n", "2", "--plots", "plots", "--json"]
     assert main([*arguments, *SETTINGS]) == 0
     lines = capsys.readouterr().out.splitlines()

@@ -1,31 +1,18 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from toprovar_fx import InfinityPipeline, Schedule
 from toprovar_fx.__main__ import main
 from toprovar_fx.cli import explain as module
 from toprovar_fx.cli.variants import Variant
-from toprovar_fx.models.configs import CONFIGS
-from toprovar_fx.models.infinity import Infinity
 
 from .cli_fakes import FakePipeline
-
-SCHEDULE = Schedule(tuple((side, side) for side in (1, 2, 3, 4, 6, 8)))
-DEPTH = 5
-
-
-def small_pipeline(model: str, device: str, *_: object) -> InfinityPipeline:
-    torch.manual_seed(0)
-    whole = InfinityPipeline.untrained("scenes", device=device)
-    config = replace(CONFIGS["scenes"], depth=DEPTH, width=64, heads=2)
-    return InfinityPipeline(Infinity(config).eval(), whole.vae, whole.text_encoder, SCHEDULE)
+from .small_pipelines import DEPTH, six_scales
 
 
 def explain(*arguments: str, capsys: pytest.CaptureFixture[str]) -> tuple[list[str], dict[str, Any]]:
@@ -39,7 +26,7 @@ def test_a_real_generation(
 ) -> None:
     page = tmp_path / "page.html"
     torch.compiler.reset()
-    monkeypatch.setattr(module, "load", small_pipeline)
+    monkeypatch.setattr(module, "load", six_scales)
     settings = ("lowering=eager", "keep={-1: 0.25}", "protected_layers_first=1", "protected_layers_last=1")
     arguments = [part for setting in settings for part in ("--option", setting)]
     lines, result = explain(*arguments, "--html", str(page), capsys=capsys)

@@ -237,8 +237,13 @@ def returns_out(x, y):
     return torch.add(x, 1, out=y)
 
 
+def activates_by_position(x, n):
+    return nn.functional.silu(n, True) + x
+
+
 @pytest.mark.parametrize(
-    "function", [counts, counts_view, reads_first, accumulates, writes_view, returns_out]
+    "function",
+    [counts, counts_view, reads_first, accumulates, writes_view, returns_out, activates_by_position],
 )
 def test_graphs_that_may_not(function):
     assert obstacle_to_repeating(captured(function, torch.zeros(2, 2), torch.ones(2, 2)).graph)

@@ -15,10 +15,8 @@ from toprovar_fx.runtime.report import report_of
 from .cache_oracle import replay_compacted
 from .cache_policies import Drawn, registered
 from .models.fixtures import traced
-from .models.subjects import MANY_GRAPHS, OPEN, SQUARE, Outcome, identical, worst
-from .test_pipeline import PROMPTS, build
-from .test_policy_skipvar import SIX, plainly
-from .test_proofs_oracle import MANY
+from .models.subjects import MANY, MANY_GRAPHS, OPEN, SQUARE, Outcome, identical, worst
+from .small_pipelines import PROMPTS, build, plainly
 
 PRUNED = {**OPEN, "keep": MANY, "score": "random"}
 
@@ -84,7 +82,7 @@ NIGHTLY = [pytest.param(name, marks=pytest.mark.nightly) for name in ("toprovar"
 @pytest.mark.parametrize("policy", [*NIGHTLY, "sparsevar"])
 def test_every_policy_leaves_them_out(policy, fresh_dynamo):
     own = {"policy": policy, "guidance_until": -2, "scale_exit": None, "lowering": "eager"}
-    pipe = build(SIX)
+    pipe = build(SQUARE)
     pipe.transformer = torch.compile(pipe.transformer, backend=toprovar, options=own)
     report = pipe(PROMPTS[:2], seed=3).report
     assert report.controller.ledger.conditional_scales == {4, 5}
@@ -96,8 +94,8 @@ def test_every_policy_leaves_them_out(policy, fresh_dynamo):
 
 def test_images_are_those_of_conditional_logits(fresh_dynamo):
     with torch.no_grad():
-        expected = plainly(build(SIX), PROMPTS[:2], 3)
-    pipe = build(SIX)
+        expected = plainly(build(SQUARE), PROMPTS[:2], 3)
+    pipe = build(SQUARE)
     own = {"preset": "lossless", "guidance_until": 3, "lowering": "eager"}
     pipe.transformer = torch.compile(pipe.transformer, backend=toprovar, options=own)
     assert identical(pipe(PROMPTS[:2], seed=3).bits, expected)

@@ -17,14 +17,8 @@ from toprovar_fx.passes.rows import rewrite_rows
 from toprovar_fx.passes.scale_depth_gate import scale_depth_gate
 from toprovar_fx.passes.step import Step
 from toprovar_fx.passes.token_gather import token_gather
-from toprovar_fx.runtime.gates import (
-    DenseBlock,
-    EntropyTap,
-    LayerSkipGate,
-    OwnEntropyGate,
-    ScaleDepthGate,
-    TokenGate,
-)
+from toprovar_fx.runtime.gates import DenseBlock, EntropyTap, LayerSkipGate, ScaleDepthGate
+from toprovar_fx.runtime.token_gates import OwnEntropyGate, TokenGate
 from toprovar_fx.runtime.verify import PermutationCheck
 
 from .models.fixtures import NAMES, traced

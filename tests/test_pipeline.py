@@ -7,47 +7,15 @@ import torch
 from torch.nn import functional as F
 
 from toprovar_fx.errors import CheckpointError, OptionError, PromptError, SeedError
-from toprovar_fx.models.bsq import BSQConfig
-from toprovar_fx.models.configs import CONFIGS, InfinityConfig
-from toprovar_fx.models.infinity import Infinity
+from toprovar_fx.models.configs import CONFIGS
 from toprovar_fx.models.text import TextFeatures
-from toprovar_fx.models.text_encoder import SceneTextEncoder, T5TextEncoder
+from toprovar_fx.models.text_encoder import T5TextEncoder
 from toprovar_fx.models.vae import ImageVAE, VAEConfig
 from toprovar_fx.pipeline import InfinityPipeline
 from toprovar_fx.sampling import noise
-from toprovar_fx.scenes.vocab import VOCAB_SIZE
 from toprovar_fx.schedules import Schedule
 
-PROMPTS = ["a red circle", "two blue stars on sand", "a white ring above a green heart"]
-SQUARE = Schedule(((1, 1), (2, 2), (3, 3), (4, 4)))
-TALL = Schedule(((1, 1), (2, 1), (4, 2), (6, 3)))
-SMALL = InfinityConfig(
-    depth=2,
-    width=32,
-    heads=2,
-    bits=8,
-    text_channels=16,
-    text_maxlen=24,
-    block_chunks=1,
-    text_pool_heads=2,
-    rope_grid=8,
-    text_multiple=24,
-)
-
-
-def build(schedule=SQUARE, patchify=False):
-    torch.manual_seed(0)
-    config = dataclasses.replace(SMALL, patchify=patchify)
-    transformer = Infinity(config).eval()
-    with torch.no_grad():
-        for parameter in transformer.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
-    quantizer = BSQConfig(config.latent_bits, patchify=2 if patchify else 1)
-    vae = ImageVAE(
-        VAEConfig(config.latent_bits, ch=8, encoder_mult=(1, 2), decoder_mult=(1, 2), quantizer=quantizer)
-    ).eval()
-    text_encoder = SceneTextEncoder(VOCAB_SIZE, width=16, layers=1, heads=2).eval()
-    return InfinityPipeline(transformer, vae, text_encoder, schedule)
+from .small_pipelines import PROMPTS, SMALL, SQUARE, TALL, build
 
 
 @pytest.mark.parametrize(

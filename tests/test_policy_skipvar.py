@@ -17,14 +17,12 @@ from toprovar_fx.options import Options
 from toprovar_fx.policies.classifier import load_classifier
 from toprovar_fx.policies.high_frequency import high_frequency_share, sobel_change
 from toprovar_fx.runtime.generation import generation
-from toprovar_fx.sampling import sample_bits
 from toprovar_fx.schedules import Schedule
 
 from .models.fixtures import traced
-from .models.subjects import identical
-from .test_pipeline import PROMPTS, build
+from .models.subjects import SQUARE, identical
+from .small_pipelines import PROMPTS, build, plainly
 
-SIX = Schedule(tuple((side, side) for side in (1, 2, 3, 4, 6, 8)))
 TALL = Schedule(((1, 1), (2, 1), (4, 2), (6, 3), (8, 4), (10, 5)))
 
 
@@ -79,7 +77,7 @@ def test_the_published_coefficients_decide_as_written_down():
     assert [uncond.decide((change, 0.57)) for change in (0.05, 0.35)] == [3, 2]
 
 
-@pytest.mark.parametrize("schedule", [SIX, TALL], ids=["square", "tall"])
+@pytest.mark.parametrize("schedule", [SQUARE, TALL], ids=["square", "tall"])
 @pytest.mark.parametrize("skip", [1, 2, 3])
 def test_skipped_scales_are_not_run(skip, schedule, classifier, fresh_dynamo):
     dense = build(schedule)(PROMPTS[:2], seed=3)
@@ -88,23 +86,11 @@ def test_skipped_scales_are_not_run(skip, schedule, classifier, fresh_dynamo):
     assert identical(own.bits, dense.bits[: 6 - skip])
 
 
-def plainly(pipe, prompts, guided_scales: int) -> list[Tensor]:
-    """Bits of a generation on the uncompiled model whose later scales are drawn from conditional logits."""
-    loop = pipe.begin(pipe.encode_prompts(prompts), torch.tensor([3, 4]), 3.0, 1.0, 0.97)
-    for scale, end in enumerate(pipe.schedule.ends):
-        logits = pipe.transformer(loop.embed(scale), loop.context, loop.cache, end)
-        uniform, guided = loop.uniform[:, end - pipe.schedule.tokens[scale] : end], scale < guided_scales
-        bits = sample_bits(logits if guided else logits[:2], uniform, 3.0 if guided else 1.0, 1.0, 0.97)
-        loop.summed = loop.quantizer.accumulate(loop.summed, bits, scale)
-        loop.bits.append(bits)
-    return loop.bits
-
-
 @pytest.mark.parametrize("uncond", [0, 1, 3])
 def test_unconditional_rows_are_left_out(uncond, classifier, fresh_dynamo):
     with torch.no_grad():
-        expected = plainly(build(SIX), PROMPTS[:2], 6 - uncond)
-    pipe = compiled(build(SIX), classifier=classifier(always(0, uncond)))
+        expected = plainly(build(SQUARE), PROMPTS[:2], 6 - uncond)
+    pipe = compiled(build(SQUARE), classifier=classifier(always(0, uncond)))
     own = pipe(PROMPTS[:2], seed=3)
     assert identical(own.bits, expected)
     assert own.report.exited_at is None
@@ -129,7 +115,7 @@ def test_a_batch_takes_the_most_careful_decision(classifier):
         ((0.2, 0.0), (0.6, 0.0)): (0, 2),
         ((0.9, 0.0), (0.6, 0.0)): (0, 1),
     }.items():
-        policy = options.deciding(options, SIX, 2, None)
+        policy = options.deciding(options, SQUARE, 2, None)
         policy._decide(list(features))
         assert (policy.skipped, policy.conditional) == decided
 
@@ -141,7 +127,7 @@ def test_without_code_sums_nothing_is_left_out_and_a_warning_says_so():
 
 
 def test_codes_go_to_the_policies_only():
-    with generation(SIX) as run:
+    with generation(SQUARE) as run:
         run.begin_scale(0)
         run.note_codes(torch.zeros(1, 4, 8, 8), lambda codes: codes[:, :3])
         assert not run.conditional_only()

@@ -28,12 +28,10 @@ from toprovar_fx.criteria import (
 )
 
 from .models.fixtures import NAMES, eager, traced
-from .models.subjects import OPEN, SQUARE, Outcome, worst
+from .models.subjects import MANY, OPEN, SQUARE, Outcome, worst
 from .oracles import Trace, Where, replay
 
 TOLERANCE = 2e-5
-# Four pruned scales in a row, other counts in every layer; layer 3 is skipped once.
-MANY = {2: 0.5, 3: {1: 0.25, 2: 0.75, 3: 0.5}, 4: {1: 0.5, 2: 0.1, 3: 0.0}, 5: {1: 0.3, 2: 0.6, 3: 0.2}}
 
 
 def compare(

@@ -59,7 +59,7 @@ def toprovar(
         raise OptionError(f"mode={mode!r}: expected no mode; presets are given as options={{'preset': ...}}")
     note_graph()
     settings = Options.parse(options)
-    lowering = _lowering(settings, example_inputs)
+    lowering = _lowering(settings)
     try:
         _refuse_gradients(example_inputs)
         context = PassContext(
@@ -116,7 +116,7 @@ def _dense(
     return program
 
 
-def _lowering(options: Options, example_inputs: Sequence[Any]) -> str:
+def _lowering(options: Options) -> str:
     return "inductor" if options.lowering == "auto" else options.lowering
 
 

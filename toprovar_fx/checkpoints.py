@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from .errors import CheckpointError, nearest
-from .loading.files import State, read_tensors, shard_files, some
+from .loading.files import State, read_tensors, some
+from .loading.shards import joined, shard_files
 
 # Buffers that are constant or rebuilt, so a checkpoint may lack or have them.
 _OPTIONAL_BUFFERS = (
@@ -48,19 +49,7 @@ def read_checkpoint(path: str | Path) -> State:
         CheckpointError: missing, truncated or unknown file, a pickle that holds more than tensors (it is
             refused, never run), a missing shard, or no tensors.
     """
-    path = Path(path)
-    state: State = {}
-    for file in shard_files(path):
-        tensors = read_tensors(file)
-        repeated = state.keys() & tensors.keys()
-        if repeated:
-            raise CheckpointError(
-                f"checkpoint {path}: {some(repeated)} in more than one shard, expected it once"
-            )
-        state.update(tensors)
-    if not state:
-        raise CheckpointError(f"checkpoint {path} holds no tensors: expected a state dict")
-    return state
+    return joined(path, read_tensors)
 
 
 def checkpoint_bytes(path: str | Path) -> int:

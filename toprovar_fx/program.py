@@ -7,16 +7,16 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any, TypeVar
 
 import sympy
-from torch import fx, nn
+from torch import fx
 
-from ._torch_private import compile_id, version_of
+from ._torch_private import compile_id
 from .analysis.shapes import shape_of
-from .calibration.identity import model_identity
+from .calibration.weights import KnownWeights
 from .cost.expressions import Sizes
 from .cost.generation import GenerationPrice
 from .cost.scale_sizes import ScaleSizes
 from .dense_program import DenseProgram
-from .errors import OptionError, ProfileError
+from .errors import OptionError
 from .lowering.region import Region
 from .lowering.rest import RegionModule
 from .lowering.sizes import SizeReader, graph_specs, group_offset, spec_of, traced_sizes
@@ -64,9 +64,7 @@ class StepProgram:
                 setattr(step.graph, name, RegionModule(self._rest[-1], self._seen))
         self._graphs = step_graphs([(site.layer, step.module(site)) for site in step.sites], self._rest)
         self._rows, self._length = (spec_of(facts.hidden).shape or ())[:2]
-        self._weights: list[tuple[weakref.ref[nn.Parameter], int | None]] = []
-        self._parameters_at: list[int] | None = None
-        self._identity: str | None = None
+        self._weights = KnownWeights(step.graph, len(step.sites))
         self._branches = any(isinstance(step.module(site), GraphGate) for site in step.sites)
         wants_whole = options.unit == "step"
         self._whole = WholeStep(step, options, lowering, self._step_hints) if wants_whole else None
@@ -115,41 +113,15 @@ class StepProgram:
         for layer, caches in held.items():
             controller.caches.hold(layer, caches)
 
-    def identity(self) -> str:
-        """Identity of the weights that the step ran with last; read from the device once.
-
-        Raises:
-            ProfileError: they are not there any more.
-        """
-        if self._identity is None:
-            alive = [parameter for parameter in (ref() for ref, _ in self._weights) if parameter is not None]
-            if len(alive) < len(self._weights):
-                raise ProfileError("the model is gone: expected its generations to be added while it exists")
-            self._identity = model_identity(alive, len(self.step.sites))
-        return self._identity
-
     def _recognise(self, controller: Controller, arguments: tuple[Any, ...]) -> None:
-        """Note whose weights a generation runs with, and refuse a profile of others.
-
-        Parameters are inputs of the graph: one program may serve several models, or a model that changed.
-        """
-        if self._parameters_at is None:
-            self._parameters_at = [
-                at for at, value in enumerate(arguments) if isinstance(value, nn.Parameter)
-            ]
-        given = [arguments[at] for at in self._parameters_at] or list(self.step.graph.parameters())
-        states = [(value, version_of(value)) for value in given]
-        known = [(ref(), version) for ref, version in self._weights]
-        same = len(known) == len(states) and all(
-            before is now and old == new for (before, old), (now, new) in zip(known, states, strict=True)
-        )
-        if not same:
-            self._weights, self._identity = [(weakref.ref(value), state) for value, state in states], None
-        controller.ledger.model = self.identity
+        """Note whose weights a generation runs with, and refuse a profile of others."""
+        self._weights.recognise(arguments)
+        controller.ledger.model = self._weights.identity
         running = current_generation()
         if self.options.calibrated is not None and running is not None:
             self.options.calibrated.refuse_stale()
-            self.options.calibrated.refuse_other(self.identity(), len(self.step.sites), running.schedule)
+            layers = len(self.step.sites)
+            self.options.calibrated.refuse_other(self._weights.identity(), layers, running.schedule)
 
     def price(
         self,

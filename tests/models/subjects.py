@@ -40,6 +40,8 @@ CONFIG = InfinityConfig(
 )
 # Every layer but the first may be pruned.
 OPEN = {"preset": "criterion", "protected_layers_first": 1, "protected_layers_last": 0}
+# Four pruned scales in a row, other counts in every layer; layer 3 is skipped once.
+MANY = {2: 0.5, 3: {1: 0.25, 2: 0.75, 3: 0.5}, 4: {1: 0.5, 2: 0.1, 3: 0.0}, 5: {1: 0.3, 2: 0.6, 3: 0.2}}
 # Variants of a model share a code object, and with it Dynamo's limit; after a hit they would run eagerly.
 MANY_GRAPHS = torch._dynamo.config.patch(fail_on_recompile_limit_hit=True, recompile_limit=256)
 

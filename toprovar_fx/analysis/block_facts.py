@@ -71,7 +71,7 @@ def read_block(graph: fx.Graph, attends: bool = True) -> BlockFacts:
             attention = scores.product(node, product)
             own.extend([] if attention is None else [attention])
         elif scores.touches(node):
-            _refuse_length(node, facts, length, _rows_of(keyed[0], facts))
+            _refuse_length(node, length, _rows_of(keyed[0], facts))
             scores.operator(node)
         elif tokens:
             _row_operator(node, facts)
@@ -148,7 +148,7 @@ def _row_operator(node: fx.Node, facts: BlockFacts) -> None:
     result = transfer(node, facts.axes, facts.length)
     if any(operand in facts.keyed for operand in node.all_input_nodes):
         raise Unsupported(Reason.TOKEN_MIXING, node, "a cached value is used outside attention")
-    _refuse_length(node, facts, facts.length)
+    _refuse_length(node, facts.length)
     facts.note(node, result)
 
 
@@ -158,7 +158,7 @@ def _key_operator(node: fx.Node, operand: fx.Node, facts: BlockFacts) -> None:
         raise Unsupported(Reason.CACHE_WRITE, node, "a value read from the cache is written in place")
     count = _rows_of(operand, facts)
     result = transfer(node, facts.keyed, count)
-    _refuse_length(node, facts, count)
+    _refuse_length(node, count)
     facts.keyed[node] = result.axes
     facts.add_key_tables(node, result.tables)
 
@@ -168,7 +168,7 @@ def _rows_of(operand: fx.Node, facts: BlockFacts) -> Size:
     return shape_of(operand)[facts.keyed[operand].token]
 
 
-def _refuse_length(node: fx.Node, facts: BlockFacts, *counts: Size) -> None:
+def _refuse_length(node: fx.Node, *counts: Size) -> None:
     """Refuse a node that computes with the number of tokens or keys; to state it as a size is none."""
     if any(states_length(node, count) for count in counts):
         if any(isinstance(value, (tuple, list, fx.Node)) for value in node.kwargs.values()):

@@ -8,7 +8,7 @@ from torch import fx
 
 from .._torch_private import is_mutable
 from .caches import written_caches
-from .operators import operator_name
+from .operators import operator_name, writes_in_place
 
 _IN_PLACE = frozenset(
     {
@@ -62,10 +62,9 @@ def _writes(node: fx.Node) -> bool:
     mutable = is_mutable(node.target)
     if mutable is not None:
         return mutable
-    if node.target in _IN_PLACE or "out" in node.kwargs or node.kwargs.get("inplace"):
+    if node.target in _IN_PLACE or "out" in node.kwargs:
         return True
-    name = operator_name(node)
-    return name == "setitem" or (name.endswith("_") and not name.endswith("__"))
+    return writes_in_place(node) or operator_name(node) == "setitem"
 
 
 def _may_be_input(node: fx.Node) -> bool:

@@ -62,7 +62,7 @@ class HACK(CachePolicy):
         }
 
     def _classify(self, caches: Sequence[LayerCache]) -> None:
-        """Once; layers that did not run then are contextual throughout."""
+        """Once; layers that did not run then keep attended rows, as many as if half their heads did."""
         if self.structural:
             return
         # [R, Hk, W, rows]: the variance over the queries, summed over the rows.

@@ -41,11 +41,6 @@ class LayerCache:
     watched: Tensor
     scale: float
 
-    @property
-    def heads(self) -> tuple[int, int]:
-        """Batch rows R and key heads Hk."""
-        return self.keys.shape[0], self.keys.shape[1]
-
     @cached_property
     def attention(self) -> Tensor:
         """Softmax over all rows in use, [R, Hk, W, rows] float32, mean over the queries that share a head."""

@@ -101,14 +101,14 @@ def replay(
             break
         hidden = torch.zeros(rows, tokens, 1)
         for layer in range(layers):
-            kept[scale, layer] = _run_layer(controller, scale, layer, hidden, maps.get((scale, layer)))
+            kept[scale, layer] = _run_layer(controller, layer, hidden, maps.get((scale, layer)))
     if generation.exited_at is None:
         controller.end_scale()
     scope = tuple(controller.ledger.detail.get(layer, 1.0) for layer in range(layers))
     return Decisions(controller.depth, options.scope_values or scope, kept)
 
 
-def _run_layer(controller: Controller, scale: int, layer: int, hidden: Tensor, nats: Tensor | None) -> int:
+def _run_layer(controller: Controller, layer: int, hidden: Tensor, nats: Tensor | None) -> int:
     """Ask what the gates of a layer ask, and tell the controller what they would; returns K."""
     tokens = hidden.shape[1]
     keep = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -87,11 +87,6 @@ def fidelity(reference: NDArray[np.uint8], images: NDArray[np.uint8]) -> tuple[l
 def fallbacks(output: PipelineOutput) -> list[str]:
     """Return one line per place that ran dense although it could have been pruned, with the reason."""
     return [] if output.report is None else [str(reason) for reason in output.report.fallbacks]
-
-
-def report_json(output: PipelineOutput) -> dict[str, Any] | None:
-    """Return the whole report as JSON values, or None as in `flops`."""
-    return None if output.report is None else dict(output.report.to_json())
 
 
 def sides(output: PipelineOutput) -> list[list[int]]:

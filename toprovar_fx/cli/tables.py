@@ -6,7 +6,9 @@ import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from ..evaluation.frontier_page import CATEGORIES
 from ..loading.writing import gib
+from ..reporting.cells import number, share
 from .generate import speed_in_words
 
 if TYPE_CHECKING:
@@ -14,14 +16,6 @@ if TYPE_CHECKING:
     from ..explanation import Explanation
 
 NARROWEST = 140  # columns where standard output is no terminal
-CATEGORIES = {
-    "single_object": "single",
-    "two_objects": "two",
-    "counting": "count",
-    "colors": "colour",
-    "position": "position",
-    "color_attribution": "binding",
-}
 
 
 def show_generated(result: Mapping[str, Any]) -> None:
@@ -34,7 +28,7 @@ def show_generated(result: Mapping[str, Any]) -> None:
         print(
             f"{row['file']}  dense ({row['against']}) {dense['latency_ms']:.0f} ms, "
             f"{row['preset']} {pruned['latency_ms']:.0f} ms: {speed_in_words(row['speedup'])}, "
-            f"PSNR {_number(row['psnr_db'], 1)} dB, SSIM {row['ssim']:.3f}"
+            f"PSNR {number(row['psnr_db'], 1)} dB, SSIM {row['ssim']:.3f}"
         )
 
 
@@ -53,13 +47,13 @@ def show_evaluation(result: Mapping[str, Any]) -> None:
     ]
     rows = {
         name: [
-            _number(row["overall"], 3),
-            _number(row["overall_standard_error"], 3),
-            *(_number(row["categories"][category], 2) for category in categories),
-            _number(row["psnr_db"], 1),
-            _number(row["ssim"], 3),
-            _number(row["flops"], 1, 1e-9),
-            _number(row["latency_ms"], 0),
+            number(row["overall"], 3),
+            number(row["overall_standard_error"], 3),
+            *(number(row["categories"][category], 2) for category in categories),
+            number(row["psnr_db"], 1),
+            number(row["ssim"], 3),
+            number(row["flops"], 1, 1e-9),
+            number(row["latency_ms"], 0),
         ]
         for name, row in presets.items()
     }
@@ -72,18 +66,18 @@ def show_benchmark(result: Mapping[str, Any]) -> None:
     columns += ["first call s", "GFLOPs", "kept", "pruned", "MiB"]
     rows = {
         row["name"]: [
-            _number(row["median_ms"], 1),
+            number(row["median_ms"], 1),
             f"{row['spread']:.0%}",
-            _number(row["speedup_vs_inductor"], 2),
-            _number(row["speedup_vs_eager"], 2),
-            _number(row["scales_median_ms"], 1),
-            _number(row["scales_speedup_vs_inductor"], 2),
-            _number(row["scales_speedup_vs_eager"], 2),
-            _number(row["first_call_s"], 1),
-            _number(row["flops"], 1, 1e-9),
-            _share(row["kept_share"]),
-            _share(row["fire_rates"].get("pruned")),
-            _number(row["peak_memory_bytes"], 0, 2**-20),
+            number(row["speedup_vs_inductor"], 2),
+            number(row["speedup_vs_eager"], 2),
+            number(row["scales_median_ms"], 1),
+            number(row["scales_speedup_vs_inductor"], 2),
+            number(row["scales_speedup_vs_eager"], 2),
+            number(row["first_call_s"], 1),
+            number(row["flops"], 1, 1e-9),
+            share(row["kept_share"]),
+            share(row["fire_rates"].get("pruned")),
+            number(row["peak_memory_bytes"], 0, 2**-20),
         ]
         for row in result["variants"]
     }
@@ -103,7 +97,7 @@ def show_explanation(found: Explanation, result: Mapping[str, Any]) -> None:
     """Print the compiler's report, and the dense model's entropies: a row per layer, a column per scale."""
     print(found)
     rows = {
-        f"{row['layer']}": [_number(row["role"], 2), *(_two_digits(value) for value in row["entropy_nats"])]
+        f"{row['layer']}": [number(row["role"], 2), *(_two_digits(value) for value in row["entropy_nats"])]
         for row in result["layers"]
     }
     if rows:
@@ -128,12 +122,12 @@ def show_calibration(profile: Profile, result: Mapping[str, Any]) -> None:
     rows = {
         f"{layer}": [
             f"{role:.2f}",
-            *(_share(profile.kept[scale][layer] / profile.schedule.tokens[scale]) for scale in scales),
+            *(share(profile.kept[scale][layer] / profile.schedule.tokens[scale]) for scale in scales),
         ]
         for layer, role in enumerate(profile.scope)
     }
     depth = "not reached, nothing is pruned" if profile.depth is None else f"scale {profile.depth}"
-    shares = ", ".join(f"{name} {_share(value)}" for name, value in result["agreement"].items())
+    shares = ", ".join(f"{name} {share(value)}" for name, value in result["agreement"].items())
     _table(
         f"depth D: {depth}; of {profile.observed.images} images decide alike: {shares}",
         ["R", *(f"{sides[scale][0]}x{sides[scale][1]}" for scale in scales)],
@@ -145,7 +139,7 @@ def show_calibration(profile: Profile, result: Mapping[str, Any]) -> None:
 
 
 def _two_digits(value: float | None) -> str:
-    return _number(value, 2)
+    return number(value, 2)
 
 
 def _table(title: str, columns: list[str], rows: Mapping[str, list[str]]) -> None:
@@ -162,14 +156,6 @@ def _table(title: str, columns: list[str], rows: Mapping[str, list[str]]) -> Non
     Console(width=None if sys.stdout.isatty() else NARROWEST).print(table)
 
 
-def _share(value: float | None) -> str:
-    return "-" if value is None else f"{value:.0%}"
-
-
-def _number(value: float | None, digits: int, factor: float = 1.0) -> str:
-    return "-" if value is None else f"{value * factor:.{digits}f}"
-
-
 def show_tuned(result: Mapping[str, Any]) -> None:
     """Print the best setting on both splits."""
     for split in ("tune", "test"):
@@ -177,6 +163,6 @@ def show_tuned(result: Mapping[str, Any]) -> None:
         print(
             f"{split:5s} score {row['overall']:.3f}, "
             f"{row['change']:+.3f} +- {row['change_se']:.3f} to dense, "
-            f"PSNR {_number(row['psnr_db'], 1)} dB, {row['flops_share']:.0%} of the FLOPs"
+            f"PSNR {number(row['psnr_db'], 1)} dB, {row['flops_share']:.0%} of the FLOPs"
         )
     print(f"{result['out']}: {result['options']}")

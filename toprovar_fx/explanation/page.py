@@ -144,7 +144,7 @@ def _generation(number: int, run: GenerationFacts) -> Iterator[str]:
         [
             str(scale.scale),
             f"{scale.side[0]} x {scale.side[1]}",
-            escape(tokens(run, scale)),
+            escape(tokens(scale)),
             meter(scale.flops, scale.flops_dense),
             share(scale.flops, scale.flops_dense),
         ]

@@ -134,7 +134,7 @@ def _generation(number: int, run: GenerationFacts) -> Iterator[str]:
         [
             str(scale.scale),
             f"{scale.side[0]}x{scale.side[1]}",
-            tokens(run, scale),
+            tokens(scale),
             _giga(scale.flops),
             _giga(scale.flops_dense),
             share(scale.flops, scale.flops_dense),
@@ -177,7 +177,7 @@ def place(fallback: FallbackFacts) -> str:
     return f"{where}{layers}" + (f", node {fallback.node}" if fallback.node else "")
 
 
-def tokens(run: GenerationFacts, scale: ScaleFacts) -> str:
+def tokens(scale: ScaleFacts) -> str:
     """What a scale computed, in tokens summed over layers."""
     if scale.tokens:
         return f"{scale.kept} of {scale.tokens}"

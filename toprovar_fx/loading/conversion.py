@@ -19,8 +19,9 @@ from torch import Tensor
 from ..errors import CheckpointError, OutputError
 from ..whole_files import PARTIAL
 from .conversion_plan import ConversionPlan, Shard, plan_conversion
-from .files import CONVERSION, kind_of, one_line, read_json, read_tensors
+from .files import kind_of, one_line, read_json, read_tensors
 from .layouts import PIPELINE
+from .shards import CONVERSION
 from .writing import check_room, sha256_of, write_json, write_safetensors, write_whole
 
 DEFAULT_SHARD_BYTES = 5_000_000_000

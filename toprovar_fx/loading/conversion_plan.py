@@ -13,9 +13,10 @@ from ..models.infinity import Infinity
 from ..models.vae import ImageVAE
 from ..pipeline_files import check_parts
 from .config_json import config_as_json
-from .files import SUFFIXES, shard_files
+from .files import SUFFIXES
 from .headers import Header, read_header, safetensors_header
 from .layouts import FOLDER_FORMAT, find_parts
+from .shards import shard_files
 from .sizes import is_transformer
 
 # Of a text encoder's folder: what `transformers` reads, without the same weights once more in other formats.

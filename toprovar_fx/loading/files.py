@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import pickle
-import re
 import warnings
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -26,9 +25,6 @@ State = dict[str, Tensor]
 
 TORCH_SUFFIXES = (".pth", ".pt", ".bin")
 SUFFIXES = (".safetensors", *TORCH_SUFFIXES)
-# Written by a conversion before its first shard, so that half of one is never taken for a whole checkpoint.
-CONVERSION = "conversion.json"
-
 # Where official files keep the weights; the first path that exists is taken. Where there are averaged weights
 # too, upstream's inference takes the plain ones (run_infinity.py: gpt_fsdp; bsq_vae/vae.py: ema="no").
 _NESTING = (
@@ -39,7 +35,6 @@ _NESTING = (
     ("state_dict",),
     ("model",),
 )
-_SHARD = re.compile(r"-(\d{5})-of-(\d{5})$")
 _NAMED_IN_ERRORS = 3
 # The older format of torch.save starts with this number, pickled; any other pickle is none of its files.
 _TORCH_MAGIC = 0x1950A86A20F9469CFC6C.to_bytes(10, "little")
@@ -47,38 +42,6 @@ _TORCH_MAGIC_WITHIN = 32
 # In front of every storage of the older format.
 _STORAGE_SIZE_BYTES = 8
 _LFS_POINTER = b"version https://git-lfs"
-
-
-def shard_files(path: Path) -> list[Path]:
-    """List the files of a checkpoint: itself, those of its index, or a folder's of the first kind there is.
-
-    Raises:
-        CheckpointError: nothing is there, a conversion has not finished, or a shard is missing.
-    """
-    if not path.exists():
-        raise CheckpointError(f"checkpoint {path} does not exist: expected a file or folder with {kinds()}")
-    if path.is_file():
-        return [path]
-    refuse_unfinished(path)
-    indexes = sorted(path.glob("*.index.json"))
-    if indexes:
-        return _indexed(path, indexes[0])
-    for suffix in SUFFIXES:
-        files_of_kind = sorted(path.glob(f"*{suffix}"))
-        if files_of_kind:
-            _check_numbers(path, files_of_kind)
-            return files_of_kind
-    raise CheckpointError(f"folder {path} holds no checkpoint: expected files {kinds()}")
-
-
-def refuse_unfinished(folder: Path) -> None:
-    """Raise ``CheckpointError`` if a conversion into ``folder``, or into the folder above, did not finish."""
-    for target in (folder, folder.parent):
-        record = target / CONVERSION
-        if record.is_file() and not read_json(record).get("complete"):
-            raise CheckpointError(
-                f"the conversion into {target} has not finished: run `toprovar convert` again, it continues"
-            )
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -223,28 +186,6 @@ def some(names: Iterable[str]) -> str:
 def one_line(error: BaseException) -> str:
     """Return the message of an error as one line of at most 200 characters."""
     return " ".join(str(error).split())[:200] or type(error).__name__
-
-
-def _indexed(folder: Path, index: Path) -> list[Path]:
-    try:
-        files = set(json.loads(index.read_text())["weight_map"].values())
-        shards = [folder / Path(file).name for file in sorted(files)]
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise CheckpointError(f"index {index}: expected JSON with a weight_map ({error})") from None
-    missing = [shard.name for shard in shards if not shard.is_file()]
-    if missing:
-        raise CheckpointError(f"checkpoint {folder}: {some(missing)} of {len(shards)} shards missing")
-    return shards
-
-
-def _check_numbers(folder: Path, files: list[Path]) -> None:
-    """Without an index the names of the shards say how many there must be."""
-    numbered = [match for file in files if (match := _SHARD.search(file.stem))]
-    expected = max((int(match[2]) for match in numbered), default=0)
-    missing = set(range(1, expected + 1)) - {int(match[1]) for match in numbered}
-    if missing:
-        names = some(f"number {number}" for number in missing)
-        raise CheckpointError(f"checkpoint {folder}: {names} of {expected} shards missing")
 
 
 def _read_safetensors(file: Path) -> State:

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from ..errors import CheckpointError
-from .files import kind_of, load_torch_header, one_line, shard_files, some
+from .files import kind_of, load_torch_header, one_line
+from .shards import joined
 
 # https://github.com/huggingface/safetensors: eight bytes with the length of a JSON object, that, the data.
 _LENGTH_BYTES = 8
@@ -59,19 +60,7 @@ def read_header(path: str | Path) -> Header:
         CheckpointError: missing, truncated or unknown file, pickled objects, a missing shard, a tensor in
             two shards, or no tensors.
     """
-    path = Path(path)
-    header: Header = {}
-    for file in shard_files(path):
-        found = _read_file_header(file)
-        repeated = header.keys() & found.keys()
-        if repeated:
-            raise CheckpointError(
-                f"checkpoint {path}: {some(repeated)} in more than one shard, expected it once"
-            )
-        header.update(found)
-    if not header:
-        raise CheckpointError(f"checkpoint {path} holds no tensors: expected a state dict")
-    return header
+    return joined(path, _read_file_header)
 
 
 def safetensors_header(file: Path) -> tuple[Header, dict[str, str]]:

@@ -17,8 +17,9 @@ from ..models.configs import InfinityConfig
 from ..models.vae import VAEConfig
 from ..schedules import Schedule
 from .config_json import parse_config
-from .files import CONVERSION, SUFFIXES, read_json, refuse_unfinished
+from .files import SUFFIXES, read_json
 from .headers import Header, read_header
+from .shards import CONVERSION, refuse_unfinished
 from .sizes import is_transformer, is_vae, latent_channels, transformer_config, vae_config
 
 PIPELINE = "pipeline.json"

@@ -209,7 +209,7 @@ class Joiner:
     def _inline(self, call: fx.Node) -> Any:
         inputs = [fx.map_arg(argument, self._map) for argument in call.args]
         if call.target in self.sites:
-            return self._layer(self.sites[str(call.target)], inputs, call)
+            return self._layer(self.sites[str(call.target)], inputs)
         module: nn.Module = self.step.get_submodule(str(call.target))
         if isinstance(module, RegionModule):
             return self.run_region(module.region, inputs)
@@ -225,7 +225,7 @@ class Joiner:
         """The nodes that compute what a region returns: those of its graph."""
         return self.copy(region.graph, arguments)
 
-    def _layer(self, at: int, inputs: list[Any], call: fx.Node) -> Any:
+    def _layer(self, at: int, inputs: list[Any]) -> Any:
         layer, hidden = self.layers[at], inputs[0]
         restored = self.extra[Extra("restored", at)] if layer.restored else None
         if layer.region is None and layer.plain is None:

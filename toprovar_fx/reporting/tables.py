@@ -7,6 +7,7 @@ from typing import Any
 
 from ..evaluation.frontier_latency import device_label, same_options
 from ..evaluation.frontier_peers import behind_the_best
+from .cells import number, share
 
 Json = Mapping[str, Any]
 Rows = list[list[str]]
@@ -37,9 +38,9 @@ def bench(found: Json) -> tuple[list[str], Rows]:
             row["name"],
             number(row["median_ms"], 1),
             share(row["spread"]),
-            times(row["speedup_vs_inductor"]),
+            number(row["speedup_vs_inductor"], 2),
             number(row["scales_median_ms"], 1),
-            times(row["scales_speedup_vs_inductor"]),
+            number(row["scales_speedup_vs_inductor"], 2),
             number(row["first_call_s"], 1),
             number(row["flops"], 1, 1e-9),
             share(row["kept_share"]),
@@ -143,18 +144,3 @@ def taps(found: Json) -> tuple[list[str], Rows]:
         for name, row in variants.items()
     ]
     return head, rows
-
-
-def number(value: float | None, digits: int, factor: float = 1.0) -> str:
-    """A number, - for none."""
-    return "-" if value is None else f"{value * factor:.{digits}f}"
-
-
-def share(value: float | None) -> str:
-    """A percentage, - for none."""
-    return "-" if value is None else f"{value:.0%}"
-
-
-def times(value: float | None) -> str:
-    """A speedup, - for none."""
-    return "-" if value is None else f"{value:.2f}"

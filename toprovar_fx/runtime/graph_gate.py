@@ -12,8 +12,9 @@ from ..options import Options
 from .arms import Arm
 from .branching import NOT_PAST, PRUNED, SKIPPED, WHOLE, Branching
 from .controller import Controller
-from .gates import Gate, verified
+from .gates import Gate
 from .ledger import Run
+from .token_gates import verified
 from .verify import PermutationCheck
 
 

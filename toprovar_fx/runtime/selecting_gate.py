@@ -8,8 +8,9 @@ from torch import Tensor
 
 from .arms import Arm
 from .controller import Controller
-from .gates import TokenGate, offset_at
+from .gates import offset_at
 from .layer_plan import LayerPlan
+from .token_gates import TokenGate
 
 
 class SelectingGate(TokenGate):

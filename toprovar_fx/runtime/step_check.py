@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from ..lowering.rest import RegionModule
 from .controller import Controller
-from .gates import TokenGate
 from .step_decision import LayerDecision
+from .token_gates import TokenGate
 from .verify import run_on_copies
 
 if TYPE_CHECKING:

@@ -15,8 +15,9 @@ from torch import Tensor, fx, nn
 from ..analysis.reasons import Fallback, Reason
 from .arms import Arm
 from .controller import Controller
-from .gates import DenseBlock, EntropyTap, LayerSkipGate, ScaleDepthGate, TokenGate
+from .gates import DenseBlock, EntropyTap, LayerSkipGate, ScaleDepthGate
 from .layer_plan import FEWEST_TOKENS, explicit_count
+from .token_gates import TokenGate
 
 ArmName = Literal["dense", "tapped", "pruned", "skipped"]
 

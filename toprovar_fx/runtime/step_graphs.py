@@ -8,7 +8,8 @@ from torch import nn
 
 from ..cost.generation import LayerGraphs, StepGraphs
 from ..lowering.region import Region
-from .gates import EntropyTap, Gate, OwnEntropyGate, TokenGate
+from .gates import EntropyTap, Gate
+from .token_gates import OwnEntropyGate, TokenGate
 
 
 def step_graphs(sites: Sequence[tuple[int, nn.Module]], others: Sequence[Region]) -> StepGraphs:
