@@ -34,10 +34,13 @@ class Study:
     """Verdicts by a rule: run r fails prompt r when dense, and the pruned ones fail prompt 0 as well."""
 
     drawn: ClassVar[list[tuple[int, str]]] = []
+    given: ClassVar[list[Any]] = []
+    real = torch.ones(1)
     unreachable: ClassVar[set[tuple[int, float]]] = {(0, 4.0), (1, 4.0)}
 
     def __init__(self, pipe, n, split, batch, pool, run=0, frechet=False) -> None:
-        assert split == "test" and frechet
+        assert split == "test" and (frechet is True or frechet is self.real)
+        self.given.append(frechet)
         self.run, self.categories = run, dict(list(CATEGORIES.items())[:n])
         self.drawn.append((run, "dense"))
         self.dense_scores = [at != run for at in range(n)]
@@ -63,6 +66,7 @@ def measured(monkeypatch) -> list[tuple[int, str]]:
     monkeypatch.setattr(module, "PairedStudy", Study)
     monkeypatch.setattr("toprovar_fx.cli.frontier.load", lambda *_, **__: PIPE)
     monkeypatch.setattr(Study, "drawn", [])
+    monkeypatch.setattr(Study, "given", [])
     return Study.drawn
 
 
@@ -100,6 +104,8 @@ def test_the_command_writes_all_forms(tmp_path, capsys):
         "rows.jsonl",
     }
     assert (row["passes"], result["dense"]["passes"]) == ("01222", "11222")
+    # The true scenes are those of all runs: their features are made once.
+    assert Study.given == [True, Study.real]
     assert result["image_seeds"].startswith("100000 r + i") and result["split"] == "test"
     page = Cells()
     page.feed((folder / "table.html").read_text())

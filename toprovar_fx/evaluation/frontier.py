@@ -16,6 +16,8 @@ from .frontier_store import DENSE, Line, RowStore, fingerprint
 from .study import RUNS_APART, PairedStudy, Waiting
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from ..pipeline import InfinityPipeline
 
 # Two-sided 95% of a normal distribution.
@@ -74,6 +76,7 @@ class Frontier:
     ) -> None:
         self.entries, self.store = list(entries), store
         self._pipe, self._n, self._batch, self._pool = pipe, n, batch, pool
+        self._real: Tensor | None = None
         for entry in entries:
             key = fingerprint(entry.options)
             if any(line["fingerprint"] != key for line in store.rows(entry.name).values()):
@@ -105,7 +108,9 @@ class Frontier:
         # The first dense row is drawn in any case: there is no table without it.
         if time.monotonic() > until and self.store.rows(DENSE):
             return False
-        study = PairedStudy(self._pipe, self._n, "test", self._batch, self._pool, run=index, frechet=True)
+        frechet = True if self._real is None else self._real
+        study = PairedStudy(self._pipe, self._n, "test", self._batch, self._pool, run=index, frechet=frechet)
+        self._real = study.real
         if self.store.get(index, DENSE) is None:
             self.store.add(index, DENSE, {**study.baseline, "passed": _packed(study.dense_scores)})
         told(DENSE)
