@@ -79,15 +79,21 @@ class Frontier:
         self._real: Tensor | None = None
         for entry in entries:
             key = fingerprint(entry.options)
-            if any(line["fingerprint"] != key for line in store.rows(entry.name).values()):
+            lines = [line for line in store.rows(entry.name).values() if "left_out" not in line]
+            if any(line["fingerprint"] != key for line in lines):
                 raise OptionError(
                     f"'{entry.name}' was measured with other options before (a file that it names, or a "
                     "preset, has changed): expected another folder"
                 )
 
     def pending(self, index: int) -> list[Entry]:
-        """The entries that one run still lacks."""
-        return [entry for entry in self.entries if self.store.get(index, entry.name) is None]
+        """The entries that one run still lacks; what was left out is tried again only with other options."""
+        lines = {entry.name: self.store.get(index, entry.name) for entry in self.entries}
+        return [
+            entry
+            for entry in self.entries
+            if (line := lines[entry.name]) is None or line["fingerprint"] != fingerprint(entry.options)
+        ]
 
     def run(
         self, index: int, until: float = math.inf, told: Callable[[str], None] = lambda text: None
