@@ -34,10 +34,14 @@ class Study:
     """Verdicts by a rule: run r fails prompt r when dense, and the pruned ones fail prompt 0 as well."""
 
     drawn: ClassVar[list[tuple[int, str]]] = []
+    refused: ClassVar[set[str]] = set()
+    given: ClassVar[list[Any]] = []
+    real = torch.ones(1)
     unreachable: ClassVar[set[tuple[int, float]]] = {(0, 4.0), (1, 4.0)}
 
     def __init__(self, pipe, n, split, batch, pool, run=0, frechet=False) -> None:
-        assert split == "test" and frechet
+        assert split == "test" and (frechet is True or frechet is self.real)
+        self.given.append(frechet)
         self.run, self.categories = run, dict(list(CATEGORIES.items())[:n])
         self.drawn.append((run, "dense"))
         self.dense_scores = [at != run for at in range(n)]
@@ -46,6 +50,8 @@ class Study:
     def start(self, options):
         budget = Options.parse(options).budget
         self.drawn.append((self.run, f"{options['preset']} {budget or ''}".strip()))
+        if options.get("policy") in self.refused:
+            raise OptionError("a file is not there yet")
         if (self.run, budget) in self.unreachable:
             raise OptionError("budget='4x': too much")
         passed = [one and at > 0 for at, one in enumerate(self.dense_scores)]
@@ -63,6 +69,7 @@ def measured(monkeypatch) -> list[tuple[int, str]]:
     monkeypatch.setattr(module, "PairedStudy", Study)
     monkeypatch.setattr("toprovar_fx.cli.frontier.load", lambda *_, **__: PIPE)
     monkeypatch.setattr(Study, "drawn", [])
+    monkeypatch.setattr(Study, "given", [])
     return Study.drawn
 
 
@@ -100,6 +107,8 @@ def test_the_command_writes_all_forms(tmp_path, capsys):
         "rows.jsonl",
     }
     assert (row["passes"], result["dense"]["passes"]) == ("01222", "11222")
+    # The true scenes are those of all runs: their features are made once.
+    assert Study.given == [True, Study.real]
     assert result["image_seeds"].startswith("100000 r + i") and result["split"] == "test"
     page = Cells()
     page.feed((folder / "table.html").read_text())
@@ -209,6 +218,26 @@ def test_a_row_that_one_run_lacks_is_paired_with_its_own_run(tmp_path, monkeypat
     row = table["rows"]["criterion at 4x"]
     assert row["runs"] == 1 and row["passes"] == "00111" and row["change"] == pytest.approx(-0.2)
     assert table["left_out"] == {}
+
+
+def test_what_was_left_out_is_tried_again_with_other_options(tmp_path, measured):
+    given = (
+        "--preset",
+        f"skipvar:preset=fast:classifier={tmp_path / 'late.json'}",
+        "--n",
+        "5",
+        "--runs",
+        "1",
+    )
+    Study.refused.add("skipvar")
+    (why,) = tabulate(tmp_path / "out", *given)["left_out"].values()
+    assert "not there yet" in why
+    Study.refused.clear()
+    tabulate(tmp_path / "out", *given)
+    assert measured == [(0, "dense"), (0, "fast")], "a reason that has not changed is not tried again"
+    (tmp_path / "late.json").write_text("now it is there")
+    table = tabulate(tmp_path / "out", *given)
+    assert len(table["rows"]) == 1 and table["left_out"] == {} and len(measured) == 4
 
 
 def test_a_budget_that_is_not_kept_is_left_out(tmp_path, monkeypatch):

@@ -41,7 +41,8 @@ def real_features(vae: ImageVAE, prompts: Sequence[EvalPrompt], seed: int = 0) -
     """Features of ground-truth scenes, one that fulfils each prompt, ``[N, 2 d]``."""
     parts = [prompts[at : at + CHUNK] for at in range(0, len(prompts), CHUNK)]
     scenes = (scenes_for_prompts(part, seed=seed + at) for at, part in enumerate(parts))
-    return torch.cat([_pooled(vae, render(batch)) for batch in scenes])
+    device = next(vae.parameters()).device
+    return torch.cat([_pooled(vae, render(batch.to(device))) for batch in scenes])
 
 
 def _pooled(vae: ImageVAE, images: Tensor) -> Tensor:

@@ -16,6 +16,8 @@ from .frontier_store import DENSE, Line, RowStore, fingerprint
 from .study import RUNS_APART, PairedStudy, Waiting
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from ..pipeline import InfinityPipeline
 
 # Two-sided 95% of a normal distribution.
@@ -74,17 +76,24 @@ class Frontier:
     ) -> None:
         self.entries, self.store = list(entries), store
         self._pipe, self._n, self._batch, self._pool = pipe, n, batch, pool
+        self._real: Tensor | None = None
         for entry in entries:
             key = fingerprint(entry.options)
-            if any(line["fingerprint"] != key for line in store.rows(entry.name).values()):
+            lines = [line for line in store.rows(entry.name).values() if "left_out" not in line]
+            if any(line["fingerprint"] != key for line in lines):
                 raise OptionError(
                     f"'{entry.name}' was measured with other options before (a file that it names, or a "
                     "preset, has changed): expected another folder"
                 )
 
     def pending(self, index: int) -> list[Entry]:
-        """The entries that one run still lacks."""
-        return [entry for entry in self.entries if self.store.get(index, entry.name) is None]
+        """The entries that one run still lacks; what was left out is tried again only with other options."""
+        lines = {entry.name: self.store.get(index, entry.name) for entry in self.entries}
+        return [
+            entry
+            for entry in self.entries
+            if (line := lines[entry.name]) is None or line["fingerprint"] != fingerprint(entry.options)
+        ]
 
     def run(
         self, index: int, until: float = math.inf, told: Callable[[str], None] = lambda text: None
@@ -105,7 +114,9 @@ class Frontier:
         # The first dense row is drawn in any case: there is no table without it.
         if time.monotonic() > until and self.store.rows(DENSE):
             return False
-        study = PairedStudy(self._pipe, self._n, "test", self._batch, self._pool, run=index, frechet=True)
+        frechet = True if self._real is None else self._real
+        study = PairedStudy(self._pipe, self._n, "test", self._batch, self._pool, run=index, frechet=frechet)
+        self._real = study.real
         if self.store.get(index, DENSE) is None:
             self.store.add(index, DENSE, {**study.baseline, "passed": _packed(study.dense_scores)})
         told(DENSE)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from ..scenes.prompts import EvalPrompt, eval_prompts
 from .features import image_features, real_features
@@ -73,7 +74,8 @@ class PairedStudy:
         batch: images that are drawn together.
         pool: the judges.
         run: other image seeds for the same prompts.
-        frechet: measure the Frechet distance to ground-truth scenes in tokenizer features.
+        frechet: measure the Frechet distance to ground-truth scenes in tokenizer features; or these features,
+            as another study of the same prompts has them in ``real``.
     """
 
     def __init__(
@@ -84,12 +86,14 @@ class PairedStudy:
         batch: int,
         pool: ProcessPoolExecutor,
         run: int = 0,
-        frechet: bool = False,
+        frechet: bool | Tensor = False,
     ) -> None:
         self.pipe, self.split, self.batch, self.pool = pipe, split, batch, pool
         self.prompts: list[EvalPrompt] = list(eval_prompts(n, seed=SPLITS[split]))
         self.first_seed = SPLITS[split] * SEEDS_APART + run * RUNS_APART
-        self._real = real_features(pipe.vae, self.prompts) if frechet else None
+        self.real = frechet if isinstance(frechet, Tensor) else None
+        if frechet is True:
+            self.real = real_features(pipe.vae, self.prompts)
         self.eager = pipe.transformer
         self.dense, seconds, _ = self._generate()
         verdicts = _told(self._judge(self.dense))
@@ -143,9 +147,9 @@ class PairedStudy:
         }
 
     def _frechet(self, images: Images) -> float | None:
-        if self._real is None:
+        if self.real is None:
             return None
-        return frechet_distance(image_features(self.pipe.vae, images), self._real)
+        return frechet_distance(image_features(self.pipe.vae, images), self.real)
 
     def _generate(self) -> tuple[Images, float, list[GenerationReport]]:
         everyone = range(len(self.prompts))
