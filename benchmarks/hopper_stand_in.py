@@ -26,8 +26,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
 from toprovar_fx._torch_private import SymbolicInputs, clone_graph, compile_with_inductor
-from toprovar_fx.lowering.epilogues import with_epilogues
-from toprovar_fx.lowering.region import Region
+from toprovar_fx.lowering.region import Region, for_device
 
 DEVICE = torch.device("cuda", 0)
 PROPERTIES = SimpleNamespace(
@@ -98,7 +97,7 @@ def generated_code(region: Region, hints: Mapping[str, int]) -> str:
     inputs = SymbolicInputs(specs, {symbol: hints.get(str(symbol), 4096) for symbol in symbols})
     try:
         with _stand_in():
-            compile_with_inductor(_with_cudnn(with_epilogues(graph)), inputs, {"fx_graph_cache": False})
+            compile_with_inductor(_with_cudnn(for_device(graph)), inputs, {"fx_graph_cache": False})
     except _Generated as generated:
         return generated.code
     raise AssertionError("Inductor did not come to the end of its code generation")

@@ -1,0 +1,175 @@
+"""One kernel for what a cosine attention does between its projection and the attention.
+
+Inductor writes seven for it: queries, keys and values are computed in the order of the projection's result and
+stored in the cache's, which it does not join, and `stack` lays the queries out anew. At the small scales each
+costs more to start than to run.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import sympy
+import torch
+from torch import fx
+
+from ..analysis.contexts import is_context
+from ..analysis.operators import operator_name
+from ..ops import rotated_qkv  # noqa: F401 - registers the operator called here
+from .patterns import Call, Found, Hole, match
+from .sizes import InputSpec, spec_of
+
+_HALF = (torch.bfloat16, torch.float16)
+_WIDTHS = (16, 32, 64, 128, 256)
+
+
+def _item(bundle: Any, at: int) -> Call:
+    return Call("getitem", bundle, at)
+
+
+def _rotated(x: Any) -> Call:
+    """`models.rope.rotate`, its table as two tensors."""
+    cos, sin = Hole("cos"), Hole("sin")
+    pairs = Call("unbind", Call("unflatten", x, -1, (-1, 2)), -1)
+    even, odd = _item(pairs, 0), _item(pairs, 1)
+    first = Call("sub", Call("mul", even, cos), Call("mul", odd, sin))
+    second = Call("add", Call("mul", even, sin), Call("mul", odd, cos))
+    return Call("to", Call("flatten", Call("stack", (first, second), dim=-1), -2), Hole("dtype"))
+
+
+def _written(cache: str, rows: Any) -> Call:
+    every, own = slice(None), slice(Hole("start"), Hole("end"))
+    return Call("setitem", Hole(cache), (every, every, own, every), rows)
+
+
+def _bias(value: Any) -> Call:
+    return Call("view", value, 1, Hole("heads"), 1, -1)
+
+
+_PROJECTED = Call("linear", Hole("x"), Hole("weight"), None)
+_SIZES = (Hole("rows"), Hole("tokens"), 3, Hole("heads"), Hole("width"))
+_QKV = Hole("qkv", Call("view", _PROJECTED, *_SIZES))
+_PARTS = Call("unbind", Call("permute", _QKV, 2, 0, 3, 1, 4), 0)
+_SUM = Call("add", Call("float", _item(_PARTS, 0)), _bias(Hole("q_bias")))
+_FACTOR = Call("exp", Call("clamp_max", Call("float", Hole("log_factor")), Hole("max_log_factor")))
+QUERY = _rotated(Call("mul", Call("normalize", _SUM, dim=-1), _FACTOR))
+KEYS = _written("keys", _rotated(Call("normalize", Call("float", _item(_PARTS, 1)), dim=-1)))
+VALUES = _written("values", Call("add", _item(_PARTS, 2), _bias(Call("to", Hole("v_bias"), Hole("dtype")))))
+
+
+def with_rotations(graph: fx.GraphModule) -> fx.GraphModule:
+    """A copy of a graph in which one operator computes queries and writes keys and values to their caches.
+
+    Args:
+        graph: for one CUDA device, weights and caches among its inputs; others come back as they are.
+
+    Returns:
+        The copy, or `graph` itself where there is nothing to do. Under autocast that is so: it casts the
+        operands of the layers that it knows.
+    """
+    if torch.is_autocast_enabled("cuda") or any(is_context(node) for node in graph.graph.nodes):
+        return graph
+    if not any(spec.dtype in _HALF for spec in _cuda_inputs(graph)):
+        return graph
+    copied = fx.Graph()
+    mapped: dict[fx.Node, fx.Node] = {}
+    output = copied.graph_copy(graph.graph, mapped)
+    copied.output(output)
+    rewritten = [_rewrite(copied, key, found) for key, found in _key_writes(copied)]
+    return fx.GraphModule(graph, copied) if any(rewritten) else graph
+
+
+def _cuda_inputs(graph: fx.GraphModule) -> list[InputSpec]:
+    specs = [spec_of(node) for node in graph.graph.nodes if node.op == "placeholder"]
+    return [spec for spec in specs if spec.device is not None and spec.device.type == "cuda"]
+
+
+def _key_writes(graph: fx.Graph) -> list[tuple[fx.Node, Found]]:
+    found = ((node, match(KEYS, node, {})) for node in graph.nodes if _is_write(node))
+    return [(node, holes) for node, holes in found if holes is not None]
+
+
+def _is_write(node: fx.Node) -> bool:
+    return node.op == "call_function" and operator_name(node) == "setitem"
+
+
+def _rewrite(graph: fx.Graph, key_write: fx.Node, found: Found) -> bool:
+    """Put the operator in the place of the later write, if the rest of the pattern is there and it can be."""
+    nodes = list(graph.nodes)
+    for value_write in filter(_is_write, nodes):
+        both = match(VALUES, value_write, found)
+        for query in () if both is None else nodes:
+            holes = match(QUERY, query, both or {})
+            if holes is None:
+                continue
+            writes = sorted((key_write, value_write), key=nodes.index)
+            if not (_fits(holes) and _may_move(nodes, writes, query, holes)):
+                return False
+            _replace(graph, writes, query, holes)
+            return True
+    return False
+
+
+def _fits(holes: Found) -> bool:
+    """Whether the operator's kernel takes the operands."""
+    inputs = [holes[name] for name in ("weight", "keys", "values", "q_bias", "v_bias", "log_factor")]
+    tables = [_root(holes[name]) for name in ("cos", "sin")]
+    if not all(isinstance(node, fx.Node) and node.op == "placeholder" for node in inputs + tables):
+        return False
+    specs = [spec_of(node) for node in inputs + tables]
+    halves, rest = {spec.dtype for spec in specs[:3]}, specs[3:6]
+    return (
+        all(spec.device is not None and spec.device.type == "cuda" for spec in specs)
+        and halves == {holes["dtype"]} <= set(_HALF)
+        and all(spec.dtype in (*_HALF, torch.float32) for spec in rest)
+        and all(spec.dtype == torch.float32 for spec in specs[6:])
+        and holes["keys"] is not holes["values"]
+        and isinstance(holes["heads"], int)
+        and holes["width"] in _WIDTHS
+        and match(Call("add", Hole("start"), Hole("written")), holes["end"], holes) is not None
+        and _length(holes["end"].args[1]) == _length(holes["tokens"]) is not None
+    )
+
+
+def _length(size: Any) -> object:
+    """A size that is a number or an input, or the size of an input; None for others."""
+    if not isinstance(size, fx.Node):
+        return sympy.Integer(size) if isinstance(size, int) else None
+    if size.op == "placeholder":
+        return spec_of(size).value
+    source = size.args[0] if size.target == "size" and len(size.args) == 2 else None
+    if not isinstance(source, fx.Node) or source.op != "placeholder":
+        return None
+    shape = spec_of(source).shape
+    return None if shape is None else shape[size.args[1]]  # type: ignore[index]
+
+
+def _root(node: Any) -> Any:
+    """The input that a table was cut and gathered from."""
+    while isinstance(node, fx.Node) and operator_name(node) in ("getitem", "unbind", "gather", "expand"):
+        node = node.args[0]
+    return node
+
+
+def _may_move(nodes: list[fx.Node], writes: list[fx.Node], query: fx.Node, holes: Found) -> bool:
+    """Whether nothing looks at the caches between the writes, or at the queries before both are made."""
+    first, last = map(nodes.index, writes)
+    caches = {holes["keys"], holes["values"]}
+    views = set(caches)
+    for node in nodes[: last + 1]:
+        if views & set(node.all_input_nodes) and node not in writes:
+            views.add(node)
+    looks = any(views & set(node.all_input_nodes) for node in nodes[first + 1 : last])
+    return not looks and all(nodes.index(user) > last for user in query.users)
+
+
+def _replace(graph: fx.Graph, writes: list[fx.Node], query: fx.Node, holes: Found) -> None:
+    """What only the pattern read is left to the compiler, which drops what nobody reads."""
+    biases, tables, caches = ("q_bias", "v_bias"), ("cos", "sin"), ("keys", "values", "start")
+    names = ("qkv", *biases, "log_factor", "max_log_factor", *tables, *caches)
+    with graph.inserting_before(writes[-1]):
+        arguments = tuple(holes[name] for name in names)
+        made = graph.call_function(torch.ops.toprovar.rotated_qkv.default, arguments)
+    query.replace_all_uses_with(made)
+    for write in writes:
+        graph.erase_node(write)
