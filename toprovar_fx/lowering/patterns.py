@@ -41,13 +41,13 @@ def match(pattern: Any, value: Any, found: Found) -> Found | None:
         return None
     if not parts:
         return found if isinstance(pattern, (Call, tuple, list)) or pattern == value else None
-    known: Found | None = found
     for part in parts:
         assert part is not None
-        known = match(*part, known)
-        if known is None:
+        inner = match(*part, found)
+        if inner is None:
             return None
-    return known
+        found = inner
+    return found
 
 
 def alike(first: Any, second: Any) -> bool:

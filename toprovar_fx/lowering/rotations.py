@@ -1,8 +1,8 @@
 """One kernel for what a cosine attention does between its projection and the attention.
 
-Inductor writes seven for it: queries, keys and values are computed in the order of the projection's result and
-stored in the cache's, which it does not join, and `stack` lays the queries out anew. At the small scales each
-costs more to start than to run.
+Inductor writes seven: it computes keys and values in the order of the projection's result and copies them
+to the cache, whose order is another; `stack` lays the queries out anew, and so attention its result. At the
+small scales each of them takes longer to start than to run.
 """
 
 from __future__ import annotations

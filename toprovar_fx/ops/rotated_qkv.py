@@ -1,4 +1,4 @@
-"""Operator `toprovar::rotated_qkv`: what is between the projection of a cosine attention and the attention."""
+"""Operator `toprovar::rotated_qkv`: all between the projection of a cosine attention and the attention."""
 
 from __future__ import annotations
 
