@@ -49,6 +49,7 @@ def operands(
         "keys": half(rows, heads, tokens + 7, width),
         "values": half(rows, heads, tokens + 7, width),
         "start": start,
+        "keep": None,
     }
 
 
@@ -57,7 +58,10 @@ def cases() -> Iterator[tuple[str, Operands]]:
     yield "bfloat16", operands(dtype=torch.bfloat16)
     yield "one token", operands(tokens=1, start=0)
     yield "wide", operands(heads=2, width=128)
-    yield "heads in whole programs", operands(heads=4)
+    yield "more heads than a program takes", operands(heads=11, width=128)
+    given = operands(tokens=6)
+    given["keep"] = torch.stack([torch.randperm(6)[:6] for _ in range(2)])
+    yield "tokens that stand elsewhere", given
     yield "a table per row", operands(tables=2)
     given = operands()
     given["keys"] = given["keys"].transpose(1, 2).contiguous().transpose(1, 2)

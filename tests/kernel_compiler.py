@@ -82,9 +82,15 @@ def rotation_kernel(width: int = 128, dtype: str = "bf16") -> dict[str, Any]:
     from toprovar_fx.ops import triton_rotation
 
     halves = ("qkv", "q_bias", "v_bias", "log_factor", "query", "keys", "values")
-    types = {**dict.fromkeys(halves, f"*{dtype}"), "cos": "*fp32", "sin": "*fp32", "max_log_factor": "fp32"}
-    chosen = {"H": 16, "D": width, "HEADS": triton_rotation.HEADS_PER_PROGRAM}
-    chosen |= {"k_d": 1, "v_d": 1}
+    types = {
+        **dict.fromkeys(halves, f"*{dtype}"),
+        "cos": "*fp32",
+        "sin": "*fp32",
+        "keep": "*i64",
+        "max_log_factor": "fp32",
+    }
+    chosen = {"H": 16, "D": width, "HEADS": triton_rotation.heads_per_program(16, width)}
+    chosen |= {"k_d": 1, "v_d": 1, "KEEP": True}
     whole = [*halves, "cos", "sin", *(f"{x}_{axis}" for x in "kv" for axis in "rhn")]
     return assembler_report(
         _source(ASTSource, triton_rotation.rotation_kernel, chosen, types, whole), num_warps=4

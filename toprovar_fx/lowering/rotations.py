@@ -21,6 +21,7 @@ from .sizes import InputSpec, spec_of
 
 _HALF = (torch.bfloat16, torch.float16)
 _WIDTHS = (16, 32, 64, 128, 256)
+_ANGLES = ("cos", "sin")
 
 
 def _item(bundle: Any, at: int) -> Call:
@@ -69,7 +70,8 @@ def with_rotations(graph: fx.GraphModule) -> fx.GraphModule:
     """
     if torch.is_autocast_enabled("cuda") or any(is_context(node) for node in graph.graph.nodes):
         return graph
-    if not any(spec.dtype in _HALF for spec in _cuda_inputs(graph)):
+    specs = [spec_of(node) for node in graph.graph.nodes if node.op == "placeholder"]
+    if not any(spec.dtype in _HALF and _on_cuda(spec) for spec in specs):
         return graph
     copied = fx.Graph()
     mapped: dict[fx.Node, fx.Node] = {}
@@ -77,11 +79,6 @@ def with_rotations(graph: fx.GraphModule) -> fx.GraphModule:
     copied.output(output)
     rewritten = [_rewrite(copied, key, found) for key, found in _key_writes(copied)]
     return fx.GraphModule(graph, copied) if any(rewritten) else graph
-
-
-def _cuda_inputs(graph: fx.GraphModule) -> list[InputSpec]:
-    specs = [spec_of(node) for node in graph.graph.nodes if node.op == "placeholder"]
-    return [spec for spec in specs if spec.device is not None and spec.device.type == "cuda"]
 
 
 def _key_writes(graph: fx.Graph) -> list[tuple[fx.Node, Found]]:
@@ -103,32 +100,67 @@ def _rewrite(graph: fx.Graph, key_write: fx.Node, found: Found) -> bool:
             if holes is None:
                 continue
             writes = sorted((key_write, value_write), key=nodes.index)
-            if not (_fits(holes) and _may_move(nodes, writes, query, holes)):
-                return False
-            _replace(graph, writes, query, holes)
-            return True
+            table = _table(holes) if _fits(holes) and _may_move(nodes, writes, query, holes) else None
+            if table is not None:
+                _replace(graph, writes, query, {**holes, **table})
+            return table is not None
     return False
 
 
 def _fits(holes: Found) -> bool:
-    """Whether the operator's kernel takes the operands."""
-    inputs = [holes[name] for name in ("weight", "keys", "values", "q_bias", "v_bias", "log_factor")]
-    tables = [_root(holes[name]) for name in ("cos", "sin")]
-    if not all(isinstance(node, fx.Node) and node.op == "placeholder" for node in inputs + tables):
+    """Whether the operator computes the pattern with these operands, none of them broadcast."""
+    names = ("weight", "keys", "values", "q_bias", "v_bias", "log_factor")
+    nodes, heads, width = [holes[name] for name in names], holes["heads"], holes["width"]
+    if not all(isinstance(node, fx.Node) and node.op == "placeholder" for node in nodes):
         return False
-    specs = [spec_of(node) for node in inputs + tables]
-    halves, rest = {spec.dtype for spec in specs[:3]}, specs[3:6]
+    weight, keys, values, *others = (spec_of(node) for node in nodes)
+    if not (isinstance(heads, int) and width in _WIDTHS and holes["keys"] is not holes["values"]):
+        return False
+    row = _length(holes["rows"]), heads, width
+    caches = [(cache.shape[0], cache.shape[1], cache.shape[3]) for cache in (keys, values) if cache.shape]
+    shapes = [(heads * width,), (heads * width,), (1, heads, 1, 1)]
+    written = match(Call("add", Hole("start"), Hole("written")), holes["end"], holes)
     return (
-        all(spec.device is not None and spec.device.type == "cuda" for spec in specs)
-        and halves == {holes["dtype"]} <= set(_HALF)
-        and all(spec.dtype in (*_HALF, torch.float32) for spec in rest)
-        and all(spec.dtype == torch.float32 for spec in specs[6:])
-        and holes["keys"] is not holes["values"]
-        and isinstance(holes["heads"], int)
-        and holes["width"] in _WIDTHS
-        and match(Call("add", Hole("start"), Hole("written")), holes["end"], holes) is not None
-        and _length(holes["end"].args[1]) == _length(holes["tokens"]) is not None
+        all(_on_cuda(spec) for spec in (weight, keys, values, *others))
+        and {weight.dtype, keys.dtype, values.dtype} == {holes["dtype"]} <= set(_HALF)
+        and all(spec.dtype in (*_HALF, torch.float32) for spec in others)
+        and [spec.shape for spec in others] == shapes
+        and caches == [row, row]
+        and isinstance(holes["max_log_factor"], float)
+        and (isinstance(holes["start"], fx.Node) or holes["start"] >= 0)
+        and written is not None
+        and _length(written["written"]) == _length(holes["tokens"]) is not None
     )
+
+
+def _on_cuda(spec: InputSpec) -> bool:
+    return spec.device is not None and spec.device.type == "cuda"
+
+
+def _table(holes: Found) -> Found | None:
+    """The whole table that the angles come from, and the rows of it, if some are gathered."""
+    cos, sin = (Hole(name, _item(Call("unbind", Hole("table"), -1), at)) for at, name in enumerate(_ANGLES))
+    angles = tuple(holes[name] for name in _ANGLES)
+    found = match((cos, sin), angles, {"keep": None})
+    found = found or match((_gathered(cos), _gathered(sin)), angles, {})
+    if found is None or found["table"].op != "placeholder":
+        return None
+    spec, rows, keep = spec_of(found["table"]), _length(holes["rows"]), found["keep"]
+    tokens = _length(holes["tokens"])
+    if keep is None:
+        placed = spec.shape is not None and spec.shape[2:3] == (tokens,)
+    else:
+        placed = keep.op == "placeholder" and spec_of(keep).shape == (rows, tokens)
+    shaped = spec.shape is not None and (*spec.shape[:2], *spec.shape[3:]) == (1, 1, holes["width"] // 2, 2)
+    return found if placed and shaped and _on_cuda(spec) and spec.dtype == torch.float32 else None
+
+
+def _gathered(angles: Hole) -> Call:
+    """Rows of a table that all batch rows share, as `passes.gathering` cuts them out."""
+    every = slice(None)
+    rows = Call("getitem", Hole("keep"), (every, None, every, None))
+    whole = Call("expand", angles, Hole("size"), -1, -1, -1)
+    return Call("gather", whole, 2, Call("expand", rows, -1, 1, -1, Hole("pairs")))
 
 
 def _length(size: Any) -> object:
@@ -142,13 +174,6 @@ def _length(size: Any) -> object:
         return None
     shape = spec_of(source).shape
     return None if shape is None else shape[size.args[1]]  # type: ignore[index]
-
-
-def _root(node: Any) -> Any:
-    """The input that a table was cut and gathered from."""
-    while isinstance(node, fx.Node) and operator_name(node) in ("getitem", "unbind", "gather", "expand"):
-        node = node.args[0]
-    return node
 
 
 def _may_move(nodes: list[fx.Node], writes: list[fx.Node], query: fx.Node, holes: Found) -> bool:
@@ -165,8 +190,8 @@ def _may_move(nodes: list[fx.Node], writes: list[fx.Node], query: fx.Node, holes
 
 def _replace(graph: fx.Graph, writes: list[fx.Node], query: fx.Node, holes: Found) -> None:
     """What only the pattern read is left to the compiler, which drops what nobody reads."""
-    biases, tables, caches = ("q_bias", "v_bias"), ("cos", "sin"), ("keys", "values", "start")
-    names = ("qkv", *biases, "log_factor", "max_log_factor", *tables, *caches)
+    factor, caches = ("log_factor", "max_log_factor"), ("keys", "values", "start", "keep")
+    names = ("qkv", "q_bias", "v_bias", *factor, *_ANGLES, *caches)
     with graph.inserting_before(writes[-1]):
         arguments = tuple(holes[name] for name in names)
         made = graph.call_function(torch.ops.toprovar.rotated_qkv.default, arguments)

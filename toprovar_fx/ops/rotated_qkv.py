@@ -19,6 +19,7 @@ def rotated_qkv(
     keys: Tensor,
     values: Tensor,
     start: int,
+    keep: Tensor | None = None,
 ) -> Tensor:
     """Normalise and rotate queries and keys, add the biases, and write keys and values to their cache slots.
 
@@ -42,6 +43,8 @@ def rotated_qkv(
         keys: cache `[R, H, slots, D]` in the dtype of `qkv`, any strides; written.
         values: as `keys`, another tensor; written.
         start: the first slot to write.
+        keep: rows of a table that all batch rows share, where the tokens stand, `[R, L]` int64; by default
+            row i is that of token i.
 
     Returns:
         Queries `[R, H, L, D]`, laid out as `[R, L, H, D]` in memory, so that attention's result is, too.
@@ -54,9 +57,11 @@ def rotated_qkv(
         if applies(qkv):
             with torch.cuda.device(qkv.device):
                 launch(
-                    qkv, q_bias, v_bias, log_factor, max_log_factor, cos, sin, keys, values, start, out
+                    qkv, q_bias, v_bias, log_factor, max_log_factor, cos, sin, keys, values, start, keep, out
                 )  # fmt: skip
             return out.transpose(1, 2)
+    if keep is not None:
+        cos, sin = cos[0, 0][keep][:, None], sin[0, 0][keep][:, None]
     query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
     query = query.float() + q_bias.view(1, heads, 1, -1)
     factor = log_factor.float().clamp_max(max_log_factor).exp().view(1, heads, 1, 1)
@@ -79,6 +84,7 @@ def _(
     keys: Tensor,
     values: Tensor,
     start: int,
+    keep: Tensor | None = None,
 ) -> Tensor:
     rows, tokens, _, heads, width = qkv.shape
     return qkv.new_empty(rows, tokens, heads, width).transpose(1, 2)

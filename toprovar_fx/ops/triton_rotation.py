@@ -7,8 +7,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-# Heads that a program takes: its three loads fill the 128 threads of four warps at 128 channels.
-HEADS_PER_PROGRAM = 4
+# Channels that a program takes of each operand: 16 bytes for each of its 128 threads.
+CHANNELS_PER_PROGRAM = 1024
 LEAST_NORM = tl.constexpr(1e-12)
 
 
@@ -30,12 +30,12 @@ def rotate_pairs(x, cos, sin, HEADS: tl.constexpr, D: tl.constexpr):
 # Lengths and offsets change from scale to scale: one compilation for all of them.
 @triton.jit(do_not_specialize=["tokens", "start"])
 def rotation_kernel(
-    qkv, q_bias, v_bias, log_factor, cos, sin, query, keys, values,
+    qkv, q_bias, v_bias, log_factor, cos, sin, keep, query, keys, values,
     tokens, start, max_log_factor,
     c_r, c_n, c_d, s_r, s_n, s_d, k_r, k_h, k_n, k_d, v_r, v_h, v_n, v_d,
-    H: tl.constexpr, D: tl.constexpr, HEADS: tl.constexpr,
+    H: tl.constexpr, D: tl.constexpr, HEADS: tl.constexpr, KEEP: tl.constexpr,
 ):  # fmt: skip
-    """Some heads of one token of one row; the grid is ``[R L, H / HEADS]``."""
+    """Some heads of one token of one row; the grid is ``[R L, H / HEADS]``. KEEP: where the token stands."""
     token = tl.program_id(0).to(tl.int64)
     row = token // tokens
     at = token % tokens
@@ -44,8 +44,11 @@ def rotation_kernel(
     pairs = tl.arange(0, D // 2)
     inside = heads[:, None] < H
     place = heads[:, None] * D + channels[None, :]
-    cosine = tl.load(cos + row * c_r + at * c_n + pairs * c_d)[None, :]
-    sine = tl.load(sin + row * s_r + at * s_n + pairs * s_d)[None, :]
+    position = at
+    if KEEP:
+        position = tl.load(keep + token)
+    cosine = tl.load(cos + row * c_r + position * c_n + pairs * c_d)[None, :]
+    sine = tl.load(sin + row * s_r + position * s_n + pairs * s_d)[None, :]
     source = qkv + token * (3 * H * D) + place
     half = query.dtype.element_ty
 
@@ -72,19 +75,26 @@ def rotation_kernel(
 
 def launch(
     qkv: Tensor, q_bias: Tensor, v_bias: Tensor, log_factor: Tensor, max_log_factor: float,
-    cos: Tensor, sin: Tensor, keys: Tensor, values: Tensor, start: int, query: Tensor,
+    cos: Tensor, sin: Tensor, keys: Tensor, values: Tensor, start: int, keep: Tensor | None, query: Tensor,
 ) -> None:  # fmt: skip
     """Run the kernel; shapes as `rotated_qkv`, whose result is ``query [R, L, H, D]``, contiguous."""
     rows, tokens, _, heads, width = qkv.shape
     qkv, q_bias, v_bias, log_factor = (x.contiguous() for x in (qkv, q_bias, v_bias, log_factor))
     # A table of one row serves all of them.
     tables = [step for x in (cos, sin) for step in (x.stride(0) * (len(x) > 1), x.stride(2), x.stride(3))]
-    grid = (rows * tokens, triton.cdiv(heads, HEADS_PER_PROGRAM))
+    taken = heads_per_program(heads, width)
+    grid = (rows * tokens, triton.cdiv(heads, taken))
     rotation_kernel[grid](
-        qkv, q_bias, v_bias, log_factor, cos, sin, query, keys, values,
-        tokens, start, max_log_factor, *tables, *keys.stride(), *values.stride(),
-        H=heads, D=width, HEADS=HEADS_PER_PROGRAM, num_warps=4,
+        qkv, q_bias, v_bias, log_factor, cos, sin, qkv if keep is None else keep.contiguous(), query, keys,
+        values, tokens, start, max_log_factor, *tables, *keys.stride(), *values.stride(),
+        H=heads, D=width, HEADS=taken, KEEP=keep is not None, num_warps=4,
     )  # fmt: skip
+
+
+def heads_per_program(heads: int, width: int) -> int:
+    """How many heads of this width a program takes."""
+    most: int = triton.next_power_of_2(heads)
+    return min(most, CHANNELS_PER_PROGRAM // width)
 
 
 def applies(qkv: Tensor) -> bool:
