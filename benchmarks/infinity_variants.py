@@ -75,14 +75,21 @@ class Problem:
     """One model with random weights, and what a generation of `images` images needs.
 
     Args:
-        name: of `MODELS`.
+        name: of `MODELS`, or of the `model` that is given.
         device: where it runs.
         dtype: of weights and caches.
+        model: sizes and scales.
     """
 
-    def __init__(self, name: str, device: str, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        name: str,
+        device: str,
+        dtype: torch.dtype,
+        model: tuple[InfinityConfig, Schedule] | None = None,
+    ) -> None:
         self.name, self.device, self.dtype = name, device, dtype
-        self.config, self.schedule = MODELS[name]
+        self.config, self.schedule = MODELS[name] if model is None else model
         torch.manual_seed(0)
         with torch.device(device):
             model = Infinity(self.config)

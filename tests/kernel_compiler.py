@@ -1,4 +1,4 @@
-"""Compiles the attention kernels for Hopper on a machine without a GPU, and reads the assembler's report."""
+"""Compiles the kernels for Hopper on a machine without a GPU, and reads the assembler's report."""
 
 from __future__ import annotations
 
@@ -75,6 +75,26 @@ def hopper_kernel(
     for name, rows in (("q", 64), ("k", tiles.keys), ("v", tiles.keys), ("out", 64)):
         types[name] = f"tensordesc<{dtype}[1,1,{rows},{width}],{layout!r}>"
     return assembler_report(_source(GluonASTSource, hopper_kernel, chosen, types, []), num_warps=4)
+
+
+def rotation_kernel(width: int = 128, dtype: str = "bf16") -> dict[str, Any]:
+    """Report of `rotation_kernel` with 16 heads of this width."""
+    from toprovar_fx.ops import triton_rotation
+
+    halves = ("qkv", "q_bias", "v_bias", "log_factor", "query", "keys", "values")
+    types = {
+        **dict.fromkeys(halves, f"*{dtype}"),
+        "cos": "*fp32",
+        "sin": "*fp32",
+        "keep": "*i64",
+        "max_log_factor": "fp32",
+    }
+    chosen = {"H": 16, "D": width, "HEADS": triton_rotation.heads_per_program(16, width)}
+    chosen |= {"k_d": 1, "v_d": 1, "KEEP": True}
+    whole = [*halves, "cos", "sin", *(f"{x}_{axis}" for x in "kv" for axis in "rhn")]
+    return assembler_report(
+        _source(ASTSource, triton_rotation.rotation_kernel, chosen, types, whole), num_warps=4
+    )
 
 
 def _source(

@@ -14,6 +14,7 @@ from .._torch_private import CompiledGraph, SymbolicInputs, compile_with_inducto
 from ..analysis.caches import written_caches
 from ..cost.expressions import Cost, GraphCosts, Sizes
 from .epilogues import with_epilogues
+from .rotations import with_rotations
 from .sizes import SizeReader, at_sizes, graph_specs
 
 log = logging.getLogger(__name__)
@@ -109,7 +110,7 @@ class Region:
         started = time.perf_counter()
         missing = {symbol for spec in self.specs for symbol in spec.symbols} - hints.keys()
         compiled = compile_with_inductor(
-            with_epilogues(self.graph), SymbolicInputs(self.specs, {**hints, **dict.fromkeys(missing, 64)})
+            for_device(self.graph), SymbolicInputs(self.specs, {**hints, **dict.fromkeys(missing, 64)})
         )
         self._compiled.append(compiled)
         self.compile_seconds.append(time.perf_counter() - started)
@@ -123,7 +124,7 @@ class Region:
         numbers = {at: int(spec.value) for at, spec in enumerate(specs) if spec.value is not None}
         tensors = [at for at in range(len(specs)) if at not in numbers]
         inputs = SymbolicInputs([specs[at] for at in tensors], {})
-        call = compile_with_inductor(with_constants(with_epilogues(self.graph), numbers), inputs).call
+        call = compile_with_inductor(with_constants(for_device(self.graph), numbers), inputs).call
         self.compile_seconds.append(time.perf_counter() - started)
         log.info("compiled %s at %s in %.1f s", self.name, dict(sizes), self.compile_seconds[-1])
         return lambda *arguments: call(*(arguments[at] for at in tensors))
@@ -135,6 +136,11 @@ class Region:
     def cost(self, sizes: Sizes) -> Cost:
         """FLOPs and bytes of one call at these sizes."""
         return self.costs.at(sizes)
+
+
+def for_device(graph: fx.GraphModule) -> fx.GraphModule:
+    """A copy of a graph that calls what is faster on its device than Inductor's own kernels, or `graph`."""
+    return with_rotations(with_epilogues(graph))
 
 
 def with_constants(graph: fx.GraphModule, numbers: Mapping[int, int]) -> fx.GraphModule:
