@@ -82,7 +82,8 @@ def test_core_imports_need_torch_alone() -> None:
     script = (
         "import sys, toprovar_fx, toprovar_fx.backend, toprovar_fx.pipeline\n"
         "extras = ['PIL', 'matplotlib', 'rich', 'safetensors', 'scipy', 'skimage', 'transformers', 'typer',\n"
-        "          'toprovar_fx.ops.triton_launch', 'toprovar_fx.ops.gluon_attention']\n"
+        "          'toprovar_fx.ops.triton_launch', 'toprovar_fx.ops.gluon_attention',\n"
+        "          'toprovar_fx.ops.triton_rotation']\n"
         "print([name for name in extras if name in sys.modules])"
     )
     result = subprocess.run(
@@ -104,7 +105,7 @@ def top_level_imports(path: Path) -> set[str]:
 # Typer builds its commands from signatures, so these modules import it at the top; nothing else imports them.
 TYPER_MODULES = {"app.py", "arguments.py"}
 # Kernels are functions that Triton decorates; their modules are imported where a kernel is launched.
-TRITON_MODULES = {"triton_attention.py", "triton_launch.py", "gluon_attention.py"}
+TRITON_MODULES = {"triton_attention.py", "triton_launch.py", "gluon_attention.py", "triton_rotation.py"}
 
 
 @pytest.mark.parametrize("path", sources(), ids=lambda path: str(path.relative_to(ROOT)))

@@ -15,12 +15,11 @@ from torch import fx
 
 from ..analysis.contexts import is_context
 from ..analysis.operators import operator_name
-from ..ops import rotated_qkv  # noqa: F401 - registers the operator called here
+from ..ops.rotated_qkv import has_kernel
 from .patterns import Call, Found, Hole, match
 from .sizes import InputSpec, spec_of
 
 _HALF = (torch.bfloat16, torch.float16)
-_WIDTHS = (16, 32, 64, 128, 256)
 _ANGLES = ("cos", "sin")
 
 
@@ -114,7 +113,7 @@ def _fits(holes: Found) -> bool:
     if not all(isinstance(node, fx.Node) and node.op == "placeholder" for node in nodes):
         return False
     weight, keys, values, *others = (spec_of(node) for node in nodes)
-    if not (isinstance(heads, int) and width in _WIDTHS and holes["keys"] is not holes["values"]):
+    if not (isinstance(heads, int) and isinstance(width, int) and holes["keys"] is not holes["values"]):
         return False
     row = _length(holes["rows"]), heads, width
     caches = [(cache.shape[0], cache.shape[1], cache.shape[3]) for cache in (keys, values) if cache.shape]
@@ -122,7 +121,8 @@ def _fits(holes: Found) -> bool:
     written = match(Call("add", Hole("start"), Hole("written")), holes["end"], holes)
     return (
         all(_on_cuda(spec) for spec in (weight, keys, values, *others))
-        and {weight.dtype, keys.dtype, values.dtype} == {holes["dtype"]} <= set(_HALF)
+        and {weight.dtype, keys.dtype, values.dtype} == {holes["dtype"]}
+        and has_kernel(holes["dtype"], width)
         and all(spec.dtype in (*_HALF, torch.float32) for spec in others)
         and [spec.shape for spec in others] == shapes
         and caches == [row, row]

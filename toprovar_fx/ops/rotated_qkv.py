@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -51,15 +53,14 @@ def rotated_qkv(
     """
     rows, tokens, _, heads, width = qkv.shape
     out = qkv.new_empty(rows, tokens, heads, width)
-    if qkv.is_cuda:
-        from .triton_rotation import applies, launch
+    if qkv.is_cuda and has_kernel(qkv.dtype, width):
+        from .triton_rotation import launch
 
-        if applies(qkv):
-            with torch.cuda.device(qkv.device):
-                launch(
-                    qkv, q_bias, v_bias, log_factor, max_log_factor, cos, sin, keys, values, start, keep, out
-                )  # fmt: skip
-            return out.transpose(1, 2)
+        with torch.cuda.device(qkv.device):
+            launch(
+                qkv, q_bias, v_bias, log_factor, max_log_factor, cos, sin, keys, values, start, keep, out
+            )  # fmt: skip
+        return out.transpose(1, 2)
     if keep is not None:
         cos, sin = cos[0, 0][keep][:, None], sin[0, 0][keep][:, None]
     query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
@@ -88,6 +89,12 @@ def _(
 ) -> Tensor:
     rows, tokens, _, heads, width = qkv.shape
     return qkv.new_empty(rows, tokens, heads, width).transpose(1, 2)
+
+
+def has_kernel(dtype: torch.dtype, width: int) -> bool:
+    """Whether there is a kernel for heads of this width: half precision, a power of two from 16 to 256."""
+    fits = dtype in (torch.bfloat16, torch.float16) and width in (16, 32, 64, 128, 256)
+    return fits and importlib.util.find_spec("triton") is not None
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -95,9 +94,3 @@ def heads_per_program(heads: int, width: int) -> int:
     """How many heads of this width a program takes."""
     most: int = triton.next_power_of_2(heads)
     return min(most, CHANNELS_PER_PROGRAM // width)
-
-
-def applies(qkv: Tensor) -> bool:
-    """Whether the kernel takes these tensors: half precision, heads of a power of two up to 256."""
-    width = qkv.shape[-1]
-    return qkv.dtype in (torch.bfloat16, torch.float16) and width in (16, 32, 64, 128, 256)
