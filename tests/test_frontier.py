@@ -187,6 +187,19 @@ def test_a_line_that_was_cut_off_is_measured_again(tmp_path, measured):
     assert tabulate(tmp_path, *FAST) == whole
 
 
+def test_a_table_is_not_written_over_and_not_read_before_it_is_there(tmp_path, measured, capsys):
+    tabulate(tmp_path / "out", *FAST)
+    (tmp_path / "out" / "table.json").unlink()
+    assert main(["report", str(tmp_path / "page"), str(tmp_path / "out")]) == 2
+    assert "no table yet: run the same `toprovar eval --table` again" in capsys.readouterr().err
+    tabulate(tmp_path / "out", *FAST)
+    assert main(["report", str(tmp_path / "page"), str(tmp_path / "out")]) == 0
+    measured.clear()
+    joined = ["eval", "--table", str(tmp_path / "page"), *FAST, "--device", "cpu"]
+    assert main(joined) == 2 and not measured
+    assert "holds a table without its rows" in capsys.readouterr().err
+
+
 def test_rows_of_other_settings_are_refused(tmp_path, monkeypatch, capsys):
     preset = tmp_path / "mine.json"
     monkeypatch.chdir(tmp_path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from concurrent.futures import Future
 
 import numpy as np
@@ -114,8 +115,10 @@ def test_a_study_draws_images_among_their_like(tmp_path, fresh_dynamo):
     path.write_text(json.dumps({**always(0), "skip": careful}))
     options = {"policy": "skipvar", "classifier": str(path)}
     together, alone = (PairedStudy(pipe, 5, "test", batch, Inline()).start(options) for batch in (5, 1))
-    assert sorted((report.images, report.exited_at) for report in together.reports) == [(2, 3), (3, None)]
-    assert [report.exited_at for report in alone.reports].count(3) == 2
+    assert sorted((batch.images, batch.exited_at) for batch in together.batches) == [(2, 3), (3, None)]
+    assert [batch.exited_at for batch in alone.batches].count(3) == 2
+    # What is kept of a batch are figures: the tensors of a report would be gigabytes.
+    assert len(pickle.dumps(together.batches)) < 10_000
     assert together.similarity == pytest.approx(alone.similarity, abs=0.05)
-    flops = [sum(report.flops for report in row.reports) for row in (together, alone)]
+    flops = [sum(batch.flops for batch in row.batches) for row in (together, alone)]
     assert flops[0] == flops[1]

@@ -12,12 +12,13 @@ import torch
 
 from .. import __version__
 from ..errors import OptionError, OutputError
+from ..reporting.parts import ROWS
 from .loading import check_dtype, check_model, load
 from .progress import progress
 from .values import check_count, check_device
 from .variants import at_budgets
 
-NAME, ROWS = "table", "rows.jsonl"
+NAME = "table"
 # Image seeds of further runs, or of more prompts, would be those of other runs and of the split "tune".
 MOST_RUNS, MOST_PROMPTS = 9, 100_000
 
@@ -85,6 +86,8 @@ def write_table(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"cannot make the folder '{out}': {error.strerror}") from error
+    if (folder / f"{NAME}.json").exists() and not (folder / ROWS).exists():
+        raise OutputError(f"'{out}' holds a table without its rows, expected another folder")
     with progress("loading", doing=model):
         pipe = load(model, device, dtype)
     until = time.monotonic() + seconds if seconds else float("inf")

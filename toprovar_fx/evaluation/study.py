@@ -42,6 +42,48 @@ def judges(workers: int) -> Iterator[ProcessPoolExecutor]:
 
 
 @dataclass(frozen=True)
+class BatchFacts:
+    """What a study needs of the report of one batch, without the tensors that the report holds.
+
+    Attributes:
+        images: B.
+        exited_at: first scale that was not run, or None.
+        depth: the scale depth D, or None.
+        flops: of the transformer for all images, as run.
+        flops_dense: the same had nothing been pruned.
+        roles: R by layer.
+        rho: share of low entropies by scale.
+        fire_rates: share of layer runs that were dense, tapped, pruned and skipped.
+        alone: per image, what the policy would decide about it alone; see `Policy.alone`.
+    """
+
+    images: int
+    exited_at: int | None
+    depth: int | None
+    flops: int
+    flops_dense: int
+    roles: Mapping[int, float]
+    rho: Mapping[int, float]
+    fire_rates: Mapping[str, float]
+    alone: Sequence[Hashable] | None
+
+    @staticmethod
+    def of(report: GenerationReport) -> BatchFacts:
+        """Read a report."""
+        return BatchFacts(
+            report.images,
+            report.exited_at,
+            report.depth,
+            report.flops,
+            report.flops_dense,
+            dict(report.roles),
+            dict(report.controller.ledger.rho),
+            dict(report.fire_rates),
+            report.controller.policy.alone(),
+        )
+
+
+@dataclass(frozen=True)
 class Waiting:
     """An option set whose images are drawn and being judged.
 
@@ -49,7 +91,7 @@ class Waiting:
         options: the backend's options.
         seconds: time to draw all images.
         similarity: PSNR (None where all images are equal) and mean SSIM to the dense images.
-        reports: one per batch.
+        batches: one per batch.
         frechet: distance of the images' features to real ones', where that is wanted.
         verdicts: what the judges will say, in the order of the prompts.
     """
@@ -57,7 +99,7 @@ class Waiting:
     options: Mapping[str, object]
     seconds: float
     similarity: tuple[float | None, float]
-    reports: list[GenerationReport]
+    batches: list[BatchFacts]
     verdicts: list[Future[list[Verdict]]]
     frechet: float | None
 
@@ -115,11 +157,11 @@ class PairedStudy:
         given: Any = {"lowering": "eager", **options}
         self.pipe.transformer = torch.compile(self.eager, backend=toprovar, options=given)
         try:
-            images, seconds, reports = self._generate()
+            images, seconds, batches = self._generate()
         finally:
             self.pipe.transformer = self.eager
         return Waiting(
-            options, seconds, self._similarity(images), reports, self._judge(images), self._frechet(images)
+            options, seconds, self._similarity(images), batches, self._judge(images), self._frechet(images)
         )
 
     def finish(self, row: Waiting) -> dict[str, Any]:
@@ -127,8 +169,8 @@ class PairedStudy:
         verdicts = _told(row.verdicts)
         scores = [verdict.passed for verdict in verdicts]
         changes = np.array(scores, float) - np.array(self.dense_scores, float)
-        flops = sum(report.flops for report in row.reports)
-        first = row.reports[0]
+        flops = sum(batch.flops for batch in row.batches)
+        first = row.batches[0]
         return self._summary(verdicts) | {
             "passed": scores,
             "change": float(changes.mean()),
@@ -137,11 +179,11 @@ class PairedStudy:
             "ssim": row.similarity[1],
             "frechet": row.frechet,
             "gflop_per_image": flops / len(scores) / 1e9,
-            "flops_share": flops / sum(report.flops_dense for report in row.reports),
-            "depths": [report.depth for report in row.reports],
+            "flops_share": flops / sum(batch.flops_dense for batch in row.batches),
+            "depths": [batch.depth for batch in row.batches],
             "roles": {str(layer): round(value, 3) for layer, value in first.roles.items()},
-            "rho": {str(scale): round(value, 3) for scale, value in first.controller.ledger.rho.items()},
-            "fire_rates": first.fire_rates,
+            "rho": {str(scale): round(value, 3) for scale, value in first.rho.items()},
+            "fire_rates": dict(first.fire_rates),
             "seconds": row.seconds,
             "options": {name: str(value) for name, value in row.options.items()},
         }
@@ -151,30 +193,31 @@ class PairedStudy:
             return None
         return frechet_distance(image_features(self.pipe.vae, images), self.real)
 
-    def _generate(self) -> tuple[Images, float, list[GenerationReport]]:
+    def _generate(self) -> tuple[Images, float, list[BatchFacts]]:
         everyone = range(len(self.prompts))
         started = time.perf_counter()
-        images, reports = self._draw([everyone[at : at + self.batch] for at in everyone[:: self.batch]])
-        groups = _alike(reports)
+        images, batches = self._draw([everyone[at : at + self.batch] for at in everyone[:: self.batch]])
+        groups = _alike(batches)
         if groups:
             # Decisions of a batch are for its most careful image: images are drawn again among their like.
             started = time.perf_counter()
             parts = [
                 group[at : at + self.batch] for group in groups for at in range(0, len(group), self.batch)
             ]
-            images, reports = self._draw(parts)
-        return images, time.perf_counter() - started, reports
+            images, batches = self._draw(parts)
+        return images, time.perf_counter() - started, batches
 
-    def _draw(self, parts: Sequence[Sequence[int]]) -> tuple[Images, list[GenerationReport]]:
+    def _draw(self, parts: Sequence[Sequence[int]]) -> tuple[Images, list[BatchFacts]]:
         """Draw all prompts, in batches of the given numbers; the images are in the order of the prompts."""
-        drawn, reports = [], []
+        drawn, batches = [], []
         for part in parts:
             texts = [self.prompts[at].text for at in part]
             output = self.pipe(texts, seed=[self.first_seed + at for at in part])
             drawn.append(output.images)
-            reports.append(output.report)
+            if output.report is not None:
+                batches.append(BatchFacts.of(output.report))
         order = np.argsort([at for part in parts for at in part])
-        return np.concatenate(drawn)[order], reports
+        return np.concatenate(drawn)[order], batches
 
     def _judge(self, images: Images) -> list[Future[list[Verdict]]]:
         return [
@@ -204,11 +247,10 @@ def _told(futures: Sequence[Future[list[Verdict]]]) -> list[Verdict]:
     return [verdict for future in futures for verdict in future.result()]
 
 
-def _alike(reports: Sequence[GenerationReport | None]) -> list[list[int]]:
+def _alike(batches: Sequence[BatchFacts]) -> list[list[int]]:
     """Images by what the policy would decide about each alone; empty if batches changed no decision."""
-    wishes = [report.controller.policy.alone() if report else None for report in reports]
-    known = [wish for wish in wishes if wish is not None]
-    if len(known) < len(wishes) or all(len(set(wish)) == 1 for wish in known):
+    known = [batch.alone for batch in batches if batch.alone is not None]
+    if len(known) < len(batches) or all(len(set(wish)) == 1 for wish in known):
         return []
     groups: dict[Hashable, list[int]] = {}
     for at, wish in enumerate(wish for batch in known for wish in batch):

@@ -18,6 +18,8 @@ from ..preset_files import FORMAT as PRESET_FORMAT
 GALLERY_FORMAT = "toprovar-fx gallery"
 # In a folder, the file that says what is in it.
 INDEXES = ("table.json", "gallery.json")
+# What `toprovar eval --table` writes before them.
+ROWS = "rows.jsonl"
 
 Json = Mapping[str, Any]
 
@@ -121,6 +123,10 @@ def _file(path: str) -> Path:
     if not file.is_dir():
         return file
     inside = [file / name for name in INDEXES if (file / name).is_file()]
+    if not inside and (file / ROWS).is_file():
+        raise OutputError(
+            f"the folder '{path}' holds {ROWS} and no table yet: run the same `toprovar eval --table` again"
+        )
     if len(inside) != 1:
         raise OutputError(f"the folder '{path}' has {len(inside)} of {' and '.join(INDEXES)}, expected one")
     return inside[0]
