@@ -63,12 +63,12 @@ def _logits(
 ) -> Tensor:
     """[R, H, rows, keys] in float64; query head h has key head h // (H / Hk)."""
     k = k.double().repeat_interleave(q.shape[2] // k.shape[2], dim=2)
-    logits = model.scale * torch.einsum("rlhe,rmhe->rhlm", q.double(), k)
+    logits = model.scored(model.scale * torch.einsum("rlhe,rmhe->rhlm", q.double(), k))
     bias = model.bias(start, end)
     if bias is None:
         return logits
     bias = torch.stack([bias[:, row] if bias.shape[1] != 1 else bias for row in rows])
-    if not model.cached:
+    if not model.cached and bias.shape[-1] != 1:
         bias = torch.stack([own[..., columns] for own, columns in zip(bias, own_keys, strict=True)])
     return logits + bias
 

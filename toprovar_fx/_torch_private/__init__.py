@@ -5,6 +5,7 @@
 - `fake_runs`: the Python dispatcher, for shapes, sizes and operation counts without data.
 - `inductor`: `compile_fx`, for graphs that the passes rewrote.
 - `graphs`: attributes of FX graphs and nodes, and `torch.cond` as a node of a graph that a pass builds.
+- `flex`: FlexAttention as a node of a graph, its scores and its operations in torch's count.
 - `modules`: their dictionaries of parts and hooks, and the wrapper of a compiled one.
 - `operators`: `TorchDispatchMode` and schemas, for what operators read and write; `_addmm_activation`.
 - `tensors`: storage identities, `_version`, `_foreach_copy_` and `tree_leaves`, for caches and many copies.
@@ -37,6 +38,7 @@ from .dynamo_records import (
     unique_graphs,
 )
 from .fake_runs import fake_run, symbolic_values
+from .flex import FlopCounter, flex_attention, index_by_tensors
 from .graphs import clone_graph, cond, keep_source
 from .inductor import CompiledGraph, compile_with_dynamo_inputs, compile_with_inductor
 from .modules import shadow, uncompiled
@@ -56,6 +58,7 @@ __all__ = [
     "TRACING_FAILURES",
     "CompiledGraph",
     "DispatchMode",
+    "FlopCounter",
     "FrameCompilation",
     "SymbolicInputs",
     "clone_graph",
@@ -67,9 +70,11 @@ __all__ = [
     "copy_all",
     "depends_on_sizes",
     "fake_run",
+    "flex_attention",
     "frame_compilations",
     "graph_breaks",
     "hint_of",
+    "index_by_tensors",
     "is_compiled",
     "is_mutable",
     "keep_source",

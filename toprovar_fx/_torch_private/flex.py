@@ -1,0 +1,35 @@
+"""FlexAttention: as a node of a graph, what its `score_mod` computes of all scores, its operations."""
+
+from __future__ import annotations
+
+import torch
+from torch._dynamo._trace_wrapped_higher_order_op import TransformGetItemToIndex
+from torch.utils.flop_counter import FlopCounterMode, _FlopCounterMode
+
+# (q, k, v, score_mod, block_mask, scale, options, buffers, mask's buffers), as Dynamo writes it.
+flex_attention = torch.ops.higher_order.flex_attention
+
+# While it is entered, `table[index]` with a scalar tensor reads no number: `vmap` goes through it.
+index_by_tensors = TransformGetItemToIndex
+
+
+class FlopCounter(FlopCounterMode):
+    """torch's counter, which turns higher-order operators down, with those that it has a formula for."""
+
+    def __enter__(self) -> FlopCounter:
+        """Begin to count."""
+        super().__enter__()
+        assert self.mode is not None
+        self.mode.__exit__(None, None, None)
+        self.mode = _CountingMode(self)
+        self.mode.__enter__()
+        return self
+
+
+class _CountingMode(_FlopCounterMode):
+    def _handle_higher_order_ops(
+        self, func: object, types: object, args: tuple[object, ...], kwargs: dict[str, object]
+    ) -> object:
+        if func is not flex_attention:
+            return super()._handle_higher_order_ops(func, types, args, kwargs)
+        return self.counter._count_flops(func, flex_attention(*args, **kwargs), args, kwargs)
