@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from toprovar_fx.analysis.attention import attention_calls
 from toprovar_fx.analysis.reasons import Reason
 from toprovar_fx.dense_program import DenseProgram
 from toprovar_fx.errors import GraphError
@@ -78,7 +79,8 @@ CASES = [
     (odd_attention.KeysInArithmetic, Reason.LENGTH_IN_ARITHMETIC),
     (odd_attention.Window, Reason.ATTENTION_VARIANT),
     (odd_attention.SoftCap, Reason.ATTENTION_VARIANT),
-    (odd_attention.FlexInOneLayer, Reason.NO_BLOCK),
+    (odd_attention.FlexValues, Reason.MASKED_ATTENTION),
+    (odd_attention.FlexLength, Reason.LENGTH_IN_ARITHMETIC),
     (odd_attention.Varlen, Reason.PACKED_ROWS),
     (odd_attention.TorchVarlen, Reason.PACKED_ROWS),
     (odd_attention.AttentionDropout, Reason.RANDOM),
@@ -104,7 +106,8 @@ def compiled(subject: odd.OddSubject, **options: object):
     return torch.compile(subject.model, backend="toprovar", options={**PRUNING, **options})
 
 
-SLOW = [(kind, Reason.ATTENTION_VARIANT) for kind in (odd_attention.Flex, odd_attention.FlexBlocks)]
+# `torch.vmap` makes the mask, in a region that no block holds whole.
+SLOW = [(odd_attention.FlexBlocks, Reason.NO_BLOCK)]
 BY_NAME = [pytest.param(*case, id=case[0].__name__) for case in CASES]
 BY_NAME += [pytest.param(*case, id=case[0].__name__, marks=pytest.mark.nightly) for case in SLOW]
 
@@ -285,3 +288,16 @@ def test_the_same_model_without_oddity_is_pruned(kind):
     assert not reasons(outcome)
     assert outcome.arms(5) == ["pruned", "pruned"]
     assert not identical(outcome.logits, expected.logits)
+
+
+def test_a_block_mask_is_refused_wherever_it_was_made():
+    graphs = []
+
+    def keep(gm, example_inputs):
+        graphs.append(gm)
+        return gm
+
+    subject = odd.OddSubject(odd_attention.FlexBlocks)
+    generate(subject, torch.compile(subject.model, backend=keep))
+    verdicts = [call.verdict for call in attention_calls(graphs[-1].graph)]
+    assert verdicts and all(each is not None and each.reason is Reason.MASKED_ATTENTION for each in verdicts)

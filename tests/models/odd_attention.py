@@ -151,13 +151,6 @@ class FlashCausal(Plain):
         return flash_attn_func(q, k, v, causal=True).transpose(1, 2)
 
 
-class Flex(Cached):
-    """Nothing but softmax(q k^T) v, in an operator whose modifiers are graphs of their own."""
-
-    def mix(self, q: Tensor, k: Tensor, v: Tensor, end: int) -> Tensor:
-        return flex_attention(q, k, v)
-
-
 class OneLayer(Cached):
     """The second layer alone is odd; the first one could be pruned."""
 
@@ -173,11 +166,22 @@ class OneLayer(Cached):
         return flash_attn_func(q, k, v, softcap=20.0).transpose(1, 2)
 
 
-class FlexInOneLayer(OneLayer):
-    """Its mask is made by `torch.vmap`, whose region outlining would tear apart."""
+class FlexValues(Cached):
+    """Scores are changed by what a token is, not by where it stands."""
 
-    def other(self, q: Tensor, k: Tensor, v: Tensor, end: int) -> Tensor:
-        return flex_attention(q, k, v)
+    def mix(self, q: Tensor, k: Tensor, v: Tensor, end: int) -> Tensor:
+        loudness = q.mean((1, 3))
+
+        def change(score: Tensor, b: Tensor, h: Tensor, query: Tensor, key: Tensor) -> Tensor:
+            return score + loudness[b, query]
+
+        return flex_attention(q, k, v, score_mod=change)
+
+
+class FlexLength(Cached):
+    def mix(self, q: Tensor, k: Tensor, v: Tensor, end: int) -> Tensor:
+        tokens = q.shape[2]
+        return flex_attention(q, k, v, score_mod=lambda score, b, h, query, key: score / tokens)
 
 
 class FlexBlocks(Cached):
