@@ -10,6 +10,7 @@ from torch import fx
 
 from ..analysis.block_facts import BlockFacts
 from ..analysis.caches import CacheRead, CacheWrite
+from ..analysis.flex import is_flex
 from ..analysis.reasons import Reason, Unsupported
 from ..analysis.shapes import same, shape_of, value_of
 from ..lowering.sizes import OFFSET, InputSpec, spec_of
@@ -26,6 +27,9 @@ def refuse_indirect(facts: BlockFacts) -> None:
     read = {entry.node: entry.cache for entry in facts.reads}
     call = facts.attention
     assert call is not None
+    flex = next((node for node in facts.hidden.graph.nodes if is_flex(node)), None)
+    if flex is not None:
+        raise Unsupported(Reason.GATE_ON_HOST, flex, "FlexAttention inside a branch")
     if facts.writes and not (
         call.node is call.entry and call.mask is None and call.heads_first and not call.grouped
     ):

@@ -49,7 +49,7 @@ class RowGather:
         if key not in self._gathered:
             own = shape_of(operand)
             shape = (sympy.Integer(1),) * (rank - len(own)) + own
-            index = self._index(axes)
+            index = self.index(axes)
             if shape[axes.batch] == 1 and not again:
                 rows = self._graph.call_method("size", (index, 0))
                 sizes = tuple(rows if at == axes.batch else -1 for at in range(rank))
@@ -69,7 +69,7 @@ class RowGather:
             self._gathered[key] = self._graph.call_function(torch.gather, (value, axes.token, wanted))
         return self._gathered[key]
 
-    def _index(self, axes: Axes) -> fx.Node:
+    def index(self, axes: Axes) -> fx.Node:
         """The keep set with a row per entry of the batch dimension."""
         assert self.keep is not None
         if axes.spread == 1:

@@ -20,6 +20,7 @@ from ..analysis.block_facts import BlockFacts
 from ..analysis.caches import CacheRead, CacheWrite
 from ..analysis.contexts import is_context
 from ..analysis.contractions import read_contraction
+from ..analysis.flex import given_to_flex
 from ..analysis.operators import operator_name, states_length
 from ..analysis.shapes import same, shape_of, size_of, value_of
 from ..analysis.transfers import Axes
@@ -28,8 +29,9 @@ from ..lowering.sizes import IMAGES, KEPT, OFFSET, InputSpec, spec_of, tensor_sp
 from ..ops import select_tokens  # noqa: F401 - registers the operator called here
 from .gathering import RowGather
 from .row_plan import BlockArm, GatherAt, RowPlan
+from .score_mods import by_kept_positions
 from .step import BlockGraph
-from .taps import attend_and_measure, measure_logits, measure_operands
+from .taps import attend_and_measure, measure_logits, measure_operands, measure_scores
 
 
 def rewrite_rows(block: BlockGraph, plan: RowPlan) -> BlockArm:
@@ -47,6 +49,7 @@ class Rewriter:
         self.mapped: dict[fx.Node, fx.Node] = {}
         self.kept: set[fx.Node] = set()
         self.gather = RowGather(self.graph)
+        self.modules: dict[str, fx.GraphModule] = {}
         self.writes = {write.node: write for write in facts.writes}
         self.reads = {read.node: read for read in facts.reads}
         self.select: list[int] = []
@@ -68,9 +71,17 @@ class Rewriter:
         self.graph.eliminate_dead_code(is_impure_node=_is_impure)
         self._drop_unused_inputs()
         self.graph.lint()
-        # Constants are attributes of the module that was traced.
-        graph = fx.GraphModule(self.source.owning_module or {}, self.graph, class_name="Block")
+        graph = fx.GraphModule(self._attributes(), self.graph, class_name="Block")
         return BlockArm(graph, tuple(self.select), start)
+
+    def _attributes(self) -> dict[str, Any]:
+        """What the graph fetches: constants and graphs of the module that was traced, and those made here."""
+        names = {str(node.target) for node in self.graph.nodes if node.op == "get_attr"}
+        owner = self.source.owning_module
+        return {
+            name: self.modules[name] if name in self.modules else operator.attrgetter(name)(owner)
+            for name in names
+        }
 
     def _placeholders(self) -> int | tuple[int] | None:
         sources = [node for node in self.source.nodes if node.op == "placeholder"]
@@ -162,6 +173,8 @@ class Rewriter:
             self._count(kept=True)
         copied = self.graph.node_copy(node, value_of_operand)
         self._resize(node, copied)
+        if node in facts.score_mods:
+            self._keep_positions(node, copied)
         self.mapped[node] = copied
         self._attend(node, value_of_operand)
         if call is not None and node is call.node and self.plan.gather_at is GatherAt.ATTENTION_OUTPUT:
@@ -182,6 +195,21 @@ class Rewriter:
                 replaced[operand] = self.gather.rows(operand, replaced[operand], columns, rank, again=True)
             else:
                 replaced[operand] = self._gather_table(operand, dimension, columns, rank)
+
+    def _keep_positions(self, node: fx.Node, copied: fx.Node) -> None:
+        """Let a score_mod see the positions that its queries and keys had among all tokens."""
+        mod, call = self.facts.score_mods[node], self.facts.attention
+        keys_kept = call is not None and node is call.entry and call.key in self.kept
+        if not (mod.by_query and node in self.kept) and not (mod.by_key and keys_kept):
+            return
+        name = f"kept_score_mod_{len(self.modules)}"
+        self.modules[name] = by_kept_positions(mod, node in self.kept, keys_kept)
+        given = given_to_flex(copied)
+        with self.graph.inserting_before(copied):
+            given["score_mod"] = self.graph.get_attr(name)
+            keep = self.gather.index(self.facts.axes[node])
+        given["score_mod_other_buffers"] = (*given["score_mod_other_buffers"], keep)  # type: ignore[misc]
+        copied.args, copied.kwargs = tuple(given.values()), {}  # type: ignore[arg-type]
 
     def _replace_unread(
         self, node: fx.Node, replaced: dict[fx.Node, fx.Node], value_of_operand: Callable[[fx.Node], fx.Node]
@@ -287,6 +315,8 @@ class Rewriter:
             self.entropy = measure_logits(self.graph, facts, self.mapped[node], first)
         elif node is not call.entry:
             return
+        elif call.score_mod is not None:
+            self.entropy = measure_scores(self.graph, self.mapped[node], first)
         else:
             query = value_of_operand(call.query)
             both = attend_and_measure(self.graph, call, query, value_of_operand, first)

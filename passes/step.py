@@ -75,7 +75,8 @@ class Step:
 
 def copy_graph(graph: fx.Graph) -> fx.Graph:
     """A copy of a graph that keeps names and metadata."""
-    copied = fx.Graph()
+    # Constants and the graphs of higher-order operators are attributes of the module that was traced.
+    copied = fx.Graph(owning_module=graph.owning_module)
     copies: dict[fx.Node, fx.Node] = {}
     output = copied.output(copied.graph_copy(graph, copies))
     output.meta = dict(graph.output_node().meta)

@@ -10,9 +10,11 @@ from torch import fx
 
 from ..analysis.attention import AttentionCall
 from ..analysis.facts import BlockFacts
+from ..analysis.flex import given_to_flex
 from ..analysis.shapes import same, shape_of
 from ..analysis.transfers import Axes
 from ..ops import attention_entropy, attention_with_entropy, logits_entropy  # noqa: F401 - registers operators
+from ..ops.flex_scores import flex_scores
 
 Value = Callable[[fx.Node], fx.Node]
 
@@ -110,6 +112,20 @@ def measure_logits(graph: fx.Graph, facts: BlockFacts, logits: fx.Node, first: f
     if rank == 3:
         logits = graph.call_method("unflatten", (logits, 0, (-1, rows.spread)))
     return graph.call_function(torch.ops.toprovar.logits_entropy.default, (logits, True, first))
+
+
+def measure_scores(graph: fx.Graph, attention: fx.Node, first: fx.Node | int) -> fx.Node:
+    """Entropies [R, K or L] of a FlexAttention that changes its scores: these are computed once more.
+
+    Args:
+        graph: the graph that is being written.
+        attention: the FlexAttention in `graph`.
+        first: first key that counts.
+    """
+    given = given_to_flex(attention)
+    operands = (given[name] for name in ("query", "key", "score_mod", "scale", "score_mod_other_buffers"))
+    scores = graph.call_function(flex_scores, tuple(operands))  # type: ignore[arg-type]
+    return graph.call_function(torch.ops.toprovar.logits_entropy.default, (scores, True, first))
 
 
 def _heads_first(graph: fx.Graph, value: fx.Node) -> fx.Node:

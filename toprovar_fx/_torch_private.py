@@ -8,6 +8,8 @@ What is used and why:
 - `SymNode.expr` and the environment's guards, ranges and replacements: what a run on such inputs computed of
   sizes, as sympy expressions, and for which sizes that holds.
 - `torch.ops.higher_order.cond`: `torch.cond` as a node of a graph that a pass builds.
+- `torch.ops.higher_order.flex_attention`, `TransformGetItemToIndex`, `_FlopCounterMode`: FlexAttention as a
+  node of a graph, what its `score_mod` computes of all scores at once, its operations in torch's count.
 - `TorchDispatchMode`, operator schemas and storage identities: which operators ran, what they read and write.
 - `torch._dynamo.exc`: what Dynamo raises when it cannot trace a function, told from what the function raises.
 - `_foreach_copy_` and `_version`: many copies in few launches, and whether a tensor was written since.
@@ -31,6 +33,7 @@ import torch
 from torch import fx
 from torch._dispatch.python import enable_python_dispatcher
 from torch._dynamo import exc, maybe_mark_dynamic
+from torch._dynamo._trace_wrapped_higher_order_op import TransformGetItemToIndex
 from torch._dynamo.backends import registry
 from torch._dynamo.eval_frame import OptimizedModule
 from torch._dynamo.source import LocalSource
@@ -42,6 +45,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._sympy.symbol import SymT, symbol_is_type
+from torch.utils.flop_counter import FlopCounterMode, _FlopCounterMode
 
 from .lowering.sizes import InputSpec, is_small
 
@@ -53,6 +57,12 @@ DispatchMode = TorchDispatchMode
 
 # (pred, true branch, false branch, operands): the node that Dynamo makes of `torch.cond`.
 cond = torch.ops.higher_order.cond
+
+# What Dynamo makes of the function of this name; its parameters: analysis/flex.py.
+flex_attention = torch.ops.higher_order.flex_attention
+
+# While it is entered, `table[index]` with a scalar tensor reads no number: `vmap` goes through it.
+index_by_tensors = TransformGetItemToIndex
 
 # Recompiling where a test forbade it is not among them.
 TRACING_FAILURES: tuple[type[Exception], ...] = (
@@ -264,6 +274,28 @@ def fake_run(graph: fx.GraphModule, inputs: SymbolicInputs) -> object:
     # Composite operators, linear layers of torch 2.11 among them, know symbolic sizes in Python alone.
     with torch.inference_mode(False), torch.no_grad(), enable_python_dispatcher(), inputs.mode:
         return graph(*inputs.values)
+
+
+class FlopCounter(FlopCounterMode):
+    """torch's counter, which turns higher-order operators down, with those that it has a formula for."""
+
+    def __enter__(self) -> FlopCounter:
+        """Begin to count."""
+        super().__enter__()
+        assert self.mode is not None
+        self.mode.__exit__(None, None, None)
+        self.mode = _CountingMode(self)
+        self.mode.__enter__()
+        return self
+
+
+class _CountingMode(_FlopCounterMode):
+    def _handle_higher_order_ops(
+        self, func: object, types: object, args: tuple[object, ...], kwargs: dict[str, object]
+    ) -> object:
+        if func is not flex_attention:
+            return super()._handle_higher_order_ops(func, types, args, kwargs)
+        return self.counter._count_flops(func, flex_attention(*args, **kwargs), args, kwargs)
 
 
 def symbolic_values(graph: fx.GraphModule, inputs: SymbolicInputs) -> dict[str, object]:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode, register_flop_formula, sdpa_flop_count
 
+from ._torch_private import FlopCounter, flex_attention
 from .ops import (  # noqa: F401 - registers the operators counted below
     attention_entropy,
     attention_with_entropy,
@@ -19,14 +20,21 @@ Shape = Any
 
 
 def flop_counter() -> FlopCounterMode:
-    """A counter that also knows the CPU's flash attention and the entropy operators."""
+    """A counter that also knows FlexAttention, the CPU's flash attention and the entropy operators."""
     mapping = {
+        flex_attention: _flex_attention,
         torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
         torch.ops.toprovar.attention_entropy: _entropy,
         torch.ops.toprovar.masked_attention_entropy: _masked_entropy,
         torch.ops.toprovar.packed_attention: _packed,
     }
-    return FlopCounterMode(display=False, custom_mapping=mapping)
+    return FlopCounter(display=False, custom_mapping=mapping)
+
+
+def _flex_attention(query: Shape, key: Shape, value: Shape, *args: Any, **kwargs: Any) -> int:
+    # Its two products, whatever a score_mod adds; every query head has keys, its own or a group's.
+    batch, heads, queries, width = query
+    return 2 * batch * heads * queries * key[2] * (width + value[3])
 
 
 def _attention(

@@ -1,6 +1,6 @@
 """One small step model per way to write self-attention, each with what it must compute in plain terms.
 
-`attend` is how an author writes it; `kv_heads`, `scale` and `bias` say in plain terms what it
+`attend` is how an author writes it; `kv_heads`, `scale`, `bias` and the like say in plain terms what it
 is, for the oracle.
 """
 
@@ -98,6 +98,14 @@ class Attending(nn.Module):
     def bias(self, start: int, end: int) -> Tensor | None:
         """What is added to the logits, [H or 1, L or 1, keys], or None."""
         return None
+
+    def modified(self, logits: Tensor, places: Tensor) -> Tensor:
+        """Logits [R, H, L, keys] before the bias is added, by the places [R, L] of their rows."""
+        return logits
+
+    def after(self, mixed: Tensor, logits: Tensor) -> Tensor:
+        """What becomes of attended values [R, L, H, E]."""
+        return mixed
 
 
 # torch.nn.functional.scaled_dot_product_attention.

@@ -9,6 +9,7 @@ from torch import fx
 
 from .attention_forms import FORMS, Form, form_of, named_arguments, refuse_variant
 from .attention_forms import refused as refused
+from .flex import ScoreMod, read_score_mod
 from .handwritten import Handwritten, handwritten_attentions
 from .reasons import Fallback, Reason, Unsupported
 from .shapes import Size, shape_of
@@ -32,6 +33,7 @@ class AttentionCall:
         grouped: the call lets query heads share key heads.
         logits: input of the softmax of a handwritten attention; None for a fused one.
         query_axis: dimension of the queries' tokens.
+        score_mod: what FlexAttention does to the scores, or None.
         verdict: why the call is not understood, or None.
     """
 
@@ -46,6 +48,7 @@ class AttentionCall:
     heads_first: bool = True
     grouped: bool = False
     logits: fx.Node | None = None
+    score_mod: ScoreMod | None = None
     verdict: Fallback | None = None
 
     @property
@@ -74,7 +77,7 @@ def read_call(node: fx.Node, form: Form) -> AttentionCall:
     query, key, value = (given.get(name) for name in form.parameters[:3])
     if not (isinstance(query, fx.Node) and isinstance(key, fx.Node) and isinstance(value, fx.Node)):
         raise Unsupported(Reason.NO_ATTENTION, node, "the operands are not tensors of the graph")
-    mask, scale, verdict = given.get(form.mask), given.get(form.scale), None
+    mask, scale, verdict, score_mod = given.get(form.mask), given.get(form.scale), None, None
     rank = len(shape_of(query))
     try:
         refuse_variant(node, form, given)
@@ -86,6 +89,8 @@ def read_call(node: fx.Node, form: Form) -> AttentionCall:
             raise Unsupported(Reason.ATTENTION_VARIANT, node, f"{form.mask}={mask}")
         if rank not in (3, 4):
             raise Unsupported(Reason.ATTENTION_VARIANT, node, f"operands of rank {rank}")
+        if form is FORMS["flex_attention"]:
+            score_mod = read_score_mod(node)
     except Unsupported as refusal:
         verdict, scale = refusal.fallback, None
     return AttentionCall(
@@ -99,6 +104,7 @@ def read_call(node: fx.Node, form: Form) -> AttentionCall:
         scale=None if scale is None else float(scale),
         heads_first=form.heads_first or rank == 3,
         grouped=not form.grouped or bool(given.get(form.grouped, False)),
+        score_mod=score_mod,
         verdict=verdict,
     )
 

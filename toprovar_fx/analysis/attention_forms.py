@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from torch import fx
 
 from .._torch_private import parameter_names
+from . import flex
 from .operators import operator_name
 from .reasons import Reason, Unsupported
 
@@ -30,7 +31,7 @@ class Form:
             lets heads share keys where it is true.
         neutral: for every other parameter the value under which it has no effect, or `ANY`.
         result: position of the attended values among several results, or None for a single one.
-        refusal: why no call of it is understood; its operands still tell where its block is.
+        understood: what else a call of it must fulfil, for the table.
     """
 
     parameters: tuple[str, ...]
@@ -42,7 +43,7 @@ class Form:
     grouped: str = ""
     neutral: Mapping[str, object] = field(default_factory=dict)
     result: int | None = None
-    refusal: Reason | None = None
+    understood: str = ""
 
 
 _FLASH = {"softcap": 0.0, "alibi_slopes": None, "deterministic": ANY, "return_attn_probs": False}
@@ -53,7 +54,6 @@ _FLASH_OPERATOR = {
     "alibi_slopes": None,
     "return_softmax": False,
 }
-_FLEX_BUFFERS = ("score_mod_other_buffers", "mask_mod_other_buffers")
 FORMS: Mapping[str, Form] = {
     "scaled_dot_product_attention": Form(
         ("query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale", "enable_gqa"),
@@ -87,10 +87,13 @@ FORMS: Mapping[str, Form] = {
         neutral={"op": ANY, "output_dtype": None},
     ),
     "flex_attention": Form(
-        ("query", "key", "value", "score_mod", "block_mask", "scale", "kernel_options", *_FLEX_BUFFERS),
+        flex.PARAMETERS,
         heads_first=True,
+        scale="scale",
+        # `score_mod` and `block_mask` are read by analysis/flex.py.
+        neutral=dict.fromkeys(flex.PARAMETERS, ANY),
         result=0,
-        refusal=Reason.ATTENTION_VARIANT,
+        understood="no `block_mask`; what a `score_mod` may do: below",
     ),
 }
 
@@ -121,8 +124,6 @@ def named_arguments(node: fx.Node, form: Form) -> dict[str, object]:
 
 def refuse_variant(node: fx.Node, form: Form, given: Mapping[str, object]) -> None:
     """Refuse a call whose arguments ask for more than softmax(scale q k^T + mask) v."""
-    if form.refusal is not None:
-        raise Unsupported(form.refusal, node, operator_name(node))
     if form.causal and given.get(form.causal, False) is not False:
         raise Unsupported(Reason.MASKED_ATTENTION, node, "causal")
     if form.dropout and given.get(form.dropout, 0.0) != 0:
@@ -152,8 +153,7 @@ def attention_table() -> str:
         asked = [f"`{form.causal}=False`"] if form.causal else []
         asked += [f"`{form.dropout}=0`"] if form.dropout else []
         asked += [f"`{key}={value}`" for key, value in form.neutral.items() if value is not ANY]
-        if form.refusal is not None:
-            asked = [f"never: `{form.refusal.name}`"]
+        asked += [form.understood] if form.understood else []
         layout = "[R, H, L, E]" if form.heads_first else "[R, L, H, E]"
         rows.append(f"| `{name}` | {layout} | {', '.join(asked)} |")
     rows += [f"| `{name}` | - | never: `{reason.name}` |" for name, reason in REFUSED.items()]

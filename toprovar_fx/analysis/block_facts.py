@@ -10,6 +10,7 @@ from .attention import AttentionCall, attention_calls, refused
 from .caches import CacheRead, CacheWrite, read_read, read_write, written_caches
 from .contractions import read_contraction
 from .facts import BlockFacts
+from .flex import ScoreMod
 from .operators import flat_arguments, operator_name, states_length, writes_in_place
 from .random_numbers import refuse_random
 from .reasons import Fallback, Reason, Unsupported
@@ -131,8 +132,29 @@ def _attention(call: AttentionCall, facts: BlockFacts, own: list[AttentionCall])
             tables = ((call.mask, len(sizes) - 2),)
         if call in own and sizes[-1] != 1:
             facts.add_key_tables(call.entry, ((call.mask, len(sizes) - 1),))
+    if call.score_mod is not None:
+        _score_mod(call, call.score_mod, facts, call in own)
     rows = (call.query,)
     facts.note(call.entry, Transfer(axes, tables, (replace(frame, spread=axes.spread), rank)), rows)
+
+
+def _score_mod(call: AttentionCall, mod: ScoreMod, facts: BlockFacts, own: bool) -> None:
+    """What FlexAttention does to its scores: values, and positions that must stay what they were."""
+    facts.score_mods[call.entry] = mod
+    if own and mod.by_key:
+        facts.key_tables[call.entry] = ()
+    counts = [facts.length, shape_of(call.key)[call.query_axis]]
+    places = [size_of(write.start) for write in facts.writes] if mod.by_query or mod.by_key else []
+    places += [start + facts.length for start in places]
+    for buffer in mod.buffers:
+        if buffer in facts.axes or buffer in facts.keyed:
+            raise Unsupported(Reason.MASKED_ATTENTION, call.node, "its score_mod captures values of tokens")
+        size = size_of(buffer)
+        # Where the scale begins and ends in the schedule says where its tokens are, not how many are left.
+        if size is None or any(same(size, place) for place in places):
+            continue
+        if size.free_symbols & set().union(*(count.free_symbols for count in counts)):
+            raise Unsupported(Reason.LENGTH_IN_ARITHMETIC, call.node, f"its score_mod captures {size}")
 
 
 def _again(verdict: Fallback) -> Unsupported:

@@ -44,6 +44,8 @@ def read_cache_layout(graph: fx.Graph, facts: BlockFacts) -> CacheLayout:
         raise Unsupported(
             Reason.MASKED_ATTENTION, facts.position_of_keys, "rows that leave the cache leave its columns"
         )
+    if call.score_mod is not None:
+        raise Unsupported(Reason.WHOLE_CACHE, call.node, "a score_mod changes the scores")
     if call.logits is not None or call.scale is None or len(shape_of(call.query)) != 4 or not facts.writes:
         raise Unsupported(Reason.WHOLE_CACHE, call.node, "no fused attention of rank 4 over a cache")
     key, value = (_source(operand, facts) for operand in (call.key, call.value))

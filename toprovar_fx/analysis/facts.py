@@ -9,6 +9,7 @@ from torch import fx
 
 from .attention import AttentionCall
 from .caches import CacheRead, CacheWrite
+from .flex import ScoreMod
 from .reasons import Reason, Unsupported
 from .shapes import Size
 from .transfers import Axes, Transfer
@@ -29,7 +30,9 @@ class BlockFacts:
             computed of them, and scores (which are in `axes` too); not keys that are tokens of this scale.
         operands: where operands with tokens pair with nothing by position (keys, values), those that do pair
             with the result's rows.
-        key_tables: untagged operands with one row per key, as (operand, its dimension), by node.
+        key_tables: untagged operands with one row per key, as (operand, its dimension), by node; none where
+            the node counts the keys by itself.
+        score_mods: changes of scores by what they are and where they stand, by FlexAttention node.
         unread: `baddbmm` nodes whose summand counts by its shape alone.
     """
 
@@ -44,6 +47,7 @@ class BlockFacts:
     keyed: dict[fx.Node, Axes] = field(default_factory=dict)
     operands: dict[fx.Node, tuple[fx.Node, ...]] = field(default_factory=dict)
     key_tables: dict[fx.Node, tuple[tuple[fx.Node, int], ...]] = field(default_factory=dict)
+    score_mods: dict[fx.Node, ScoreMod] = field(default_factory=dict)
     unread: set[fx.Node] = field(default_factory=set)
 
     def note(self, node: fx.Node, result: Transfer, operands: tuple[fx.Node, ...] | None = None) -> None:

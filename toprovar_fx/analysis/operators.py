@@ -28,6 +28,14 @@ def operator_name(node: fx.Node) -> str:
     return name.partition(".")[0]
 
 
+def fetched_graph(node: object) -> fx.GraphModule | None:
+    """The graph that a node fetches from the module it belongs to, to give it to a higher-order operator."""
+    if not isinstance(node, fx.Node) or node.op != "get_attr" or node.graph.owning_module is None:
+        return None
+    found = dict(node.graph.owning_module.named_modules()).get(str(node.target))
+    return found if isinstance(found, fx.GraphModule) else None
+
+
 def writes_in_place(node: fx.Node) -> bool:
     """Whether the node overwrites its first operand."""
     name = operator_name(node)

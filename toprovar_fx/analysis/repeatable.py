@@ -30,7 +30,8 @@ _FRESH = frozenset(
     {
         *("add", "sub", "mul", "truediv", "linear", "matmul", "bmm", "baddbmm", "layer_norm", "rms_norm"),
         *("gelu", "silu", "relu", "sigmoid", "tanh", "exp", "softmax", "normalize", "clone", "cat", "stack"),
-        *("scaled_dot_product_attention", "attention_with_entropy", "select_tokens", "gather", "scatter"),
+        *("scaled_dot_product_attention", "flex_attention", "attention_with_entropy", "select_tokens"),
+        *("gather", "scatter"),
     }
 )
 

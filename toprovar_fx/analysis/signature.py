@@ -12,6 +12,7 @@ import sympy
 import torch
 from torch import fx
 
+from .operators import fetched_graph
 from .shapes import as_size, value_of
 
 
@@ -29,7 +30,13 @@ def external_inputs(entry: fx.Node, nodes: Sequence[fx.Node]) -> list[fx.Node]:
 def signature(entry: fx.Node, nodes: Sequence[fx.Node]) -> Hashable:
     """Operators, constants, wiring and input kinds of a run of nodes."""
     inputs = external_inputs(entry, nodes)
-    number = {node: at for at, node in enumerate([*inputs, *nodes])}
+    symbols: dict[sympy.Symbol, sympy.Symbol] = {}
+    return tuple(_kind(node, symbols) for node in inputs), _wiring([*inputs, *nodes], len(inputs))
+
+
+def _wiring(nodes: Sequence[fx.Node], inputs: int) -> Hashable:
+    """What nodes call and which of them are whose operands; the first ones are inputs."""
+    number = {node: at for at, node in enumerate(nodes)}
 
     def key(value: object) -> Hashable:
         if isinstance(value, fx.Node):
@@ -42,9 +49,16 @@ def signature(entry: fx.Node, nodes: Sequence[fx.Node]) -> Hashable:
             return ("dict", tuple((name, key(entry)) for name, entry in sorted(value.items())))
         return (type(value).__name__, value if isinstance(value, Hashable) else repr(value))
 
-    body = tuple((node.op, node.target, key(node.args), key(node.kwargs)) for node in nodes)
-    symbols: dict[sympy.Symbol, sympy.Symbol] = {}
-    return tuple(_kind(node, symbols) for node in inputs), body
+    return tuple((node.op, _target(node), key(node.args), key(node.kwargs)) for node in nodes[inputs:])
+
+
+def _target(node: fx.Node) -> Hashable:
+    """What a node calls; the graph of a higher-order operator that it fetches counts by what it computes."""
+    graph = fetched_graph(node)
+    if graph is None or any(inner.op in ("get_attr", "call_module") for inner in graph.graph.nodes):
+        return node.target
+    nodes = list(graph.graph.nodes)
+    return _wiring(nodes, sum(inner.op == "placeholder" for inner in nodes))
 
 
 def _kind(node: fx.Node, symbols: dict[sympy.Symbol, sympy.Symbol]) -> Hashable:

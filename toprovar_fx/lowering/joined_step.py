@@ -6,6 +6,7 @@ that share it, so that one compilation serves all scales whose layers group alik
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -125,7 +126,7 @@ class Joiner:
         self.updates: dict[int, fx.Node] = {}
         self.keeps: dict[int, fx.Node] = {}
         self.selected: dict[tuple[fx.Node, int], fx.Node] = {}
-        self.modules: dict[str, nn.Module] = {
+        self.modules: dict[str, Any] = {
             name: child
             for name, child in step.named_children()
             if isinstance(child, fx.GraphModule) and name not in sites
@@ -270,6 +271,13 @@ class Joiner:
         self.keeps[at] = self.selected[key]
         return self.selected[key]
 
+    def _fetch(self, graph: fx.GraphModule, name: str) -> fx.Node:
+        """What a graph has as an attribute, under a name of its own in the joined one."""
+        value = operator.attrgetter(name)(graph)
+        own = f"{name.replace('.', '_')}_{id(value)}"
+        self.modules[own] = value
+        return self.graph.get_attr(own)
+
     def copy(self, graph: fx.GraphModule, arguments: Sequence[Any]) -> Any:
         """The nodes of another graph; what it returns."""
         holders = [node for node in graph.graph.nodes if node.op == "placeholder"]
@@ -277,6 +285,8 @@ class Joiner:
         for node in graph.graph.nodes:
             if node.op == "output":
                 return fx.map_arg(node.args[0], lambda operand: own[operand])
-            if node.op != "placeholder":
+            if node.op == "get_attr":
+                own[node] = self._fetch(graph, str(node.target))
+            elif node.op != "placeholder":
                 own[node] = self.graph.node_copy(node, lambda operand: own[operand])
         raise AssertionError("a graph without an output")
