@@ -30,7 +30,7 @@ class ScoreMod:
 
     Attributes:
         graph: computes it, from scalars and the buffers.
-        buffers: tensors and sizes that it captures.
+        buffers: tensors and sizes that it captures and reads.
         by_query, by_key: whether it looks at the position of the query, of the key.
     """
 
@@ -46,9 +46,10 @@ def is_flex(node: fx.Node) -> bool:
 
 
 def given_to_flex(node: fx.Node) -> dict[str, object]:
-    """All arguments of a FlexAttention node by name."""
-    defaults = dict.fromkeys(PARAMETERS[-2:], ())
-    return {**defaults, **dict(zip(PARAMETERS, node.args, strict=False)), **node.kwargs}
+    """All arguments of a FlexAttention node by name, in the order of its parameters."""
+    given = {**dict(zip(PARAMETERS, node.args, strict=False)), **node.kwargs}
+    # The captured buffers alone may be left out.
+    return {name: given.get(name, ()) for name in PARAMETERS}
 
 
 def read_score_mod(node: fx.Node) -> ScoreMod | None:
@@ -66,14 +67,16 @@ def read_score_mod(node: fx.Node) -> ScoreMod | None:
     mod = fetched_graph(given["score_mod"])
     if mod is None:
         raise Unsupported(Reason.ATTENTION_VARIANT, node, "its score_mod is not at hand")
-    score, _, _, query, key, *_ = (inner for inner in mod.graph.nodes if inner.op == "placeholder")
+    score, _, _, query, key, *holders = (inner for inner in mod.graph.nodes if inner.op == "placeholder")
     if mod.graph.output_node().args[0] is score:
         return None
     for inner in mod.graph.nodes:
         refuse_random(inner)
     buffers = given["score_mod_other_buffers"]
     assert isinstance(buffers, (tuple, list))
-    return ScoreMod(mod, tuple(buffers), bool(query.users), bool(key.users))
+    # Dynamo also hands over every size symbol in the buffers' shapes, which nothing reads.
+    read = tuple(buffer for holder, buffer in zip(holders, buffers, strict=True) if holder.users)
+    return ScoreMod(mod, read, bool(query.users), bool(key.users))
 
 
 def masks_nothing(block_mask: object) -> bool:
