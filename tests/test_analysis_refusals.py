@@ -78,7 +78,6 @@ CASES = [
     (odd_attention.KeysInArithmetic, Reason.LENGTH_IN_ARITHMETIC),
     (odd_attention.Window, Reason.ATTENTION_VARIANT),
     (odd_attention.SoftCap, Reason.ATTENTION_VARIANT),
-    (odd_attention.FlexInOneLayer, Reason.NO_BLOCK),
     (odd_attention.Varlen, Reason.PACKED_ROWS),
     (odd_attention.TorchVarlen, Reason.PACKED_ROWS),
     (odd_attention.AttentionDropout, Reason.RANDOM),
@@ -112,7 +111,7 @@ def compiled(subject: odd.OddSubject, **options: object):
     return torch.compile(subject.model, backend="toprovar", options={**PRUNING, **options})
 
 
-SLOW = [(kind, Reason.ATTENTION_VARIANT) for kind in (odd_attention.Flex, odd_attention.FlexBlocks)]
+SLOW = [(odd_attention.FlexBlocks, Reason.MASKED_ATTENTION)]
 BY_NAME = [pytest.param(*case, id=case[0].__name__) for case in CASES]
 BY_NAME += [pytest.param(*case, id=case[0].__name__, marks=pytest.mark.nightly) for case in SLOW]
 

@@ -172,14 +172,13 @@ def constructs_of(case: CaseSpec) -> set[str]:
 def expected_dense(case: CaseSpec) -> set[str]:
     """Valid constructs of a case that the analysis is known to refuse, as "field=value".
 
-    A value per key (a mask's columns) needs the keys of all tokens, FlexAttention is a graph within the
-    graph, and a constant token count cannot be told from other numbers.
+    A value per key (a mask's columns) needs the keys of all tokens, and a constant token count cannot be told from other numbers.
     """
     found = {"trace=static"} if case.trace == "static" else set()
     for block in case.blocks:
         per_key = block.attention in ("sdpa_bias", "sdpa_triangle", "matmul_triangle")
         lost = case.pruned_kv == "drop" and block.cache != "none"
-        if block.attention == "flex" or (per_key and lost):
+        if per_key and lost:
             found.add(f"attention={block.attention}")
     return found
 

@@ -151,13 +151,6 @@ class FlashCausal(Plain):
         return flash_attn_func(q, k, v, causal=True).transpose(1, 2)
 
 
-class Flex(Cached):
-    """Nothing but softmax(q k^T) v, in an operator whose modifiers are graphs of their own."""
-
-    def mix(self, q: Tensor, k: Tensor, v: Tensor, end: int) -> Tensor:
-        return flex_attention(q, k, v)
-
-
 class OneLayer(Cached):
     """The second layer alone is odd; the first one could be pruned."""
 
@@ -171,13 +164,6 @@ class OneLayer(Cached):
     def other(self, q: Tensor, k: Tensor, v: Tensor, end: int) -> Tensor:
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))
         return flash_attn_func(q, k, v, softcap=20.0).transpose(1, 2)
-
-
-class FlexInOneLayer(OneLayer):
-    """Its mask is made by `torch.vmap`, whose region outlining would tear apart."""
-
-    def other(self, q: Tensor, k: Tensor, v: Tensor, end: int) -> Tensor:
-        return flex_attention(q, k, v)
 
 
 class FlexBlocks(Cached):
