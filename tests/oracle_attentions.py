@@ -48,7 +48,7 @@ def replay(subject: Subject, keeps: Mapping[Place, Tensor], where: Where) -> Rep
                 logits = _logits(
                     model, take(q, asked), k, asked, keep if where == "input" else every, start, end
                 )
-                mixed = _mix(logits, v)
+                mixed = model.after(_mix(logits, v), logits)
                 found.entropy[place] = _entropy(logits)
                 found.scale_entropy[place] = _entropy(logits[..., seen:])
                 if where == "attention":
@@ -63,12 +63,13 @@ def _logits(
 ) -> Tensor:
     """[R, H, rows, keys] in float64; query head h has key head h // (H / Hk)."""
     k = k.double().repeat_interleave(q.shape[2] // k.shape[2], dim=2)
-    logits = model.scored(model.scale * torch.einsum("rlhe,rmhe->rhlm", q.double(), k))
+    logits = model.scale * torch.einsum("rlhe,rmhe->rhlm", q.double(), k)
+    logits = model.modified(logits, rows + start)
     bias = model.bias(start, end)
     if bias is None:
         return logits
     bias = torch.stack([bias[:, row] if bias.shape[1] != 1 else bias for row in rows])
-    if not model.cached and bias.shape[-1] != 1:
+    if not model.cached:
         bias = torch.stack([own[..., columns] for own, columns in zip(bias, own_keys, strict=True)])
     return logits + bias
 

@@ -8,9 +8,11 @@ import pytest
 import torch
 
 from .models.attentions import KINDS, AttendingSubject
+from .models.flex_attentions import FLEX
 from .models.subjects import Outcome, Traced, generate, identical, worst
 from .oracle_attentions import replay
 
+KINDS = {**KINDS, **FLEX}
 OPEN = {"preset": "criterion", "protected_layers_first": 0, "protected_layers_last": 0, "restore": "residual"}
 KEEP = {3: 0.5, 4: {0: 0.3, 1: 0.7}, 5: 0.25}
 # A model costs a second to trace; these are different enough to run every time, the others run at night.
@@ -18,6 +20,7 @@ OFTEN = {
     *("AdditiveMask", "OwnScaleMask", "NoHeadsMask", "ExpandedHeads", "OneKeyHead", "GroupedMask"),
     *("FlashGrouped", "FlashOperator", "XformersBias", "MatmulFloat", "MatmulFill", "MatmulOwnScale"),
     *("EinsumDots", "Baddbmm", "GroupedMatmul", "CrossHandwritten"),
+    *("FlexHeads", "FlexTemperature", "FlexDistance", "FlexOwnScale"),
 }
 EVERY = [pytest.param(name, marks=[] if name in OFTEN else [pytest.mark.nightly], id=name) for name in KINDS]
 WHOLE = [each for each in EVERY if not KINDS[str(each.values[0])].columns]
@@ -98,7 +101,10 @@ def test_entropies_of_kept_tokens(name, observed):
 
 
 @pytest.mark.nightly
-@pytest.mark.parametrize("name", ["Baddbmm", "GroupedMatmul", "ExpandedHeads", "OwnScaleMask", "Flash"])
+@pytest.mark.parametrize(
+    "name",
+    ["Baddbmm", "GroupedMatmul", "ExpandedHeads", "OwnScaleMask", "Flash", "FlexDistance", "FlexTemperature"],
+)
 def test_through_inductor(name):
     options = {"keep": KEEP, "min_scale": 1, "score": "entropy", "entropy_source": "previous_scale"}
     model = Traced(AttendingSubject(KINDS[name]))

@@ -127,7 +127,8 @@ def test_a_step_that_is_not_decided_runs_by_blocks_and_says_why(options, what):
 
 
 def test_a_wrong_rewrite_runs_dense_and_is_reported(monkeypatch):
-    def ungathered(self, operand, dimension, axes):
+    def ungathered(self, operand, axes, rank):
+        dimension = axes.token - rank
         return self.graph.call_method("narrow", (self.mapped[operand], dimension, 0, self._count(kept=True)))
 
     monkeypatch.setattr(rows_module.Rewriter, "_gather_table", ungathered)

@@ -11,6 +11,7 @@ from torch import fx
 from toprovar_fx.analysis.blocks import read_step
 from toprovar_fx.analysis.reasons import Unsupported
 from toprovar_fx.passes.canonical_caches import canonical_caches
+from toprovar_fx.passes.trivial_block_masks import without_trivial_block_masks
 
 from .model import STAGES
 
@@ -33,7 +34,7 @@ def sites_of(graphs: Sequence[fx.GraphModule]) -> Sites:
     found = Sites()
     for module in graphs:
         try:
-            blocks = read_step(canonical_caches(module.graph)).blocks
+            blocks = read_step(canonical_caches(without_trivial_block_masks(module).graph)).blocks
         except Unsupported:
             continue
         for block in blocks:

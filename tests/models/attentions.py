@@ -1,6 +1,6 @@
 """One small step model per way to write self-attention, each with what it must compute in plain terms.
 
-`attend` is how an author writes it; `kv_heads`, `scale` and `bias` say in plain terms what it
+`attend` is how an author writes it; `kv_heads`, `scale`, `bias` and the like say in plain terms what it
 is, for the oracle.
 """
 
@@ -13,7 +13,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.attention.flex_attention import flex_attention
 
 from toprovar_fx.schedules import Schedule
 
@@ -97,12 +96,16 @@ class Attending(nn.Module):
         raise NotImplementedError
 
     def bias(self, start: int, end: int) -> Tensor | None:
-        """What is added to the logits, [H or 1, L or 1, keys or 1], or None."""
+        """What is added to the logits, [H or 1, L or 1, keys], or None."""
         return None
 
-    def scored(self, logits: Tensor) -> Tensor:
-        """What becomes of the logits [R, H, rows, keys] else."""
+    def modified(self, logits: Tensor, places: Tensor) -> Tensor:
+        """Logits [R, H, L, keys] before the bias is added, by the places [R, L] of their rows."""
         return logits
+
+    def after(self, mixed: Tensor, logits: Tensor) -> Tensor:
+        """What becomes of attended values [R, L, H, E]."""
+        return mixed
 
 
 # torch.nn.functional.scaled_dot_product_attention.
@@ -432,95 +435,14 @@ class CrossMasked(Attending):
         return super().rest(x, mixed, layer) + seen.transpose(1, 2).flatten(2)
 
 
-# torch.nn.attention.flex_attention; a `score_mod` is a graph of its own in Dynamo's.
-
-
-class Flex(Attending):
-    def mix(self, q: Tensor, k: Tensor, v: Tensor, end: int) -> Tensor:
-        return flex_attention(q, k, v)
-
-
-class FlexGrouped(Attending):
-    kv_heads, scale = 2, 0.4
-
-    def mix(self, q: Tensor, k: Tensor, v: Tensor, end: int) -> Tensor:
-        return flex_attention(q, k, v, scale=0.4, enable_gqa=True)
-
-
-class FlexCap(Attending):
-    """Scores are bounded and weighted by head: nothing of it looks at positions."""
-
-    def mix(self, q: Tensor, k: Tensor, v: Tensor, end: int) -> Tensor:
-        weights = self.table[:, 0, 0]
-
-        def cap(score: Tensor, b: Tensor, h: Tensor, query: Tensor, key: Tensor) -> Tensor:
-            return weights[h] * torch.tanh(score / 2)
-
-        return flex_attention(q, k, v, score_mod=cap)
-
-    def scored(self, logits: Tensor) -> Tensor:
-        return self.table[:, 0, 0].view(-1, 1, 1) * torch.tanh(logits / 2)
-
-
-class FlexRows(Attending):
-    """Scores are weighted by the position of the query, which stays what it was when others are dropped."""
-
-    def mix(self, q: Tensor, k: Tensor, v: Tensor, end: int) -> Tensor:
-        start = end - q.shape[2]
-        weights = self.table[0, start:end, 0]
-
-        def weigh(score: Tensor, b: Tensor, h: Tensor, query: Tensor, key: Tensor) -> Tensor:
-            return score + weights[query]
-
-        return flex_attention(q, k, v, score_mod=weigh)
-
-    def bias(self, start: int, end: int) -> Tensor:
-        return self.table[:1, start:end, :1]
-
-
-class FlexPairs(Attending):
-    """A bias per pair of positions: rows may leave as long as no key does."""
-
-    columns = True
-
-    def mix(self, q: Tensor, k: Tensor, v: Tensor, end: int) -> Tensor:
-        start, table = end - q.shape[2], self.table
-
-        def add(score: Tensor, b: Tensor, h: Tensor, query: Tensor, key: Tensor) -> Tensor:
-            return score + table[h, query + start, key]
-
-        return flex_attention(q, k, v, score_mod=add)
-
-    def bias(self, start: int, end: int) -> Tensor:
-        return self.table[:, start:end, :end]
-
-
-class FlexOwnScale(Attending):
-    """Keys are those of the scale, and leave with their queries."""
-
-    cached = False
-
-    def mix(self, q: Tensor, k: Tensor, v: Tensor, end: int) -> Tensor:
-        table = self.table
-
-        def add(score: Tensor, b: Tensor, h: Tensor, query: Tensor, key: Tensor) -> Tensor:
-            return score + table[h, query, key]
-
-        return flex_attention(q, k, v, score_mod=add)
-
-    def bias(self, start: int, end: int) -> Tensor:
-        return self.table[:, : end - start, : end - start]
-
-
 FUSED = (Positional, Keyword, AdditiveMask, BooleanMask, KeyMask, OwnScaleMask, NoHeads, NoHeadsMask)
 GROUPED = (Grouped, RepeatedHeads, ExpandedHeads, OneKeyHead, GroupedMask)
 LIBRARIES = (Flash, FlashGrouped, FlashOperator, FlashOverHeadsFirstCache, Xformers, XformersBias)
 HANDWRITTEN = (Matmul, MatmulFloat, MatmulMask, MatmulFill, MatmulOwnScale, Einsum, EinsumDots)
 HANDWRITTEN += (Bmm, Baddbmm, BaddbmmMask, GroupedMatmul)
-FLEX = (Flex, FlexGrouped, FlexCap, FlexRows, FlexPairs, FlexOwnScale)
 CROSS = (CrossHandwritten, CrossMasked)
 KINDS: Mapping[str, type[Attending]] = {
-    kind.__name__: kind for kind in (*FUSED, *GROUPED, *LIBRARIES, *HANDWRITTEN, *FLEX, *CROSS)
+    kind.__name__: kind for kind in (*FUSED, *GROUPED, *LIBRARIES, *HANDWRITTEN, *CROSS)
 }
 
 

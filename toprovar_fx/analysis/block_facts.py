@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from itertools import compress
 
 from torch import fx
 
@@ -147,7 +146,7 @@ def _score_mod(call: AttentionCall, mod: ScoreMod, facts: BlockFacts, own: bool)
     counts = [facts.length, shape_of(call.key)[call.query_axis]]
     places = [size_of(write.start) for write in facts.writes] if mod.by_query or mod.by_key else []
     places += [start + facts.length for start in places]
-    for buffer in compress(mod.buffers, mod.read):
+    for buffer in mod.buffers:
         if buffer in facts.axes or buffer in facts.keyed:
             raise Unsupported(Reason.MASKED_ATTENTION, call.node, "its score_mod captures values of tokens")
         size = size_of(buffer)

@@ -30,14 +30,12 @@ class ScoreMod:
 
     Attributes:
         graph: computes it, from scalars and the buffers.
-        buffers: tensors and sizes that it captures.
-        read: whether it reads each of them; Dynamo captures sizes of captured tensors, too.
+        buffers: tensors and sizes that it captures and reads.
         by_query, by_key: whether it looks at the position of the query, of the key.
     """
 
     graph: fx.GraphModule
     buffers: tuple[object, ...]
-    read: tuple[bool, ...]
     by_query: bool
     by_key: bool
 
@@ -48,8 +46,9 @@ def is_flex(node: fx.Node) -> bool:
 
 
 def given_to_flex(node: fx.Node) -> dict[str, object]:
-    """All arguments of a FlexAttention node by name, in their order."""
+    """All arguments of a FlexAttention node by name, in the order of its parameters."""
     given = {**dict(zip(PARAMETERS, node.args, strict=False)), **node.kwargs}
+    # The captured buffers alone may be left out.
     return {name: given.get(name, ()) for name in PARAMETERS}
 
 
@@ -68,15 +67,16 @@ def read_score_mod(node: fx.Node) -> ScoreMod | None:
     mod = fetched_graph(given["score_mod"])
     if mod is None:
         raise Unsupported(Reason.ATTENTION_VARIANT, node, "its score_mod is not at hand")
-    score, _, _, query, key, *captured = (inner for inner in mod.graph.nodes if inner.op == "placeholder")
+    score, _, _, query, key, *holders = (inner for inner in mod.graph.nodes if inner.op == "placeholder")
     if mod.graph.output_node().args[0] is score:
         return None
     for inner in mod.graph.nodes:
         refuse_random(inner)
     buffers = given["score_mod_other_buffers"]
     assert isinstance(buffers, (tuple, list))
-    read = tuple(bool(holder.users) for holder in captured)
-    return ScoreMod(mod, tuple(buffers), read, bool(query.users), bool(key.users))
+    # Dynamo also hands over every size symbol in the buffers' shapes, which nothing reads.
+    read = tuple(buffer for holder, buffer in zip(holders, buffers, strict=True) if holder.users)
+    return ScoreMod(mod, read, bool(query.users), bool(key.users))
 
 
 def masks_nothing(block_mask: object) -> bool:
