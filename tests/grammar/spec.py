@@ -172,7 +172,8 @@ def constructs_of(case: CaseSpec) -> set[str]:
 def expected_dense(case: CaseSpec) -> set[str]:
     """Valid constructs of a case that the analysis is known to refuse, as "field=value".
 
-    A value per key (a mask's columns) needs the keys of all tokens, and a constant token count cannot be told from other numbers.
+    A value per key (a mask's columns) needs the keys of all tokens, and a constant token count cannot be told
+    from other numbers.
     """
     found = {"trace=static"} if case.trace == "static" else set()
     for block in case.blocks:
