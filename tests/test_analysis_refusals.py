@@ -106,8 +106,7 @@ def compiled(subject: odd.OddSubject, **options: object):
     return torch.compile(subject.model, backend="toprovar", options={**PRUNING, **options})
 
 
-# `torch.vmap` makes the mask, in a region that no block holds whole.
-SLOW = [(odd_attention.FlexBlocks, Reason.NO_BLOCK)]
+SLOW = [(odd_attention.FlexBlocks, Reason.MASKED_ATTENTION)]
 BY_NAME = [pytest.param(*case, id=case[0].__name__) for case in CASES]
 BY_NAME += [pytest.param(*case, id=case[0].__name__, marks=pytest.mark.nightly) for case in SLOW]
 

@@ -142,10 +142,5 @@ class FlexCross(Attending):
         return super().rest(x, mixed, layer) + seen.transpose(1, 2).flatten(2)
 
 
-FLEX: Mapping[str, type[Attending]] = {
-    kind.__name__: kind
-    for kind in (
-        *(Flex, FlexGrouped, FlexLogSum, FlexSoftCap, FlexHeads, FlexTemperature),
-        *(FlexDistance, FlexTable, FlexOwnScale, FlexCross),
-    )
-}
+ROWS = (Flex, FlexGrouped, FlexLogSum, FlexSoftCap, FlexHeads, FlexTemperature, FlexOwnScale, FlexCross)
+FLEX: Mapping[str, type[Attending]] = {kind.__name__: kind for kind in (*ROWS, FlexDistance, FlexTable)}

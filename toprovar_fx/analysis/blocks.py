@@ -84,7 +84,12 @@ def read_step(graph: fx.Graph) -> StepFacts:
     order = {node: at for at, node in enumerate(graph.nodes)}
     cuts = find_cuts(graph, hidden, dependent, length)
     blocks = _blocks(graph, own, cuts, dependent, order, length)
-    refuse_split_regions(graph, [block.nodes for block in blocks])
+    try:
+        refuse_split_regions(graph, [block.nodes for block in blocks])
+    except Unsupported as verdict:
+        # A block mask that the graph makes is such a region; what it is for says more.
+        verdict.fallback = next((call.verdict for call in own if call.verdict), verdict.fallback)
+        raise
     return StepFacts(length, hidden, blocks, tuple(cuts), frozenset(dependent))
 
 
