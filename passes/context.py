@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 from ..analysis.cache_layout import CacheLayout, read_cache_layout
@@ -29,6 +29,7 @@ class PassContext:
         check: the permutation check of pruned graphs.
         static: compile for every size apart.
         compacts: whether a cache policy looks at the queries of every block whose cache it understands.
+        on_failure: what a region does that could not be compiled (`lowering/region.py`).
     """
 
     lowering: str
@@ -36,6 +37,7 @@ class PassContext:
     hints: Mapping[str, int] = field(default_factory=dict)
     static: bool = False
     compacts: bool = False
+    on_failure: Callable[[Fallback], None] | None = None
     _layouts: dict[int, CacheLayout | Fallback | None] = field(default_factory=dict)
     _arms: dict[tuple[int, RowPlan], Arm] = field(default_factory=dict)
     _branched: dict[tuple[int, BranchPlan], BranchedArm] = field(default_factory=dict)
@@ -57,7 +59,9 @@ class PassContext:
             if proven:
                 prove_shapes(block.graph.graph, block.facts, rewritten, plan)
             hints = self.named_hints(block.facts.length)
-            region = Region(rewritten.graph, self.lowering, hints, f"block: {plan}", self.static)
+            region = Region(
+                rewritten.graph, self.lowering, hints, f"block: {plan}", self.static, self.on_failure
+            )
             self._arms[key] = Arm(region, rewritten.select, rewritten.start, layout=watched)
         return self._arms[key]
 
@@ -79,7 +83,7 @@ class PassContext:
             assert block.facts is not None
             made = branch_graph(block, plan)
             hints = self.named_hints(block.facts.length)
-            region = Region(made.graph, self.lowering, hints, f"block: {plan}", self.static)
+            region = Region(made.graph, self.lowering, hints, f"block: {plan}", self.static, self.on_failure)
             ranks, keeps, rho = plan.score == "entropy", plan.pruned is not None, plan.whole.entropy
             self._branched[key] = BranchedArm(region, made.select, made.start, ranks, keeps, rho)
         return self._branched[key]

@@ -262,6 +262,8 @@ def test_every_reason_has_a_test():
         Reason.SHAPE_PROOF,
         Reason.NO_SUBLAYERS,
         Reason.WHOLE_CACHE,  # tests/test_cache_policies.py
+        Reason.FAILED_REWRITE,  # tests/test_on_error.py
+        Reason.NOT_COMPILED,
     }
     assert set(Reason) == here
 

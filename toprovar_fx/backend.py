@@ -15,18 +15,19 @@ from typing import Any
 import torch
 from torch import fx
 
-from ._torch_private import compile_with_dynamo_inputs
+from ._torch_private import RESTARTS, compile_with_dynamo_inputs
 from .analysis.reasons import Fallback, Reason, Unsupported
 from .dense_program import DenseProgram
-from .errors import GraphError, OptionError
+from .errors import GraphError, OptionError, ToProVARError
 from .lowering.constant_floats import hold_floats, with_constant_floats
-from .lowering.region import Region
+from .lowering.region import Region, not_compiled
 from .options import Options
 from .passes.context import PassContext
 from .passes.pipeline import rewrite_step
 from .passes.step import PassRecord
 from .program import StepProgram, keeps_alive, remember
 from .recording import is_observed
+from .runtime.failures import on_failure
 from .runtime.generation import current_generation
 from .runtime.silence import note_graph
 from .runtime.verify import PermutationCheck
@@ -68,12 +69,19 @@ def toprovar(
             _hints(),
             static=settings.step_sizes == "static",
             compacts=settings.compacts,
+            on_failure=on_failure(settings),
         )
         step, records = rewrite_step(with_constant_floats(gm), settings, context)
     except Unsupported as verdict:
         return _dense(
             gm, example_inputs, settings, lowering, [PassRecord("analysis", fallbacks=[verdict.fallback])]
         )
+    except Exception as error:
+        if settings.on_error == "raise" or isinstance(error, (ToProVARError, *RESTARTS)):
+            raise
+        log.warning("toprovar: a pass failed", exc_info=True)
+        why = Fallback(Reason.FAILED_REWRITE, detail=f"{type(error).__name__}: {error}")
+        return _dense(gm, example_inputs, settings, lowering, [PassRecord("passes", fallbacks=[why])])
     fallbacks = [fallback for record in records for fallback in record.fallbacks]
     if settings.strict and fallbacks:
         raise GraphError(str(fallbacks[0]))
@@ -105,8 +113,18 @@ def _dense(
     # The region counts, for which it does not matter what a float is.
     region = Region(with_constant_floats(gm), "eager", name="whole graph, dense")
     started = time.perf_counter()
-    call = gm.forward if as_traced else compile_with_dynamo_inputs(gm, example_inputs)
+    call: Compiled = gm.forward
+    failed = on_failure(options)
     if not as_traced:
+        try:
+            call = compile_with_dynamo_inputs(gm, example_inputs)
+        except RESTARTS:
+            raise
+        except Exception as error:
+            if failed is None:
+                raise
+            fallbacks.append(not_compiled(region.name, error))
+            failed(fallbacks[-1])
         region.compile_seconds.append(time.perf_counter() - started)
     program = remember(DenseProgram(call, region, records, options, fallbacks, one_token))
     no_attention = any(fallback.reason is Reason.NO_ATTENTION for fallback in fallbacks)

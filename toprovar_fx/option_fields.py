@@ -255,7 +255,7 @@ class OptionFields:
     on_error: Literal["raise", "fallback"] = _option(
         "fallback",
         check.choice("raise", "fallback"),
-        "After a failed rewrite or compilation: raise, or run dense.",
+        "After a failed rewrite or compilation: raise, or run dense or as traced, with a warning.",
     )
     seed: int = _option(0, check.integer(0), "Seed of `score='random'` and `sampling='bernoulli'`.")
     dump_dir: str | None = _option(

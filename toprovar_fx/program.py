@@ -26,6 +26,7 @@ from .passes.step import PassRecord, Step
 from .recording import note_called, note_compiled
 from .runtime.budget import StepBudget
 from .runtime.controller import Controller
+from .runtime.failures import on_failure
 from .runtime.generation import current_generation
 from .runtime.graph_gate import GraphGate
 from .runtime.pricing import price_plan
@@ -58,9 +59,12 @@ class StepProgram:
         facts = next(site.block.facts for site in step.sites if site.block.facts is not None)
         self._read_sizes = SizeReader(graph_specs(step.graph.graph))
         hints = context.named_hints(facts.length)
+        failed = on_failure(options)
         for name, module in list(step.graph.named_children()):
             if isinstance(module, fx.GraphModule):
-                self._rest.append(Region(module, lowering, hints, f"outside the blocks: {name}"))
+                self._rest.append(
+                    Region(module, lowering, hints, f"outside the blocks: {name}", on_failure=failed)
+                )
                 setattr(step.graph, name, RegionModule(self._rest[-1], self._seen))
         self._graphs = step_graphs([(site.layer, step.module(site)) for site in step.sites], self._rest)
         self._rows, self._length = (spec_of(facts.hidden).shape or ())[:2]

@@ -21,6 +21,7 @@ from __future__ import annotations
 from torch.utils._pytree import tree_leaves
 
 from .dynamo import (
+    RESTARTS,
     TRACING_FAILURES,
     compile_apart,
     is_compiled,
@@ -55,6 +56,7 @@ from .symbolic_numbers import depends_on_sizes, hint_of
 from .tensors import copy_all, storage_of, version_of
 
 __all__ = [
+    "RESTARTS",
     "TRACING_FAILURES",
     "CompiledGraph",
     "DispatchMode",

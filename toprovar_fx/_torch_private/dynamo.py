@@ -12,6 +12,9 @@ from torch._dynamo import exc, maybe_mark_dynamic
 from torch._dynamo.backends import registry
 from torch._dynamo.eval_frame import OptimizedModule
 
+# Not failures: Dynamo asks itself to trace anew, or to leave a function alone.
+RESTARTS: tuple[type[Exception], ...] = (exc.RestartAnalysis, exc.SkipFrame)
+
 # Recompiling where a test forbade it is not among them.
 TRACING_FAILURES: tuple[type[Exception], ...] = (
     exc.Unsupported,

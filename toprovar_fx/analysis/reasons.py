@@ -56,6 +56,10 @@ class Reason(enum.Enum):
     )
     RESIDUAL_DTYPE = "the block changes the type of the hidden state; cast it before the first block"
     SHAPE_PROOF = "the rewritten graph's shapes did not come out right; please report the model"
+    FAILED_REWRITE = "a pass raised an error, so the graph stays as it was; please report the model"
+    NOT_COMPILED = (
+        "the compiler raised an error, so the graph runs as traced; on_error='raise' shows all of it"
+    )
     GRADIENTS = "pruning is for inference; call the model under torch.no_grad() or torch.inference_mode()"
     GATE_ON_HOST = "the host decides, with the same result; docs/design.md says what a graph can decide"
     VERIFICATION = "the permutation check did not reproduce the dense result"

@@ -10,8 +10,9 @@ from typing import Any
 import sympy
 from torch import fx
 
-from .._torch_private import CompiledGraph, SymbolicInputs, compile_with_inductor
+from .._torch_private import RESTARTS, CompiledGraph, SymbolicInputs, compile_with_inductor
 from ..analysis.caches import written_caches
+from ..analysis.reasons import Fallback, Reason
 from ..cost.expressions import Cost, GraphCosts, Sizes
 from .epilogues import with_epilogues
 from .rotations import with_rotations
@@ -30,12 +31,15 @@ class Region:
             call's.
         name: what it is, in a word or two, for `explain`.
         static: compile for every size apart, as numbers.
+        on_failure: told at every call that runs as traced because a compilation failed; without it the
+            compiler's error is raised.
 
     Attributes:
         specs: sizes and kinds of the inputs.
         written: positions of the inputs that the graph writes to (caches).
         compile_seconds: time of each compilation so far.
         costs: FLOPs and bytes as expressions in the sizes.
+        failure: why the graph cannot be compiled, or None.
     """
 
     def __init__(
@@ -45,13 +49,15 @@ class Region:
         hints: Mapping[str, int] | None = None,
         name: str = "graph",
         static: bool = False,
+        on_failure: Callable[[Fallback], None] | None = None,
     ) -> None:
         self.graph, self.name = graph, name
         self.specs = graph_specs(graph.graph)
         self.written = _written(graph.graph)
         self._read_sizes = SizeReader(self.specs)
         self.compile_seconds: list[float] = []
-        self._lowering, self._static = lowering, static
+        self._lowering, self._static, self._on_failure = lowering, static, on_failure
+        self.failure: Fallback | None = None
         self._hints = dict(hints or {})
         self._compiled: list[CompiledGraph] = []
         self._chosen: dict[Sizes, Callable[..., Any]] = {}
@@ -66,7 +72,9 @@ class Region:
         key = self.sizes(arguments)
         call = self._chosen.get(key)
         if call is None:
-            call = self._chosen[key] = self._choose(arguments, dict(key))
+            call = self._chosen[key] = self._choose_or_trace(arguments, dict(key))
+        if self.failure is not None and self._on_failure is not None:
+            self._on_failure(self.failure)
         result = call(*arguments)
         return result[0] if self._single else result
 
@@ -77,6 +85,24 @@ class Region:
     def sizes_from(self, values: Mapping[sympy.Symbol, int]) -> Sizes:
         """What `sizes` gives for a call of these sizes."""
         return self._read_sizes.taken_from(values)
+
+    def _choose_or_trace(
+        self, arguments: tuple[Any, ...], sizes: Mapping[sympy.Symbol, int]
+    ) -> Callable[..., Any]:
+        """The compiled graph for these sizes; once it failed to compile, the traced one for all sizes."""
+        if self.failure is not None:
+            return self._as_traced
+        try:
+            return self._choose(arguments, sizes)
+        except Exception as error:
+            if self._on_failure is None or isinstance(error, RESTARTS):
+                raise
+            self.failure = not_compiled(self.name, error)
+            self._chosen = dict.fromkeys(self._chosen, self._as_traced)
+            return self._as_traced
+
+    def _as_traced(self, *arguments: Any) -> tuple[Any, ...]:
+        return _as_tuple(self.graph(*arguments))
 
     def _choose(self, arguments: tuple[Any, ...], sizes: Mapping[sympy.Symbol, int]) -> Callable[..., Any]:
         if self._static:
@@ -93,7 +119,7 @@ class Region:
         if compiled.holds(arguments, sizes):
             return compiled.at(sizes)
         log.warning("sizes %s do not hold for any compilation of this block; it runs as traced", dict(sizes))
-        return lambda *values: _as_tuple(self.graph(*values))
+        return self._as_traced
 
     def _compile_for_the_largest(self, sizes: Mapping[sympy.Symbol, int]) -> CompiledGraph:
         largest = {symbol: max(size, self._hints.get(str(symbol), size)) for symbol, size in sizes.items()}
@@ -136,6 +162,12 @@ class Region:
     def cost(self, sizes: Sizes) -> Cost:
         """FLOPs and bytes of one call at these sizes."""
         return self.costs.at(sizes)
+
+
+def not_compiled(name: str, error: Exception) -> Fallback:
+    """What a compiler's error says, in a line."""
+    message = next(iter(str(error).strip().splitlines()), "")
+    return Fallback(Reason.NOT_COMPILED, detail=f"{name}: {type(error).__name__}: {message}")
 
 
 def for_device(graph: fx.GraphModule) -> fx.GraphModule:

@@ -21,6 +21,7 @@ from ..options import Options
 from .controller import Controller
 from .cuda_graphs import GraphedCall
 from .cuda_recorder import graph_memory
+from .failures import on_failure
 from .step_account import Leavings, Places, account
 from .step_check import pruned_graphs_hold
 from .step_decision import LayerDecision, SiteArms, Undecided, decide, read_site
@@ -193,6 +194,7 @@ class WholeStep:
                 self._hints(sizes, more),
                 f"whole step: {', '.join(variants)}",
                 static=self._options.step_sizes == "static",
+                on_failure=on_failure(self._options),
             )
             fused = self._options.step_code == "fused"
             self._patterns[layers] = _Pattern(joined, region, region if fused else link_step(*given))
