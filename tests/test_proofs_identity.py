@@ -124,7 +124,8 @@ def without_table_gather(monkeypatch):
     They are cut to K rows; left whole, the proof of shapes would see them.
     """
 
-    def ungathered(self, operand, dimension, axes, rank):
+    def ungathered(self, operand, axes, rank):
+        dimension = axes.token - rank
         return self.graph.call_method("narrow", (self.mapped[operand], dimension, 0, self._count(kept=True)))
 
     monkeypatch.setattr(rows_module.Rewriter, "_gather_table", ungathered)

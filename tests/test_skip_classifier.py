@@ -16,8 +16,9 @@ from toprovar_fx.pipeline import InfinityPipeline
 from toprovar_fx.policies.classifier import load_classifier
 from toprovar_fx.scenes import eval_prompts
 
-from .test_pipeline import build
-from .test_policy_skipvar import SIX, always
+from .models.subjects import SQUARE
+from .small_pipelines import build
+from .test_policy_skipvar import always
 
 
 class Inline:
@@ -38,7 +39,7 @@ class Inline:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_labels_are_what_passes(monkeypatch, dtype):
     """Untrained images hold no object, so every way finds what dense finds, and similarity alone decides."""
-    pipe = build(SIX).to(dtype=dtype)
+    pipe = build(SQUARE).to(dtype=dtype)
     monkeypatch.setattr(script, "CHUNK", 2)
     prompts = eval_prompts(3)
     easy = script.observe(pipe, prompts, 5, -1.0, Inline())
@@ -89,7 +90,7 @@ def test_the_script_writes_a_file_that_the_policy_takes_and_goes_on(monkeypatch,
 
     monkeypatch.setattr(script, "observe", observe)
     monkeypatch.setattr(script, "judges", lambda workers: Inline())
-    monkeypatch.setattr(InfinityPipeline, "from_pretrained", lambda *_, **__: build(SIX))
+    monkeypatch.setattr(InfinityPipeline, "from_pretrained", lambda *_, **__: build(SQUARE))
     out = tmp_path / "mine.json"
     given = ["--n", "20", "--batch", "8", "--device", "cpu", "--out", str(out)]
     assert script.main([*given, "--seconds", "0"]) == 0
@@ -107,7 +108,7 @@ def test_the_script_writes_a_file_that_the_policy_takes_and_goes_on(monkeypatch,
 
 def test_a_study_draws_images_among_their_like(tmp_path, fresh_dynamo):
     """In a batch the most careful image decides; in a study each counts as if it were drawn alone."""
-    pipe = build(SIX)
+    pipe = build(SQUARE)
     change = sorted(sample.features[0] for sample in script.observe(pipe, eval_prompts(5), 0, 0.0, Inline()))
     rest = {"intercepts": [0.0, 0.0], "mean": [(change[1] + change[2]) / 2, 0.0], "std": [1.0, 1.0]}
     careful = {"classes": [0, 3], "coefficients": [[1.0, 0.0], [-1.0, 0.0]], **rest}
