@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -136,6 +137,8 @@ def compiled_graphs() -> int:
     from .._torch_private import unique_graphs
     from ..program import StepProgram, programs
 
+    # Programs that nobody holds any more must not leave between two counts.
+    gc.collect()
     # Dynamo counts the graphs that stay as they are; a step's regions are compiled when they first run.
     steps = [program for program in programs() if isinstance(program, StepProgram)]
     regions = {id(region): region for program in steps for region in program.regions}
