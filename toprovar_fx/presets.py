@@ -11,13 +11,8 @@ from types import MappingProxyType
 
 DEFAULT_PRESET = "balanced"
 
-# The latest map of layer 8 of the demo model's 14 ranks the tokens of every layer.
-_ONE_RANKING: dict[str, object] = {
-    "protected_layers_first": 0,
-    "protected_layers_last": 0,
-    "entropy_source": "previous_scale",
-    "ranking_depth": 0.615,
-}
+# Settings of `toprovar tune`, which makes no layer dense for its place.
+_TUNED: dict[str, object] = {"protected_layers_first": 0, "protected_layers_last": 0}
 
 _PRESETS: dict[str, dict[str, object]] = {
     # The compiled model computes what the eager model computes: no axis is pruned.
@@ -30,18 +25,17 @@ _PRESETS: dict[str, dict[str, object]] = {
     },
     # All three axes with the repaired formulas: the bare field defaults, a base for settings of one's own.
     "criterion": {},
-    # The two largest scales compute their salient tokens, ranked by the entropies of one middle layer at the
-    # scale before. Ratios and layer were chosen on other prompts than docs/results.md reports.
+    # `toprovar tune --target 3x` on the demo model (docs/results.md): the two largest scales compute their
+    # salient tokens, ranked by the entropies of one middle layer, of the scale before.
     "balanced": {
-        "keep": {-2: 0.5, -1: 0.1},
-        **_ONE_RANKING,
+        **_TUNED,
+        "keep": {-2: 0.5416, -1: 0.1083},
+        "entropy_source": "previous_scale",
+        "ranking_depth": 0.615,
     },
-    # The last scale is not run; the one before computes a fifth of its tokens.
-    "fast": {
-        "keep": {-2: 0.2},
-        "scale_exit": -1,
-        **_ONE_RANKING,
-    },
+    # `toprovar tune --target 5x`: the last scale is not run, the one before computes the tokens furthest from
+    # the map's mean.
+    "fast": {**_TUNED, "keep": {-2: 0.1596}, "scale_exit": -1, "score": "frequency"},
     # The printed formulas: with a saliency that sums to 1 the token choice is nearly uniform.
     "literal": {
         "min_scale": 1,
