@@ -111,6 +111,14 @@ class GraphMemory:
     lock: threading.RLock = field(default_factory=threading.RLock)
 
 
+@dataclass(frozen=True)
+class _Places:
+    """Positions of the tensors among a call's arguments; either way of passing any of them is correct."""
+
+    held: list[int]
+    copied: list[int]
+
+
 class GraphedCall:
     """One region, called through recordings.
 
@@ -122,6 +130,7 @@ class GraphedCall:
     def __init__(self, region: Region, memory: GraphMemory) -> None:
         self._region, self._memory = region, memory
         self._names = [str(node.target) for node in region.graph.graph.nodes if node.op == "placeholder"]
+        self._places: _Places | None = None
         self._recordings: dict[Sizes, dict[tuple[int, ...], Recording]] = {}
         self._refused: dict[Sizes, Fallback] = {}
         # A call runs several times before its recording serves it for the first time.
@@ -148,22 +157,28 @@ class GraphedCall:
         note(why)
         return tuple(call(*arguments))
 
-    def _held(self, at: int, value: Tensor) -> bool:
-        return at in self._region.written or isinstance(value, nn.Parameter)
+    def _places_of(self, arguments: Sequence[Any]) -> _Places:
+        """Which arguments are held and which are copied, by their kind at the first call."""
+        if self._places is None:
+            written = self._region.written
+            stays = {
+                at: at in written or isinstance(value, nn.Parameter)
+                for at, value in enumerate(arguments)
+                if isinstance(value, Tensor)
+            }
+            held = [at for at, yes in stays.items() if yes]
+            self._places = _Places(held, [at for at, yes in stays.items() if not yes])
+        return self._places
 
     def _replayed(self, call: Call, arguments: Sequence[Any], sizes: Sizes) -> tuple[Any, ...] | None:
-        tensors = [(at, value) for at, value in enumerate(arguments) if isinstance(value, Tensor)]
-        held = tuple(value.data_ptr() for at, value in tensors if self._held(at, value))
+        places = self._places_of(arguments)
+        held = tuple(map(Tensor.data_ptr, map(arguments.__getitem__, places.held)))
         buffers = self._memory.buffers
-        copied = [
-            (at, buffers.key(self._names[at], value), value)
-            for at, value in tensors
-            if not self._held(at, value)
-        ]
+        copied = [(at, buffers.key(self._names[at], arguments[at]), arguments[at]) for at in places.copied]
         recordings = self._recordings.setdefault(sizes, {})
         recording = recordings.get(held)
         if recording is None:
-            why = self._obstacle([value for _, value in tensors], [value for _, _, value in copied])
+            why = self._obstacle(arguments, places)
             if len(recordings) >= _MOST_RECORDINGS:
                 why = f"weights or caches moved after each of {_MOST_RECORDINGS} recordings"
             if why:
@@ -181,14 +196,14 @@ class GraphedCall:
         recording.replay()
         return tuple(value.clone() if isinstance(value, Tensor) else value for value in recording.outputs)
 
-    def _obstacle(self, tensors: Sequence[Tensor], copied: Sequence[Tensor]) -> str:
+    def _obstacle(self, arguments: Sequence[Any], places: _Places) -> str:
         """Why these inputs cannot be recorded with, or ""."""
         if self._unrepeatable:
             return self._unrepeatable
-        for value in tensors:
-            if not self._memory.recorder.accepts(value):
-                return f"an input is on {value.device}"
-        for value in copied:
+        for at in (*places.held, *places.copied):
+            if not self._memory.recorder.accepts(arguments[at]):
+                return f"an input is on {arguments[at].device}"
+        for value in map(arguments.__getitem__, places.copied):
             if any(step == 0 and size > 1 for size, step in zip(value.shape, value.stride(), strict=True)):
                 return "an input is an expanded view"
         return ""
