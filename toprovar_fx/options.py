@@ -158,6 +158,14 @@ class Options(OptionFields):
         """Whether keep ratios are given or solved for, so that neither D nor eq. 6 decides them."""
         return self.keep is not None or self.budget is not None
 
+    @property
+    def foreseen(self) -> bool:
+        """Whether nothing that is measured decides which layers run on how many tokens."""
+        if not self.by_criterion or self.compacts or self.budget is not None:
+            return False
+        given = self.keep is not None and self.sampling == "topk" and self.scale_exit != "depth"
+        return given or not self.prunes
+
     def layers_for_depth(self, layers: int) -> list[int]:
         """Return the layers that `depth_layers` names, of a model of ``layers``."""
         wanted = self.depth_layers

@@ -30,7 +30,7 @@ from .runtime.failures import on_failure
 from .runtime.generation import current_generation
 from .runtime.graph_gate import GraphGate
 from .runtime.pricing import price_plan
-from .runtime.short_caches import refuse_short_caches
+from .runtime.short_caches import may_be_caches, refuse_short_caches
 from .runtime.silence import warn_outside_generation
 from .runtime.step_graphs import step_graphs
 from .runtime.whole_step import WholeStep
@@ -76,6 +76,7 @@ class StepProgram:
         # The others grow with the scales.
         self._slots = {size for size in slots if size.is_Integer or size.is_Symbol}
         self._cache_inputs = _cache_inputs(step)
+        self._no_weights: list[int] | None = None
         self._budget = None if options.budget is None else StepBudget(self._graphs, self._rows, self._length)
 
     def __call__(self, *arguments: Any) -> Any:
@@ -91,7 +92,7 @@ class StepProgram:
             self._warned = True
             warn_outside_generation()
         if controller is not None:
-            _refuse_short_caches(controller, self._cache_inputs, arguments)
+            self._refuse_short_caches(controller, arguments)
             controller.enter()
             controller.branch(self._branches)
         if controller is not None and not controller.ledger.prunable:
@@ -116,6 +117,15 @@ class StepProgram:
                 held.setdefault(layer, []).append(arguments[at])
         for layer, caches in held.items():
             controller.caches.hold(layer, caches)
+
+    def _refuse_short_caches(self, controller: Controller, arguments: tuple[Any, ...]) -> None:
+        running = current_generation()
+        assert running is not None
+        if self._no_weights is None:
+            # Dynamo compiles anew where a parameter becomes another kind of tensor.
+            self._no_weights = may_be_caches(arguments)
+        others = [each.caches for each in running.controllers]
+        refuse_short_caches(controller.caches, others, self._cache_inputs, arguments, self._no_weights)
 
     def _recognise(self, controller: Controller, arguments: tuple[Any, ...]) -> None:
         """Note whose weights a generation runs with, and refuse a profile of others."""
@@ -215,15 +225,6 @@ def _cache_inputs(step: Step) -> dict[int, set[int]]:
                 cache = cache.args[0]
             found.setdefault(position[cache], set()).add(site.layer)
     return found
-
-
-def _refuse_short_caches(
-    controller: Controller, inputs: Mapping[int, set[int]], arguments: tuple[Any, ...]
-) -> None:
-    running = current_generation()
-    assert running is not None
-    others = [each.caches for each in running.controllers]
-    refuse_short_caches(controller.caches, others, inputs, arguments)
 
 
 Program = TypeVar("Program", StepProgram, DenseProgram)

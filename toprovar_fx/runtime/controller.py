@@ -7,7 +7,7 @@ ranked by a map that is already there (`entropy_source`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from typing import Any
 
 import sympy
@@ -125,6 +125,13 @@ class Controller:
         """
         if self._rations is not None:
             self._rations.solve(budget, sizes)
+
+    def standing(self) -> Hashable | None:
+        """What all decisions about the scale that is about to run follow from; None where more decides."""
+        if not self.options.foreseen:
+            return None
+        left = self._ranking.layers, self._updates.layers, tuple(self.caches.dropped.items())
+        return self.scale, self._generation.schedule, self.images, self.layers, left
 
     # What the generation asks and tells.
 

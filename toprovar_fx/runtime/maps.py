@@ -34,6 +34,11 @@ class ScaleMaps:
     def __contains__(self, layer: int) -> bool:
         return layer in self._known
 
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The layers that left something."""
+        return tuple(self._known)
+
     def put(self, layer: int, scale: int, values: Tensor) -> None:
         """Take the values of a layer at the scale that runs."""
         self._known[layer] = _Left(scale, values)

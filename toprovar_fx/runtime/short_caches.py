@@ -57,8 +57,21 @@ class ShortCaches:
         return found
 
 
+def may_be_caches(arguments: Sequence[Any]) -> list[int]:
+    """Positions of the tensors that are no parameters."""
+    return [
+        at
+        for at, value in enumerate(arguments)
+        if isinstance(value, Tensor) and not isinstance(value, nn.Parameter)
+    ]
+
+
 def refuse_short_caches(
-    own: ShortCaches, others: Iterable[ShortCaches], inputs: Mapping[int, set[int]], arguments: Sequence[Any]
+    own: ShortCaches,
+    others: Iterable[ShortCaches],
+    inputs: Mapping[int, set[int]],
+    arguments: Sequence[Any],
+    positions: Sequence[int] | None = None,
 ) -> None:
     """Refuse to run a graph on caches that lack rows, unless it is their layers' own.
 
@@ -67,6 +80,7 @@ def refuse_short_caches(
         others: those of other models in the same generation.
         inputs: positions of the arguments that are caches of layers with gates, and those layers.
         arguments: of the graph.
+        positions: what `may_be_caches` says of the arguments, if the caller knows.
 
     Raises:
         GraphError: one of the arguments lacks rows and something else than its layer's gates would read it,
@@ -76,10 +90,8 @@ def refuse_short_caches(
     foreign = {memory for each in others if each is not own for memory in each.owners()}
     if not owners and not foreign:
         return
-    for at, value in enumerate(arguments):
-        if not isinstance(value, Tensor) or isinstance(value, nn.Parameter):
-            continue
-        memory = storage_of(value)
+    for at in may_be_caches(arguments) if positions is None else positions:
+        memory = storage_of(arguments[at])
         layers, readers = owners.get(memory, set()), inputs.get(at, set())
         if memory in foreign or not layers <= readers:
             raise GraphError(

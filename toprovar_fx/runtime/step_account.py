@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import sympy
@@ -33,60 +33,94 @@ class Leavings:
     keeps: dict[int, Tensor]
 
 
-def account(
+@dataclass(frozen=True)
+class Account:
+    """All that is known of a scale before it runs.
+
+    Attributes:
+        runs: for the ledger.
+        answers: of the gates, as (gate, layer, whether it fired).
+        pruned: decisions of the pruned layers.
+        left_out: cache rows that are missing afterwards, by layer.
+        length: L.
+    """
+
+    runs: tuple[Run, ...]
+    answers: tuple[tuple[str, int, bool], ...]
+    pruned: tuple[LayerDecision, ...]
+    left_out: Mapping[int, int]
+    length: int
+
+
+def prepare(
     controller: Controller,
     decisions: Sequence[LayerDecision],
     places: Sequence[Places],
-    left: Leavings,
     sizes: dict[sympy.Symbol, int],
     length: int,
-) -> None:
-    """Account for one scale.
+) -> Account:
+    """Account for the scale that is about to run.
 
     Args:
         controller: of the generation.
         decisions: one per layer.
         places: one per layer.
-        left: what the graph returned.
         sizes: size symbols of the trace.
         length: L.
     """
-    known: dict[tuple[int, Places, int], Sizes] = {}
+    known: dict[tuple[int, int | None, int | None, int], Sizes] = {}
 
     def sizes_of(region: Region, place: Places, offset: int | None, count: int) -> Sizes:
-        key = id(region), Places(offset, place.offset), count
+        key = id(region), offset, place.offset, count
         if key not in known:
             own = {OFFSET: offset or 0, KEPT: count, IMAGES: controller.images}
             known[key] = region.sizes_from({**sizes, **own})
         return known[key]
 
-    ledger = controller.ledger
-    for one, place in zip(decisions, places, strict=True):
-        site, layer = one.site, one.site.layer
-        for gate, yes in one.answers:
-            ledger.answer(gate, layer, yes)
-        if site.dense is None:
-            continue
-        if layer in left.maps:
-            controller.observe(layer, left.maps[layer], None, length)
+    keeps_rows = controller.options.pruned_kv == "keep"
+    understood = [
+        (one, place) for one, place in zip(decisions, places, strict=True) if one.site.dense is not None
+    ]
+    runs = []
+    for one, place in understood:
         ran = None if one.ran is None else one.ran.region
-        ledger.runs.append(
+        assert one.site.dense is not None
+        runs.append(
             Run(
                 scale=controller.scale,
-                layer=layer,
+                layer=one.site.layer,
                 arm=one.arm,
                 kept=one.count,
                 tokens=length,
                 region=ran,
                 sizes=None if ran is None else sizes_of(ran, place, place.offset, one.count),
-                dense=site.dense.region,
-                dense_sizes=sizes_of(site.dense.region, place, place.traced, length),
+                dense=one.site.dense.region,
+                dense_sizes=sizes_of(one.site.dense.region, place, place.traced, length),
             )
         )
-        missing = length - one.count
-        if one.arm == "pruned":
-            ledger.keep_sets[controller.scale, layer] = (
-                one.keep if one.keep is not None else left.keeps[layer]
-            )
-            missing = 0 if controller.options.pruned_kv == "keep" else missing
-        controller.account(layer, missing, left.updates.get(layer))
+    missing = {
+        one.site.layer: 0 if one.arm == "pruned" and keeps_rows else length - one.count
+        for one, _ in understood
+    }
+    return Account(
+        runs=tuple(runs),
+        answers=tuple((gate, one.site.layer, yes) for one in decisions for gate, yes in one.answers),
+        pruned=tuple(one for one, _ in understood if one.arm == "pruned"),
+        left_out={layer: rows for layer, rows in missing.items() if rows},
+        length=length,
+    )
+
+
+def write(account: Account, controller: Controller, left: Leavings) -> None:
+    """Write down a scale that has run; `left` is what its graph returned."""
+    ledger = controller.ledger
+    ledger.runs.extend(account.runs)
+    for gate, layer, yes in account.answers:
+        ledger.answer(gate, layer, yes)
+    for layer, entropy in left.maps.items():
+        controller.observe(layer, entropy, None, account.length)
+    for one in account.pruned:
+        layer = one.site.layer
+        ledger.keep_sets[controller.scale, layer] = one.keep if one.keep is not None else left.keeps[layer]
+    for layer in {*account.left_out, *left.updates}:
+        controller.account(layer, account.left_out.get(layer, 0), left.updates.get(layer))

@@ -34,6 +34,7 @@ class PermutationCheck:
     def __init__(self, mode: str) -> None:
         self._mode = mode
         self._known: dict[int, float] = {}
+        self._inside: dict[int, float] = {}
 
     def deviation(
         self,
@@ -62,20 +63,26 @@ class PermutationCheck:
         """Whether `deviation` would measure the graph now."""
         return self._mode == "always" or (self._mode == "once" and id(pruned) not in self._known)
 
-    @staticmethod
-    def tolerance(hidden: Tensor, pruned: Arm) -> float:
+    def tolerance(self, hidden: Tensor, pruned: Arm) -> float:
         """Accepted relative deviation, by the precisions that `pruned` computes in, autocast included."""
         kind = hidden.device.type
         accepted = _TOLERANCE.get(hidden.dtype, 1e-4)
         if torch.is_autocast_enabled(kind):
             accepted = max(accepted, _TOLERANCE.get(torch.get_autocast_dtype(kind), 1e-4))
-        graph = pruned.region.graph.graph
-        inside = {value.dtype for node in graph.nodes if isinstance(value := value_of(node), Tensor)}
-        inside |= {spec.dtype for spec in pruned.region.specs if spec.dtype is not None}
-        if any(operator_name(node) in _IN_HALF_PRECISION for node in graph.nodes):
-            inside.add(torch.bfloat16)
-        accepted = max([accepted, *(_INSIDE.get(dtype, 0.0) for dtype in inside)])
-        return accepted
+        key = id(pruned)
+        if key not in self._inside:
+            self._inside[key] = _tolerance_inside(pruned)
+        return max(accepted, self._inside[key])
+
+
+def _tolerance_inside(pruned: Arm) -> float:
+    """What the precisions that the graph itself names allow."""
+    graph = pruned.region.graph.graph
+    inside = {value.dtype for node in graph.nodes if isinstance(value := value_of(node), Tensor)}
+    inside |= {spec.dtype for spec in pruned.region.specs if spec.dtype is not None}
+    if any(operator_name(node) in _IN_HALF_PRECISION for node in graph.nodes):
+        inside.add(torch.bfloat16)
+    return max((_INSIDE.get(dtype, 0.0) for dtype in inside), default=0.0)
 
 
 def _measure(

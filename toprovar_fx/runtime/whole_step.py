@@ -22,9 +22,10 @@ from .controller import Controller
 from .cuda_graphs import GraphedCall
 from .cuda_recorder import graph_memory
 from .failures import on_failure
-from .step_account import Leavings, Places, account
+from .step_account import Leavings, Places, prepare, write
 from .step_check import pruned_graphs_hold
 from .step_decision import LayerDecision, SiteArms, Undecided, decide, read_site
+from .step_plan import Group, Pattern, Plans, StepPlan
 
 if TYPE_CHECKING:
     from ..passes.step import Step
@@ -34,34 +35,11 @@ Hints = Callable[[Mapping[sympy.Symbol, int], Mapping[str, int]], dict[str, int]
 
 
 @dataclass(frozen=True)
-class _Group:
-    """Layers of one K (None where all tokens run) and one place in the cache."""
-
-    count: int | None
-    place: Places
-
-
-@dataclass(frozen=True)
 class _Numbers:
     """A scale's hidden state [R, L, C], and the first cache row of every layer in the trace."""
 
     shape: tuple[int, ...]
     starts: list[int | None]
-
-
-@dataclass(frozen=True)
-class _Pattern:
-    """A step for one pattern of variants.
-
-    Attributes:
-        joined: its graph, and what the graph takes and returns.
-        region: the graph made callable; it tells the sizes, and is compiled only if `call` is it.
-        call: what runs.
-    """
-
-    joined: JoinedStep
-    region: Region
-    call: Callable[..., Any]
 
 
 class WholeStep:
@@ -79,8 +57,9 @@ class WholeStep:
         nodes = step.graph.graph.nodes
         self._calls = {str(node.target): node for node in nodes if node.op == "call_module"}
         self._rest = [child for child in step.graph.children() if isinstance(child, RegionModule)]
-        self._patterns: dict[tuple[JoinedLayer, ...], _Pattern] = {}
+        self._patterns: dict[tuple[JoinedLayer, ...], Pattern] = {}
         self._graphed: dict[Region, GraphedCall] = {}
+        self._plans = Plans()
         self._sites: list[SiteArms] = []
         self._refusal: Undecided | None = None
         self._hidden = spec_of(self._calls[step.sites[0].name].args[0])  # type: ignore[arg-type]
@@ -117,31 +96,45 @@ class WholeStep:
         Returns:
             The step's results; None, with a note in the ledger, where its blocks have to run one by one.
         """
-        try:
-            if self._refusal is not None:
-                raise self._refusal
-            hidden = self._stand_in(sizes)
-            decisions = decide(self._sites, controller, hidden)
-        except Undecided as verdict:
-            controller.ledger.note(controller.scale, verdict.fallback)
+        hidden = self._stand_in(sizes)
+        standing = controller.standing()
+        key = None if standing is None else (standing, tuple(sizes.items()))
+        plan = self._plans.find(key)
+        if plan is None:
+            try:
+                plan = self._plan(controller, hidden, sizes)
+            except Undecided as verdict:
+                controller.ledger.note(controller.scale, verdict.fallback)
+                return None
+            self._plans.keep(key, plan)
+        if not pruned_graphs_hold(self._step, controller, plan.decisions, arguments, hidden):
             return None
-        if not pruned_graphs_hold(self._step, controller, decisions, arguments, hidden):
-            return None
+        joined = plan.pattern.joined
+        extras = [self._value(extra, controller, plan) for extra in joined.extras]
+        results = self._call(plan.pattern, (*arguments, *extras), controller)
+        for rest in self._rest:
+            controller.ledger.other.append((controller.scale, rest.region, rest.region.sizes_from(sizes)))
+        write(plan.account, controller, _leavings(joined, results[joined.results :]))
+        return tuple(results[: joined.results])
+
+    def _plan(self, controller: Controller, hidden: Tensor, sizes: dict[sympy.Symbol, int]) -> StepPlan:
+        """Decide the scale.
+
+        Raises:
+            Undecided: its blocks have to run one by one.
+        """
+        if self._refusal is not None:
+            raise self._refusal
+        decisions = decide(self._sites, controller, hidden)
         starts = self._numbers(sizes).starts
         groups = [self._group(controller, one, starts[one.site.layer]) for one in decisions]
         distinct = list(dict.fromkeys(groups))
         pattern = self._join(decisions, groups, distinct, sizes)
-        joined = pattern.joined
-        extras = [self._value(extra, controller, decisions, distinct) for extra in joined.extras]
-        results = self._call(pattern, (*arguments, *extras), controller)
-        for rest in self._rest:
-            controller.ledger.other.append((controller.scale, rest.region, rest.region.sizes_from(sizes)))
-        left = _leavings(joined, results[joined.results :])
         places = [group.place for group in groups]
-        account(controller, decisions, places, left, sizes, hidden.shape[1])
-        return tuple(results[: joined.results])
+        account = prepare(controller, decisions, places, sizes, hidden.shape[1])
+        return StepPlan(decisions, distinct, pattern, account)
 
-    def _call(self, pattern: _Pattern, arguments: tuple[Any, ...], controller: Controller) -> Sequence[Any]:
+    def _call(self, pattern: Pattern, arguments: tuple[Any, ...], controller: Controller) -> Sequence[Any]:
         if self._memory is None:
             return pattern.call(*arguments)  # type: ignore[no-any-return]
         graphed = self._graphed.get(pattern.region)
@@ -166,18 +159,18 @@ class WholeStep:
         return one.expand(self._numbers(sizes).shape)
 
     @staticmethod
-    def _group(controller: Controller, one: LayerDecision, start: int | None) -> _Group:
+    def _group(controller: Controller, one: LayerDecision, start: int | None) -> Group:
         count = one.count if one.arm == "pruned" else None
         offset = None if start is None else controller.offset(one.site.layer, start)
-        return _Group(count, Places(start, offset))
+        return Group(count, Places(start, offset))
 
     def _join(
         self,
         decisions: Sequence[LayerDecision],
-        groups: Sequence[_Group],
-        distinct: Sequence[_Group],
+        groups: Sequence[Group],
+        distinct: Sequence[Group],
         sizes: Mapping[sympy.Symbol, int],
-    ) -> _Pattern:
+    ) -> Pattern:
         layers = tuple(
             _joined_layer(one, distinct.index(group)) for one, group in zip(decisions, groups, strict=True)
         )
@@ -197,19 +190,17 @@ class WholeStep:
                 on_failure=on_failure(self._options),
             )
             fused = self._options.step_code == "fused"
-            self._patterns[layers] = _Pattern(joined, region, region if fused else link_step(*given))
+            self._patterns[layers] = Pattern(joined, region, region if fused else link_step(*given))
         return self._patterns[layers]
 
     @staticmethod
-    def _value(
-        extra: Extra, controller: Controller, decisions: Sequence[LayerDecision], groups: Sequence[_Group]
-    ) -> Any:
+    def _value(extra: Extra, controller: Controller, plan: StepPlan) -> Any:
         """The argument of one added input."""
         values: dict[str, Callable[[], Any]] = {
-            "offset": lambda: groups[extra.at].place.offset,
-            "count": lambda: groups[extra.at].count,
+            "offset": lambda: plan.groups[extra.at].place.offset,
+            "count": lambda: plan.groups[extra.at].count,
             "images": lambda: controller.images,
-            "keep": lambda: decisions[extra.at].keep,
+            "keep": lambda: plan.decisions[extra.at].keep,
             "map": lambda: controller.map_of(extra.at),
             "restored": lambda: controller.restored(extra.at),
         }
