@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from toprovar_fx.between_scales import BetweenScales
 from toprovar_fx.models.bsq import BSQConfig, MultiScaleBSQ
 from toprovar_fx.models.cache import KVCache
 from toprovar_fx.models.configs import CONFIGS, InfinityConfig
@@ -98,6 +99,7 @@ class Problem:
         patch = 2 if self.config.patchify else 1
         sides = self.schedule.sides
         self.quantizer = MultiScaleBSQ(BSQConfig(self.config.latent_bits, sides, patch)).to(device)
+        self._between = BetweenScales(self.quantizer, device)
         self._caches: dict[int, KVCache] = {}
         self._texts: dict[int, tuple[Tensor, Tensor]] = {}
 
@@ -136,6 +138,7 @@ class Problem:
             cfg=config.cfg,
             tau=config.tau,
             top_p=config.top_p,
+            between=self._between,
         )
 
 

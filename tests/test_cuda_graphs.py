@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -16,8 +15,9 @@ from toprovar_fx.analysis.repeatable import obstacle_to_repeating
 from toprovar_fx.errors import GraphError
 from toprovar_fx.lowering.region import Region
 from toprovar_fx.options import Options
-from toprovar_fx.runtime.cuda_graphs import GraphedCall, GraphMemory, Recording
+from toprovar_fx.runtime.cuda_graphs import GraphedCall, GraphMemory
 
+from .models.recorders import CpuRecorder
 from .models.subjects import (
     MANY_GRAPHS,
     OPEN,
@@ -33,40 +33,6 @@ from .models.subjects import (
 KEEP = {3: 0.5, 4: {1: 0.25, 2: 0.0, 3: 0.7}, 5: {1: 0.3, 2: 0.6}}
 DECIDED = {**OPEN, "keep": KEEP, "entropy_source": "previous_scale", "unit": "step"}
 LOSSLESS = {"preset": "lossless", "unit": "step"}
-
-
-class CpuRecorder:
-    """Replays a call on the very tensors that it was recorded with, into the results of then."""
-
-    def __init__(self, fails: str | None = None) -> None:
-        self.fails, self.records, self.replays = fails, 0, 0
-
-    def accepts(self, tensor: Tensor) -> bool:
-        return tensor.device.type == "cpu"
-
-    def warm(self, call: Any, arguments: Sequence[Any]) -> Sequence[Any]:
-        return call(*arguments)
-
-    def record(self, call: Any, arguments: Sequence[Any]) -> Recording:
-        if self.fails:
-            raise RuntimeError(self.fails)
-        self.records += 1
-        outputs = tuple(call(*arguments))
-
-        def replay() -> None:
-            self.replays += 1
-            # Other recordings use the pool between two replays.
-            kept = [value.clone().fill_(7) if isinstance(value, Tensor) else value for value in outputs]
-            for old, junk in zip(outputs, kept, strict=True):
-                old.copy_(junk)
-            for old, new in zip(outputs, call(*arguments), strict=True):
-                old.copy_(new)
-
-        return Recording(replay, outputs)
-
-    @contextmanager
-    def in_order(self) -> Any:
-        yield
 
 
 @pytest.fixture

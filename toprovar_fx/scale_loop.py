@@ -7,10 +7,10 @@ from typing import Any
 
 from torch import Tensor
 
+from .between_scales import BetweenScales
 from .models.bsq import MultiScaleBSQ
 from .models.cache import KVCache
 from .models.text import TextContext
-from .sampling import sample_bits
 from .schedules import Schedule
 
 
@@ -29,6 +29,7 @@ class ScaleLoop:
         cfg: guidance scale.
         tau: temperature.
         top_p: nucleus.
+        between: of the quantizer; those of one pipeline share what they recorded.
         bits: sampled bits of the scales that ran.
     """
 
@@ -42,7 +43,10 @@ class ScaleLoop:
     cfg: float
     tau: float
     top_p: float
+    between: BetweenScales
     bits: list[Tensor] = field(default_factory=list)
+    # The code sum that was resampled for the next scale, and the tokens that it gave.
+    _resampled: tuple[Tensor, Tensor | None] | None = None
 
     def run_scale(self, scale: int, conditional_only: bool = False) -> None:
         """Run one scale; all before it have run.
@@ -59,9 +63,9 @@ class ScaleLoop:
             context, cache, cfg, hidden = context.first(images), cache.first(images), 1.0, hidden[:images]
         logits = self.transformer(hidden, context, cache, end)
         uniform = self.uniform[:, end - self.schedule.tokens[scale] : end]
-        bits = sample_bits(logits, uniform, cfg, self.tau, self.top_p)
-        self.summed = self.quantizer.accumulate(self.summed, bits, scale)
-        self.bits.append(bits)
+        found = self.between(logits, uniform, self.summed, scale, cfg, self.tau, self.top_p)
+        self.summed, self._resampled = found.summed, (found.summed, found.tokens)
+        self.bits.append(found.bits)
 
     def embed(self, scale: int) -> Tensor:
         """Return the transformer's input of a scale, ``[R, L, C]``."""
@@ -69,6 +73,8 @@ class ScaleLoop:
         if scale == 0:
             hidden = self.transformer.embed_first(self.context)
             return hidden
-        codes = self.quantizer.next_input(self.summed, scale - 1)
+        summed, codes = self._resampled or (None, None)
+        if codes is None or summed is not self.summed:
+            codes = self.quantizer.next_input(self.summed, scale - 1)
         hidden = self.transformer.embed_scale(codes, scale)
         return hidden.repeat(len(self.context.cond) // len(hidden), 1, 1)

@@ -1,0 +1,87 @@
+"""What happens between two scales: sample bits, add their codes, resample the sum for the next scale."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .models.bsq import MultiScaleBSQ
+from .runtime.recorded_function import RecordedFunction, memory_of
+from .sampling import sample_bits
+
+
+class Advance(NamedTuple):
+    """What follows from the logits of a scale.
+
+    Attributes:
+        bits: sampled, ``[B, L, d]`` bool.
+        summed: sum of the codes so far, ``[B, d, h, w]`` float32.
+        tokens: what the next scale embeds, ``[B, L', d]``; None after the last.
+    """
+
+    bits: Tensor
+    summed: Tensor
+    tokens: Tensor | None
+
+
+class BetweenScales:
+    """On CUDA some forty small kernels, recorded as one graph per scale; elsewhere called as they are.
+
+    Args:
+        quantizer: turns bits into codes; it has no learned parameters, and its schedule may change.
+        device: where it runs.
+    """
+
+    def __init__(self, quantizer: MultiScaleBSQ, device: torch.device | str) -> None:
+        self._quantizer = quantizer
+        self._advance = RecordedFunction(self._compute, memory_of(torch.device(device)))
+
+    def __call__(
+        self,
+        logits: Tensor,
+        uniform: Tensor,
+        summed: Tensor,
+        scale: int,
+        cfg: float,
+        tau: float,
+        top_p: float,
+    ) -> Advance:
+        """Go on from a scale.
+
+        Args:
+            logits: ``[R, L, 2 d]`` of the transformer.
+            uniform: noise ``[B, L, d]``.
+            summed: sum of the codes before this scale, ``[B, d, h, w]``.
+            scale: index from 0.
+            cfg: guidance scale; 1 where there are no unconditional rows.
+            tau: temperature.
+            top_p: nucleus.
+        """
+        found = self._advance(
+            {"logits": logits, "uniform": uniform, "summed": summed},
+            scale=scale,
+            cfg=cfg,
+            tau=tau,
+            top_p=top_p,
+            sides=self._quantizer.schedule,
+        )
+        return Advance(found[0], found[1], found[2] if len(found) > 2 else None)
+
+    def _compute(
+        self,
+        logits: Tensor,
+        uniform: Tensor,
+        summed: Tensor,
+        scale: int,
+        cfg: float,
+        tau: float,
+        top_p: float,
+        sides: tuple[tuple[int, int], ...],
+    ) -> tuple[Tensor, ...]:
+        bits = sample_bits(logits, uniform, cfg, tau, top_p)
+        summed = self._quantizer.accumulate(summed, bits, scale)
+        if scale + 1 == len(sides):
+            return bits, summed
+        return bits, summed, self._quantizer.next_input(summed, scale)

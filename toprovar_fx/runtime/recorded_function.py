@@ -1,0 +1,79 @@
+"""A function of tensors that a device records once per shape and replays: one launch instead of dozens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping
+
+import torch
+from torch import Tensor
+
+from .cuda_graphs import GraphMemory, Recording
+from .cuda_recorder import CudaRecorder
+
+# More shapes and constants than this run without a recording.
+_MOST_RECORDINGS = 64
+
+
+def memory_of(device: torch.device) -> GraphMemory | None:
+    """What recordings on a device need, or None where there is nothing to record with."""
+    return GraphMemory(CudaRecorder(device), required=False) if device.type == "cuda" else None
+
+
+class RecordedFunction:
+    """Calls `function(**tensors, **constants)`, which returns tensors of its own and reads nothing else.
+
+    Args:
+        function: takes tensors and hashable constants by name; what else it depends on has to be among the
+            constants.
+        memory: see `memory_of`; without it the function is called as it is.
+    """
+
+    def __init__(self, function: Callable[..., tuple[Tensor, ...]], memory: GraphMemory | None) -> None:
+        self._function, self._memory = function, memory
+        self._recordings: dict[Hashable, Recording | None] = {}
+
+    def __call__(self, tensors: Mapping[str, Tensor], **constants: Hashable) -> tuple[Tensor, ...]:
+        """The function's results, in memory that no later call writes to."""
+        memory = self._memory
+        if memory is None or not all(map(memory.recorder.accepts, tensors.values())):
+            return self._function(**tensors, **constants)
+        with memory.lock, memory.recorder.in_order():
+            return self._replayed(memory, tensors, constants)
+
+    def _replayed(
+        self, memory: GraphMemory, tensors: Mapping[str, Tensor], constants: Mapping[str, Hashable]
+    ) -> tuple[Tensor, ...]:
+        buffers = memory.buffers
+        keys = {name: buffers.key(name, value) for name, value in tensors.items()}
+        place = tuple(keys.values()), tuple(constants.items())
+        if place not in self._recordings:
+            fixed = {name: buffers.at(key, tensors[name]) for name, key in keys.items()}
+            self._recordings[place] = self._record(memory, fixed, tensors, constants)
+        recording = self._recordings[place]
+        if recording is None:
+            return self._function(**tensors, **constants)
+        buffers.fill([(key, tensors[name]) for name, key in keys.items()])
+        recording.replay()
+        return tuple(value.clone() for value in recording.outputs)
+
+    def _record(
+        self,
+        memory: GraphMemory,
+        fixed: Mapping[str, Tensor],
+        tensors: Mapping[str, Tensor],
+        constants: Mapping[str, Hashable],
+    ) -> Recording | None:
+        if len(self._recordings) >= _MOST_RECORDINGS:
+            return None
+        for name, value in tensors.items():
+            fixed[name].copy_(value)
+
+        def call(*arguments: Tensor) -> tuple[Tensor, ...]:
+            return self._function(**dict(zip(fixed, arguments, strict=True)), **constants)
+
+        arguments = list(fixed.values())
+        memory.recorder.warm(call, arguments)
+        try:
+            return memory.recorder.record(call, arguments)
+        except RuntimeError:
+            return None
