@@ -7,7 +7,30 @@ from typing import Any
 
 from torch import fx
 
-from ..analysis.flex import ScoreMod
+from ..analysis.flex import ScoreMod, given_to_flex
+from .block_draft import BlockDraft
+
+
+def keep_positions(draft: BlockDraft, node: fx.Node, copied: fx.Node) -> None:
+    """Let the score_mod of a FlexAttention see the positions that queries and keys had among all tokens.
+
+    Args:
+        draft: the graph that is being written.
+        node: the FlexAttention in the block.
+        copied: its copy in the draft.
+    """
+    mod, call = draft.facts.score_mods[node], draft.facts.attention
+    keys_kept = call is not None and node is call.entry and call.key in draft.kept
+    if not (mod.by_query and node in draft.kept) and not (mod.by_key and keys_kept):
+        return
+    name = f"kept_score_mod_{len(draft.modules)}"
+    draft.modules[name] = by_kept_positions(mod, node in draft.kept, keys_kept)
+    given = given_to_flex(copied)
+    with draft.graph.inserting_before(copied):
+        given["score_mod"] = draft.graph.get_attr(name)
+        keep = draft.gather.index(draft.facts.axes[node])
+    given["score_mod_other_buffers"] = (*given["score_mod_other_buffers"], keep)  # type: ignore[misc]
+    copied.args, copied.kwargs = tuple(given.values()), {}  # type: ignore[arg-type]
 
 
 def by_kept_positions(mod: ScoreMod, query: bool, key: bool) -> fx.GraphModule:

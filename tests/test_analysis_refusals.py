@@ -9,7 +9,7 @@ from toprovar_fx.analysis.attention import attention_calls
 from toprovar_fx.analysis.reasons import Reason
 from toprovar_fx.dense_program import DenseProgram
 from toprovar_fx.errors import GraphError
-from toprovar_fx.passes import rows
+from toprovar_fx.passes.row_sizes import RowSizes
 from toprovar_fx.program import programs
 from toprovar_fx.runtime.generation import generation
 
@@ -235,7 +235,7 @@ def test_a_block_that_changes_the_type_of_the_stream_stays_dense():
 @pytest.mark.parametrize("settings", [{}, {"score": "entropy"}], ids=["gather", "tap and gather"])
 def test_a_rewrite_whose_shapes_do_not_come_out_right_runs_dense(settings, monkeypatch):
     """A rewriter that forgets the token count among an operator's arguments."""
-    monkeypatch.setattr(rows.Rewriter, "_kept_sizes", lambda self, before, after: after)
+    monkeypatch.setattr(RowSizes, "_kept_sizes", lambda self, before, after: after)
     subject = odd.OddSubject(odd.Plain)
     expected = generate(subject, subject.model)
     outcome = generate(subject, compiled(subject, **settings))

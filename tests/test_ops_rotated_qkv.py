@@ -2,12 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,8 +11,7 @@ from torch import Tensor
 from toprovar_fx.models.attention import MAX_LOG_SCALE, CachedAttend, SelfAttention
 from toprovar_fx.ops.rotated_qkv import rotated_qkv
 
-needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="needs Triton, which is for Linux only")
-ROOT = Path(__file__).resolve().parent.parent
+from .triton_runs import interpreted, needs_triton
 
 
 class Remember(CachedAttend):
@@ -78,17 +71,7 @@ def test_it_keeps_the_rules():
 
 @needs_triton
 def test_the_kernel_interpreted():
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.interpreted_rotation"],
-        cwd=ROOT,
-        env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
-    if "0-dimensional arrays can be converted" in done.stderr:
-        pytest.skip("the interpreter of Triton 3.6 does not run with NumPy 2.4")
-    assert done.returncode == 0, done.stderr
-    cases = json.loads(done.stdout)
+    cases = interpreted("interpreted_rotation")
     assert len(cases) >= 9
     for name, case in cases.items():
         # The interpreter cuts off where bfloat16 would be rounded.

@@ -2,35 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
-import subprocess
-import sys
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="needs Triton, which is for Linux only")
-ROOT = Path(__file__).resolve().parent.parent
+from .triton_runs import interpreted, needs_triton
+
+pytestmark = needs_triton
 
 
 @pytest.fixture(scope="module")
 def cases() -> dict[str, dict[str, Any]]:
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.interpreted_attention"],
-        cwd=ROOT,
-        env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
-    if "0-dimensional arrays can be converted" in done.stderr:
-        pytest.skip("the interpreter of Triton 3.6 does not run with NumPy 2.4")
-    assert done.returncode == 0, done.stderr
-    found: dict[str, dict[str, Any]] = json.loads(done.stdout)
-    return found
+    return interpreted("interpreted_attention")
 
 
 def test_output_and_entropies_equal_the_float64_oracle(cases: dict[str, dict[str, Any]]) -> None:

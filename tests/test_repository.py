@@ -102,7 +102,7 @@ def top_level_imports(path: Path) -> set[str]:
     return names
 
 
-# Typer builds its commands from signatures, so these modules import it at the top; nothing else imports them.
+# Typer builds its commands from signatures, so these import it at the top; commands alone import them.
 TYPER_MODULES = {"app.py", "arguments.py"}
 # Kernels are functions that Triton decorates; their modules are imported where a kernel is launched.
 TRITON_MODULES = {"triton_attention.py", "triton_launch.py", "gluon_attention.py", "triton_rotation.py"}

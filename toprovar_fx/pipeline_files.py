@@ -29,6 +29,7 @@ from .schedules import Schedule
 
 if TYPE_CHECKING:
     from .pipeline import InfinityPipeline
+    from .pipeline_components import PipelineComponents
 
 T = TypeVar("T")
 
@@ -37,7 +38,7 @@ _WEIGHTS = Path(__file__).parent / "weights"
 
 
 def save_pipeline(
-    pipe: InfinityPipeline, path: Path, dtype: torch.dtype | None = None, shard_bytes: int | None = None
+    pipe: PipelineComponents, path: Path, dtype: torch.dtype | None = None, shard_bytes: int | None = None
 ) -> list[Path]:
     """Write a pipeline with a ``SceneTextEncoder``; every file also holds the configuration.
 

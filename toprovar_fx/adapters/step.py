@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +9,7 @@ from .._torch_private import TRACING_FAILURES, compile_apart
 from ..backend import toprovar
 from ..errors import ToProVARError
 from ..options import Options
+from ..user_line import warn_at_user_line
 
 # Scale 0 and all others, each again where batch rows, text or resolution become symbolic: about six graphs.
 _RECOMPILE_LIMIT = 64
@@ -47,10 +47,8 @@ class CompiledStep:
             if self._options.on_error == "raise":
                 raise
             self.failure = str(error).strip().splitlines()[0]
-            warnings.warn(
+            warn_at_user_line(
                 f"toprovar: the scale step of {self._model} could not be compiled and runs as written, "
-                f"unpruned: {self.failure}",
-                RuntimeWarning,
-                stacklevel=2,
+                f"unpruned: {self.failure}"
             )
             return self._eager(*arguments)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -14,10 +14,11 @@ from .. import __version__
 from ..errors import OptionError, ToProVARError
 from ..evaluation import timing
 from ..evaluation.memory import peak_bytes
+from . import arguments as take
 from . import figures
 from .loading import check_dtype, check_model, features, load
 from .progress import progress
-from .values import MODEL, check_count, check_device, check_prompts, check_seed
+from .values import MODEL, check_count, check_device, check_prompts, check_seed, parse_budgets
 from .variants import DEFAULT_VARIANTS, compiled_graphs, parse_variants, room_for_graphs
 
 if TYPE_CHECKING:
@@ -25,29 +26,28 @@ if TYPE_CHECKING:
     from ..pipeline import InfinityPipeline, PipelineOutput
 
 PROMPT = "a red circle left of a blue square"
+VARIANTS = ",".join(DEFAULT_VARIANTS)
 WARMUP = 1
 
 
 def bench(
-    variants: str = ",".join(DEFAULT_VARIANTS),
-    *,
-    budgets: Sequence[float] = (),
-    model: str = MODEL,
-    prompt: str = PROMPT,
-    seed: int = 0,
-    batch: int = 1,
-    rounds: int = 5,
-    device: str | None = None,
-    dtype: str | None = None,
+    variants: take.Variants = VARIANTS,
+    budgets: take.Budgets = "1.5x,2x,3x,4x",
+    rounds: take.Repeats = 5,
+    batch: take.Batch = 1,
+    seed: take.Seed = 0,
+    model: take.Model = MODEL,
+    device: take.Device = None,
+    dtype: take.Dtype = None,
 ) -> dict[str, Any]:
     """Time whole generations of every variant and return what `--json` prints.
 
     Raises:
         ToProVARError: an input is not valid.
     """
-    chosen = parse_variants(variants, budgets)
+    chosen = parse_variants(variants, parse_budgets(budgets))
     check_model(model)
-    check_prompts([prompt], model)
+    check_prompts([PROMPT], model)
     check_seed(seed, batch)
     check_count("batch", batch)
     check_count("repeats", rounds)
@@ -56,7 +56,7 @@ def bench(
     with progress("loading", doing=model):
         dense = load(model, device, dtype, batch, for_prompts=False)
     pipes = {variant.name: variant.pipeline(dense) for variant in chosen}
-    text = features(dense, [prompt] * batch, model)
+    text = features(dense, [PROMPT] * batch, model)
     measured = measure(pipes, text, seed=seed, rounds=rounds, device=device)
     options = {variant.name: variant.options or {} for variant in chosen}
     for row in measured["variants"]:
@@ -73,7 +73,7 @@ def bench(
         "torch": torch.__version__,
         "toprovar_fx": __version__,
         "dtype": str(next(dense.transformer.parameters()).dtype).removeprefix("torch."),
-        "prompt": prompt,
+        "prompt": PROMPT,
         "seed": seed,
         "batch": batch,
         "rounds": rounds,

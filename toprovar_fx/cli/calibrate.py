@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..calibration.profile import Profile
 from ..errors import OutputError, PromptError
+from . import arguments as take
 from .loading import check_model, features, load
 from .output import check_writable, write_file
 from .progress import progress
 from .values import MODEL, check_count, check_device, check_prompts, check_seed, parse_options
 
 if TYPE_CHECKING:
-    from ..calibration.profile import Profile
     from ..pipeline import PipelineOutput
 
 PRESET = "criterion"
@@ -24,23 +24,22 @@ OUT = "profile.json"
 
 
 def calibrate(
-    model: str = MODEL,
-    *,
-    prompts: str,
-    n: int | None = None,
-    out: str = OUT,
-    preset: str | None = None,
-    options: Sequence[str] = (),
-    seed: int = 0,
-    batch: int = 1,
-    device: str | None = None,
-    plots: str | None = None,
+    prompts: take.PromptFile,
+    model: take.CalibratedModel = MODEL,
+    n: take.FirstPrompts = None,
+    out: take.ProfileOut = OUT,
+    preset: take.Criterion = None,
+    options: take.Settings = None,
+    seed: take.Seed = 0,
+    batch: take.Batch = 1,
+    device: take.Device = None,
+    plots: take.Plots = None,
 ) -> tuple[Profile, dict[str, Any]]:
     """Draw the prompts of a file dense, measure every layer's entropies, and write the profile.
 
     Args:
-        model: a shipped model's name, the path of a pipeline file, or `untrained:NAME`.
         prompts: a text file with one prompt a line; empty lines do not count.
+        model: a shipped model's name, the path of a pipeline file, or `untrained:NAME`.
         n: use the first n prompts; None is all.
         out: file of the profile.
         preset: of the criterion; None is `criterion`.
@@ -65,7 +64,7 @@ def calibrate(
     check_prompts(texts, model)
     check_seed(seed, len(texts))
     check_count("batch", batch)
-    calibration = Calibration(parse_options(preset or PRESET, options))
+    calibration = Calibration(parse_options(preset or PRESET, options or ()))
     target = Path(out)
     if target.is_dir():
         raise OutputError(f"cannot write '{out}': a folder, expected a file such as '{target / OUT}'")

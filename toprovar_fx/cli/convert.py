@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import OptionError
+from . import arguments as take
 from .loading import DTYPES, check_dtype
 from .progress import progress
 
@@ -23,7 +24,10 @@ _UNITS = {
 
 
 def convert(
-    source: str, target: str, *, dtype: str | None = None, max_shard_bytes: str = "5GB"
+    source: take.Source,
+    target: take.Target,
+    dtype: take.Converted = None,
+    max_shard_bytes: take.ShardBytes = "5GB",
 ) -> dict[str, Any]:
     """Convert ``source`` into the folder ``target`` and return what `--json` prints.
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..calibration.measuring import measuring
+from ..explanation import Explanation, explaining
 from ..options import Options
 from ..presets import DEFAULT_PRESET
+from . import arguments as take
 from . import figures
 from .loading import check_dtype, check_model, load
 from .output import check_writable
@@ -17,22 +18,20 @@ from .values import MODEL, check_device, check_prompts, check_seed, parse_option
 from .variants import Variant, room_for_graphs
 
 if TYPE_CHECKING:
-    from ..explanation import Explanation
     from ..pipeline import PipelineOutput
 
 PROMPT = "a red circle left of a blue square"
 
 
 def explain(
-    prompt: str = PROMPT,
-    *,
-    preset: str | None = None,
-    options: Sequence[str] = (),
-    seed: int = 0,
-    model: str = MODEL,
-    device: str | None = None,
-    dtype: str | None = None,
-    html: str | None = None,
+    prompt: take.Prompt = PROMPT,
+    preset: take.Preset = None,
+    options: take.Settings = None,
+    seed: take.Seed = 0,
+    model: take.Model = MODEL,
+    device: take.Device = None,
+    dtype: take.Dtype = None,
+    html: take.Html = None,
 ) -> tuple[Explanation, dict[str, Any]]:
     """Draw ``prompt`` once as the options say and once dense with every entropy measured.
 
@@ -43,12 +42,10 @@ def explain(
     Raises:
         ToProVARError: an input is not valid.
     """
-    from ..explanation import explaining
-
     check_model(model)
     check_prompts([prompt], model)
     check_seed(seed)
-    settings = Options.parse(parse_options(preset, options))
+    settings = Options.parse(parse_options(preset, options or ()))
     device = check_device(device)
     check_dtype(dtype)
     if html is not None:

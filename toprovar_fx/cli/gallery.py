@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from ..errors import OptionError
+from . import arguments as take
 from . import figures, verdict
 from .loading import check_dtype, check_model, load
 from .output import check_writable, write_file, write_png
@@ -31,14 +31,13 @@ SCALES = 2
 
 
 def gallery(
-    prompts: Sequence[str],
-    presets: Sequence[str],
-    *,
-    out: str,
-    seed: int = 0,
-    model: str = MODEL,
-    device: str | None = None,
-    dtype: str | None = None,
+    prompts: take.Prompts = None,
+    presets: take.Presets = None,
+    out: take.GalleryOut = "gallery",
+    seed: take.Seed = 0,
+    model: take.Model = MODEL,
+    device: take.Device = None,
+    dtype: take.Dtype = None,
 ) -> dict[str, Any]:
     """Draw and write every picture, and `gallery.json`, which `toprovar report` reads.
 
@@ -59,9 +58,10 @@ def gallery(
     from ..reporting.parts import GALLERY_FORMAT
 
     check_model(model)
+    prompts = prompts or []
     check_prompts(prompts, model)
     check_seed(seed, len(prompts))
-    variants = [_variant(name) for name in dict.fromkeys(presets)]
+    variants = [_variant(name) for name in dict.fromkeys(presets or ())]
     if not variants:
         raise OptionError("gallery: expected at least one --preset to compare with dense")
     device = check_device(device)

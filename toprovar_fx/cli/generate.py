@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..evaluation import timing
 from ..options import Options
+from . import arguments as take
 from . import figures, sheet, verdict
 from .loading import check_dtype, check_model, load
 from .output import plan_files, write_png
@@ -51,18 +51,23 @@ class Request:
         dtype: of the weights; None is bfloat16 on CUDA, else float32.
     """
 
-    prompts: Sequence[str]
-    seed: int = 0
-    preset: str | None = None
-    options: Sequence[str] = ()
-    cfg: float | None = None
-    tau: float | None = None
-    compare: bool = False
-    against: str = "inductor"
-    out: str | None = None
-    model: str = MODEL
-    device: str | None = None
-    dtype: str | None = None
+    prompts: take.Prompts = None
+    seed: take.Seed = 0
+    preset: take.Preset = None
+    options: take.Settings = None
+    cfg: take.Cfg = None
+    tau: take.Tau = None
+    compare: take.Compare = False
+    against: take.Against = "inductor"
+    out: take.Out = None
+    model: take.Model = MODEL
+    device: take.Device = None
+    dtype: take.Dtype = None
+
+    @property
+    def texts(self) -> list[str]:
+        """The prompts."""
+        return self.prompts or []
 
 
 def generate(request: Request) -> dict[str, Any]:
@@ -72,19 +77,19 @@ def generate(request: Request) -> dict[str, Any]:
         ToProVARError: an input is not valid, or a file cannot be written.
     """
     check_model(request.model)
-    check_prompts(request.prompts, request.model)
-    check_seed(request.seed, len(request.prompts))
+    check_prompts(request.texts, request.model)
+    check_seed(request.seed, len(request.texts))
     check_sampling(request.cfg, request.tau)
     check_choice("against", request.against, ("inductor", "eager"))
-    options = parse_options(request.preset, request.options)
+    options = parse_options(request.preset, request.options or ())
     device = check_device(request.device)
     check_dtype(request.dtype)
     kind = "-compare" if request.compare else ""
-    names = [f"{slug(text)}-{request.seed + index}{kind}" for index, text in enumerate(request.prompts)]
+    names = [f"{slug(text)}-{request.seed + index}{kind}" for index, text in enumerate(request.texts)]
     files = plan_files(request.out, names)
 
     with progress("loading", doing=request.model):
-        dense = load(request.model, device, request.dtype, len(request.prompts))
+        dense = load(request.model, device, request.dtype, len(request.texts))
     result: dict[str, Any] = {"command": "generate", "model": request.model, "device": device}
     if request.compare:
         return {**result, "images": _compare(request, dense, options, files, device)}
@@ -95,7 +100,7 @@ def generate(request: Request) -> dict[str, Any]:
     rows = []
     for index, (file, image) in enumerate(zip(files, figures.images(output), strict=True)):
         _write(file, image)
-        rows.append({**_described(request, index, file), **_figures(output, image, request.prompts[index])})
+        rows.append({**_described(request, index, file), **_figures(output, image, request.texts[index])})
     return {**result, "images": rows}
 
 
@@ -125,7 +130,7 @@ def _compare(
         )
     speedup = times[PRUNED].speedup_over(times[DENSE])
     rows = []
-    for index, (file, prompt) in enumerate(zip(files, request.prompts, strict=True)):
+    for index, (file, prompt) in enumerate(zip(files, request.texts, strict=True)):
         before, after = (figures.images(outputs[name])[index] for name in (DENSE, PRUNED))
         row = {
             **_described(request, index, file),
@@ -141,13 +146,13 @@ def _compare(
             row[name]["compile_s"] = times[name].compile_s
         row["dense"]["flops"] = figures.dense_flops(outputs[PRUNED])
         maps = figures.keep_maps(outputs[PRUNED], index)
-        write_png(file, sheet.compose(_words(row, len(request.prompts)), before, after, maps))
+        write_png(file, sheet.compose(_words(row, len(request.texts)), before, after, maps))
         rows.append(row)
     return rows
 
 
 def _draw(pipe: InfinityPipeline, request: Request) -> PipelineOutput:
-    return pipe(list(request.prompts), seed=request.seed, cfg=request.cfg, tau=request.tau)
+    return pipe(list(request.texts), seed=request.seed, cfg=request.cfg, tau=request.tau)
 
 
 def _write(file: Path, image: Any) -> None:
@@ -157,7 +162,7 @@ def _write(file: Path, image: Any) -> None:
 
 
 def _described(request: Request, index: int, file: Path) -> dict[str, Any]:
-    return {"prompt": request.prompts[index], "seed": request.seed + index, "file": str(file)}
+    return {"prompt": request.texts[index], "seed": request.seed + index, "file": str(file)}
 
 
 def _figures(output: PipelineOutput, image: Any, prompt: str) -> dict[str, Any]:

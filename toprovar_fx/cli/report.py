@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ..errors import OutputError
 from ..reporting.parts import INDEXES
+from . import arguments as take
 from .frontier import write_forms
 from .output import check_writable, write_file
 
 PAGE = "report.html"
 
 
-def report(out: str, parts: Sequence[str]) -> dict[str, Any]:
+def report(out: take.ReportOut, parts: take.ReportParts = None) -> dict[str, Any]:
     """Write one page of all parts into the folder ``out``, and their tables joined into one.
 
     Args:
@@ -32,7 +32,7 @@ def report(out: str, parts: Sequence[str]) -> dict[str, Any]:
 
     folder = Path(out)
     _check_own(folder)
-    found = read_parts(parts)
+    found = read_parts(parts or ())
     page = as_page(found)
     check_writable(folder)
     write_file(folder / PAGE, lambda file: file.write(page.encode()))
@@ -41,7 +41,7 @@ def report(out: str, parts: Sequence[str]) -> dict[str, Any]:
     files = sorted(file.name for file in folder.iterdir() if file.stem in ("report", "table"))
     return {
         "command": "report",
-        "parts": list(parts),
+        "parts": list(parts or ()),
         "out": str(folder),
         "files": files,
         "table": found.table,

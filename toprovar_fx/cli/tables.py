@@ -166,3 +166,13 @@ def show_tuned(result: Mapping[str, Any]) -> None:
             f"PSNR {number(row['psnr_db'], 1)} dB, {row['flops_share']:.0%} of the FLOPs"
         )
     print(f"{result['out']}: {result['options']}")
+
+
+def show_gallery(result: Mapping[str, Any]) -> None:
+    """Print the folder and the number of pictures."""
+    print(f"{result['out']}: gallery.json, {sum(len(row['images']) for row in result['rows'])} images")
+
+
+def show_report(result: Mapping[str, Any]) -> None:
+    """Print the folder and its files."""
+    print(f"{result['out']}: {', '.join(result['files'])}")

@@ -10,28 +10,28 @@ import torch
 
 from .. import __version__
 from ..errors import OptionError
+from . import arguments as take
 from .frontier import check_seconds, device_name
 from .loading import check_model, load
 from .progress import progress
-from .values import check_count, check_device, parse_speedup
+from .values import MODEL, check_count, check_device, parse_speedup
 
 MOST_TRIALS, MOST_PROMPTS = 10_000, 100_000
 
 
 def tune_preset(
-    target: str,
-    *,
-    out: str,
-    trials: int = 30,
-    n: int = 300,
-    test_n: int = 1200,
-    batch: int = 50,
-    seconds: float | None = None,
-    workers: int = 2,
-    processes: int = 1,
-    seed: int = 0,
-    model: str = "scenes",
-    device: str | None = None,
+    target: take.Speedup,
+    out: take.PresetOut = "tuned.json",
+    trials: take.Trials = 30,
+    n: take.Number = 300,
+    test_n: take.TestNumber = 1200,
+    batch: take.Batch = 50,
+    seconds: take.Seconds = None,
+    workers: take.Workers = 2,
+    processes: take.Processes = 1,
+    seed: take.Seed = 0,
+    model: take.Model = MODEL,
+    device: take.Device = None,
 ) -> dict[str, Any]:
     """Search, write the preset file ``out``, and return what `--json` prints.
 

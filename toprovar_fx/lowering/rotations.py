@@ -15,11 +15,10 @@ from torch import fx
 
 from ..analysis.contexts import is_context
 from ..analysis.operators import operator_name
-from ..ops.rotated_qkv import has_kernel
+from ..ops.rotated_qkv import KERNEL_DTYPES, has_kernel
 from .patterns import Call, Found, Hole, match
 from .sizes import InputSpec, spec_of
 
-_HALF = (torch.bfloat16, torch.float16)
 _ANGLES = ("cos", "sin")
 
 
@@ -70,7 +69,7 @@ def with_rotations(graph: fx.GraphModule) -> fx.GraphModule:
     if torch.is_autocast_enabled("cuda") or any(is_context(node) for node in graph.graph.nodes):
         return graph
     specs = [spec_of(node) for node in graph.graph.nodes if node.op == "placeholder"]
-    if not any(spec.dtype in _HALF and _on_cuda(spec) for spec in specs):
+    if not any(spec.dtype in KERNEL_DTYPES and _on_cuda(spec) for spec in specs):
         return graph
     copied = fx.Graph()
     mapped: dict[fx.Node, fx.Node] = {}
@@ -123,7 +122,7 @@ def _fits(holes: Found) -> bool:
         all(_on_cuda(spec) for spec in (weight, keys, values, *others))
         and {weight.dtype, keys.dtype, values.dtype} == {holes["dtype"]}
         and has_kernel(holes["dtype"], width)
-        and all(spec.dtype in (*_HALF, torch.float32) for spec in others)
+        and all(spec.dtype in (*KERNEL_DTYPES, torch.float32) for spec in others)
         and [spec.shape for spec in others] == shapes
         and caches == [row, row]
         and isinstance(holes["max_log_factor"], float)

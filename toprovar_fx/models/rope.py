@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..ops.rotate_pairs import rotate_pairs
 from ..schedules import Schedule, Side
 
 ROPE_BASE = 10000.0
@@ -62,6 +63,4 @@ def rotate(x: Tensor, table: Tensor) -> Tensor:
     Returns:
         ``[R, H, L, head_dim]`` float32: the caller rounds once, after the rotation.
     """
-    cos, sin = table.unbind(-1)
-    even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
-    return torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2)
+    return rotate_pairs(x, *table.unbind(-1))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import CheckpointError, OptionError, PromptError
+from ..user_line import warn_at_user_line
 from .text import TextFeatures, padding_mask
 
 
@@ -214,9 +214,9 @@ class T5TextEncoder:
         if longest > self.max_tokens:
             if not self.truncate:
                 raise PromptError(f"prompt of {longest} tokens: expected at most {self.max_tokens}")
-            warnings.warn(
+            warn_at_user_line(
                 f"prompt of {longest} tokens cut to {self.max_tokens}: what comes after is not drawn",
-                stacklevel=2,
+                UserWarning,
             )
             tokens = self.tokenizer(
                 list(prompts), padding=True, truncation=True, max_length=self.max_tokens, return_tensors="pt"

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from .attention_entropy import attention_entropy, check_operands
+from .triton_found import has_triton
 
 # Widest heads of the kernel, by dtype.
 _WIDEST_HEAD = {torch.float32: 128, torch.bfloat16: 256, torch.float16: 256}
@@ -72,7 +71,7 @@ def _empty_output(q: Tensor, v: Tensor) -> Tensor:
 
 
 def _has_kernel(q: Tensor, k: Tensor, v: Tensor) -> bool:
-    if not q.is_cuda or q.numel() == 0 or importlib.util.find_spec("triton") is None:
+    if not q.is_cuda or q.numel() == 0 or not has_triton():
         return False
     if not (q.dtype == k.dtype == v.dtype and q.device == k.device == v.device and q.shape[3] == v.shape[3]):
         return False

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from .rotate_pairs import rotate_pairs
+from .triton_found import has_triton
+
+# Of the kernel; elsewhere any will do.
+KERNEL_DTYPES = (torch.bfloat16, torch.float16)
+KERNEL_WIDTHS = (16, 32, 64, 128, 256)
 
 
 @torch.library.custom_op("toprovar::rotated_qkv", mutates_args=("keys", "values"))
@@ -51,8 +56,8 @@ def rotated_qkv(
     Returns:
         Queries `[R, H, L, D]`, laid out as `[R, L, H, D]` in memory, so that attention's result is, too.
     """
-    rows, tokens, _, heads, width = qkv.shape
-    out = qkv.new_empty(rows, tokens, heads, width)
+    _, tokens, _, heads, width = qkv.shape
+    out = _empty_queries(qkv)
     if qkv.is_cuda and has_kernel(qkv.dtype, width):
         from .triton_rotation import launch
 
@@ -67,36 +72,22 @@ def rotated_qkv(
     query = query.float() + q_bias.view(1, heads, 1, -1)
     factor = log_factor.float().clamp_max(max_log_factor).exp().view(1, heads, 1, 1)
     slots = slice(start, start + tokens)
-    out.transpose(1, 2).copy_(_rotate(F.normalize(query, dim=-1) * factor, cos, sin))
-    keys[:, :, slots] = _rotate(F.normalize(key.float(), dim=-1), cos, sin).to(qkv.dtype)
+    out.transpose(1, 2).copy_(rotate_pairs(F.normalize(query, dim=-1) * factor, cos, sin))
+    keys[:, :, slots] = rotate_pairs(F.normalize(key.float(), dim=-1), cos, sin).to(qkv.dtype)
     values[:, :, slots] = value + v_bias.to(qkv.dtype).view(1, heads, 1, -1)
     return out.transpose(1, 2)
 
 
 @rotated_qkv.register_fake
-def _(
-    qkv: Tensor,
-    q_bias: Tensor,
-    v_bias: Tensor,
-    log_factor: Tensor,
-    max_log_factor: float,
-    cos: Tensor,
-    sin: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    start: int,
-    keep: Tensor | None = None,
-) -> Tensor:
+def _(qkv: Tensor, *others: object, **named: object) -> Tensor:
+    return _empty_queries(qkv).transpose(1, 2)
+
+
+def _empty_queries(qkv: Tensor) -> Tensor:
     rows, tokens, _, heads, width = qkv.shape
-    return qkv.new_empty(rows, tokens, heads, width).transpose(1, 2)
+    return qkv.new_empty(rows, tokens, heads, width)
 
 
 def has_kernel(dtype: torch.dtype, width: int) -> bool:
     """Whether there is a kernel for heads of this width: half precision, a power of two from 16 to 256."""
-    fits = dtype in (torch.bfloat16, torch.float16) and width in (16, 32, 64, 128, 256)
-    return fits and importlib.util.find_spec("triton") is not None
-
-
-def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
-    return torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2)
+    return dtype in KERNEL_DTYPES and width in KERNEL_WIDTHS and has_triton()

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Hashable, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..user_line import warn_at_user_line
 from .classifier import load_classifier
 from .high_frequency import high_frequency_share, sobel_change
 from .peer import constants
@@ -92,11 +92,9 @@ class SkipVAR(Policy):
         """The last `skipped` scales."""
         if scale > max(self._at, 0) and self.features is None and not self._warned:
             self._warned = True
-            warnings.warn(
+            warn_at_user_line(
                 "toprovar: policy='skipvar' was told no code sums, so it leaves nothing out; draw with "
-                "InfinityPipeline, or call note_codes on the generation after every scale",
-                RuntimeWarning,
-                stacklevel=2,
+                "InfinityPipeline, or call note_codes on the generation after every scale"
             )
         return super().exits(scale) or scale >= len(self.schedule) - self.skipped
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 
 from ..analysis.reasons import Fallback
 from ..options import Options
+from ..user_line import warn_at_user_line
 from .generation import current_generation
 
 
@@ -24,6 +24,6 @@ def on_failure(options: Options) -> Callable[[Fallback], None] | None:
         running = current_generation()
         if running is not None:
             running.controller(options, 0).ledger.note(running.scale, why)
-        warnings.warn(f"toprovar: {why}", RuntimeWarning, stacklevel=3)
+        warn_at_user_line(f"toprovar: {why}")
 
     return note

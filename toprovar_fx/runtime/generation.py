@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from ..options import Options
 from ..schedules import Schedule
+from ..user_line import warn_at_user_line
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -85,11 +85,9 @@ class Generation:
         """Say that rows were to be left out and nobody asked which."""
         wanted = any(controller.options.guidance_until is not None for controller in self.controllers)
         if wanted and not self._asked:
-            warnings.warn(
+            warn_at_user_line(
                 "toprovar: guidance_until is set and the loop never asked conditional_only, so all rows ran; "
-                "draw with InfinityPipeline, or ask at every scale and run the first B rows if it says so",
-                RuntimeWarning,
-                stacklevel=3,
+                "draw with InfinityPipeline, or ask at every scale and run the first B rows if it says so"
             )
 
     def enter_compiled(self) -> None:
@@ -107,12 +105,10 @@ class Generation:
         """Say loudly that Dynamo stopped compiling half-way: those scales ran eagerly, unpruned."""
         missing = self.eager_scales
         if missing:
-            warnings.warn(
+            warn_at_user_line(
                 f"toprovar: scales {missing} ran outside the compiled graphs, most likely because Dynamo's "
                 "recompile limit was hit; raise it with torch.compile(..., recompile_limit=64) or "
-                "torch._dynamo.config.patch(recompile_limit=64)",
-                RuntimeWarning,
-                stacklevel=3,
+                "torch._dynamo.config.patch(recompile_limit=64)"
             )
 
     def controller(self, options: Options, layers: int, parts: int = 1) -> Controller:

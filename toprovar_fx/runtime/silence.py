@@ -8,9 +8,9 @@ seen is that torch looked the backend up by its name and no graph had come when 
 from __future__ import annotations
 
 import atexit
-import warnings
 
 from .._torch_private import named_as_backend
+from ..user_line import warn_at_user_line
 
 _ADVICE = (
     "torch.compile(model) wraps model.forward alone; for a model that generates through another method, such "
@@ -28,20 +28,16 @@ def note_graph() -> None:
 def warn_if_silent() -> None:
     """Warn if the backend was named to torch.compile and has received no graph."""
     if named_as_backend("toprovar") and not _graphs:
-        warnings.warn(
-            f"toprovar: the backend was named to torch.compile and never received a graph; {_ADVICE}",
-            RuntimeWarning,
-            stacklevel=2,
+        warn_at_user_line(
+            f"toprovar: the backend was named to torch.compile and never received a graph; {_ADVICE}"
         )
 
 
 def warn_outside_generation() -> None:
     """Warn that a graph that could be pruned ran where nothing says which scale it is."""
-    warnings.warn(
+    warn_at_user_line(
         "toprovar: a graph that could be pruned ran outside a generation, so nothing was pruned; run the "
-        f"loop over scales in toprovar_fx.generation(...). {_ADVICE}",
-        RuntimeWarning,
-        stacklevel=3,
+        f"loop over scales in toprovar_fx.generation(...). {_ADVICE}"
     )
 
 
@@ -51,12 +47,10 @@ def warn_if_idle(reasons: str) -> None:
     Args:
         reasons: why its graphs stayed dense, in words; "" if there was no graph.
     """
-    warnings.warn(
+    warn_at_user_line(
         "toprovar: this generation ran without a prunable graph, so nothing was pruned. "
         f"Reasons: {reasons or 'what was compiled was never traced as a scale step'}. "
-        "Compile the module whose forward is one scale step, or see toprovar_fx.explain.",
-        RuntimeWarning,
-        stacklevel=4,
+        "Compile the module whose forward is one scale step, or see toprovar_fx.explain."
     )
 
 
