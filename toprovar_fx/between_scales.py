@@ -35,8 +35,8 @@ class BetweenScales:
     """
 
     def __init__(self, quantizer: MultiScaleBSQ, device: torch.device | str) -> None:
-        self._quantizer = quantizer
-        self._advance = RecordedFunction(self._compute, memory_of(torch.device(device)))
+        self.quantizer, self.device = quantizer, torch.device(device)
+        self._advance = RecordedFunction(self._compute, memory_of(self.device))
 
     def __call__(
         self,
@@ -65,7 +65,7 @@ class BetweenScales:
             cfg=cfg,
             tau=tau,
             top_p=top_p,
-            sides=self._quantizer.schedule,
+            sides=self.quantizer.schedule,
         )
         return Advance(found[0], found[1], found[2] if len(found) > 2 else None)
 
@@ -81,7 +81,7 @@ class BetweenScales:
         sides: tuple[tuple[int, int], ...],
     ) -> tuple[Tensor, ...]:
         bits = sample_bits(logits, uniform, cfg, tau, top_p)
-        summed = self._quantizer.accumulate(summed, bits, scale)
+        summed = self.quantizer.accumulate(summed, bits, scale)
         if scale + 1 == len(sides):
             return bits, summed
-        return bits, summed, self._quantizer.next_input(summed, scale)
+        return bits, summed, self.quantizer.next_input(summed, scale)

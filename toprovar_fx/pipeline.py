@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from .between_scales import BetweenScales
 from .errors import OptionError
 from .models.text import TextFeatures
 from .pipeline_components import PipelineComponents
@@ -144,7 +145,15 @@ class InfinityPipeline(PipelineComponents):
             cfg=cfg,
             tau=tau,
             top_p=top_p,
+            between=self._between_scales(),
         )
+
+    def _between_scales(self) -> BetweenScales:
+        """What was recorded for this quantizer on this device."""
+        known, place = self._between, (self.vae.quantizer, self.device)
+        if known is None or (known.quantizer, known.device) != place:
+            known = self._between = BetweenScales(*place)
+        return known
 
     def _preview(self, summed_codes: Tensor) -> Tensor:
         """Decode a code sum of any size to images in [-1, 1]."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
+from .between_scales import BetweenScales
 from .errors import OptionError
 from .models.cache import CacheShelf
 from .models.configs import InfinityConfig
@@ -47,6 +48,7 @@ class PipelineComponents:
             )
         lay_out(vae.decoder)
         self._caches = CacheShelf()
+        self._between: BetweenScales | None = None
 
     @classmethod
     def from_pretrained(
