@@ -183,7 +183,8 @@ class StepProgram:
     def regions(self) -> list[Region]:
         """Every graph that this program can run."""
         joined = [] if self._whole is None else self._whole.regions
-        return [*self._context.regions, *self._rest, *joined]
+        blocks = [variant for region in self._context.regions for variant in region.variants]
+        return [*blocks, *self._rest, *joined]
 
     def _step_hints(self, sizes: Mapping[sympy.Symbol, int], more: Mapping[str, int]) -> dict[str, int]:
         """Sizes at the last scale of the generation that runs, told from those of the scale that runs."""

@@ -210,7 +210,7 @@ class Joiner:
     def _inline(self, call: fx.Node) -> Any:
         inputs = [fx.map_arg(argument, self._map) for argument in call.args]
         if call.target in self.sites:
-            return self._layer(self.sites[str(call.target)], inputs)
+            return self._layer(self.sites[str(call.target)], inputs, self._is_spare(call.args[0]))
         module: nn.Module = self.step.get_submodule(str(call.target))
         if isinstance(module, RegionModule):
             return self.run_region(module.region, inputs)
@@ -226,7 +226,16 @@ class Joiner:
         """The nodes that compute what a region returns: those of its graph."""
         return self.copy(region.graph, arguments)
 
-    def _layer(self, at: int, inputs: list[Any]) -> Any:
+    def run_pruned(self, region: Region, arguments: Sequence[Any], spare: bool) -> Any:
+        """As `run_region`, for a block that computes some rows; `spare`: nobody else needs the others."""
+        return self.run_region(region, arguments)
+
+    def _is_spare(self, hidden: Any) -> bool:
+        """Whether a block is the only reader of what another one made."""
+        made = isinstance(hidden, fx.Node) and hidden.op == "call_module" and hidden.target in self.sites
+        return made and len(hidden.users) == 1 and self.layers[self.sites[str(hidden.target)]].plain is None
+
+    def _layer(self, at: int, inputs: list[Any], spare: bool) -> Any:
         layer, hidden = self.layers[at], inputs[0]
         restored = self.extra[Extra("restored", at)] if layer.restored else None
         if layer.region is None and layer.plain is None:
@@ -242,7 +251,9 @@ class Joiner:
             keep = self._keep(at, layer)
             arguments.append(keep)
             arguments += [] if restored is None else [restored]
-        if layer.region is not None:
+        if layer.region is not None and keep is not None:
+            result = self.run_pruned(layer.region, arguments, spare and not layer.update)
+        elif layer.region is not None:
             result = self.run_region(layer.region, arguments)
         else:
             assert layer.plain is not None

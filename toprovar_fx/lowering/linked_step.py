@@ -40,6 +40,15 @@ class _Linker(Joiner):
         self.modules.setdefault(name, _Call(region))
         return self.graph.call_module(name, tuple(arguments))
 
+    def run_pruned(self, region: Region, arguments: Sequence[Any], spare: bool) -> Any:
+        """The node that calls a region that writes its rows into the hidden state, or into a copy of it."""
+        in_place = region.rows_in_place()
+        if in_place is None:
+            return self.run_region(region, arguments)
+        hidden, *others = arguments
+        own = hidden if spare else self.graph.call_method("clone", (hidden,))
+        return self.run_region(in_place, [own, *others])
+
     def pair(self, results: Any) -> tuple[Any, Any]:
         """Nodes that take the results of a call apart."""
         first, second = (self.graph.call_function(operator.getitem, (results, at)) for at in range(2))

@@ -16,6 +16,7 @@ from ..analysis.reasons import Fallback, Reason
 from ..cost.expressions import Cost, GraphCosts, Sizes
 from .epilogues import with_epilogues
 from .rotations import with_rotations
+from .rows_in_place import with_rows_in_place
 from .sizes import SizeReader, at_sizes, graph_specs
 
 log = logging.getLogger(__name__)
@@ -59,6 +60,7 @@ class Region:
         self._lowering, self._static, self._on_failure = lowering, static, on_failure
         self.failure: Fallback | None = None
         self._hints = dict(hints or {})
+        self._in_place: Region | None = None
         self._compiled: list[CompiledGraph] = []
         self._chosen: dict[Sizes, Callable[..., Any]] = {}
         self.costs = GraphCosts(graph)
@@ -77,6 +79,20 @@ class Region:
             self._on_failure(self.failure)
         result = call(*arguments)
         return result[0] if self._single else result
+
+    def rows_in_place(self) -> Region | None:
+        """The same for a hidden state that nobody needs any more (`with_rows_in_place`), or None."""
+        if self._in_place is None:
+            graph = with_rows_in_place(self.graph)
+            if graph is not None:
+                given = self._lowering, self._hints, f"{self.name}, in place", self._static, self._on_failure
+                self._in_place = Region(graph, *given)
+        return self._in_place
+
+    @property
+    def variants(self) -> list[Region]:
+        """This region, and what was made of it."""
+        return [self] if self._in_place is None else [self, self._in_place]
 
     def sizes(self, arguments: tuple[Any, ...]) -> Sizes:
         """Values of the size symbols at these arguments."""
