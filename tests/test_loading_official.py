@@ -236,7 +236,7 @@ def test_what_does_not_fit_is_named_before_any_weight_is_read(tmp_path, monkeypa
     def never(*_):
         raise AssertionError("weights were read")
 
-    monkeypatch.setattr("toprovar_fx.pipeline_files.read_checkpoint", never)
+    monkeypatch.setattr("toprovar_fx.official_parts.read_checkpoint", never)
     with pytest.raises(CheckpointError, match=FAULTS[fault]) as error:
         InfinityPipeline.from_pretrained(folder, device="cpu")
     assert "\n" not in str(error.value)

@@ -105,7 +105,7 @@ class PipelineComponents:
             OptionError: unknown name.
             CheckpointError: a file is missing, damaged or does not fit.
         """
-        from .pipeline_files import load_official
+        from .official_parts import load_official
 
         device, dtype = placement(device, dtype)
         pipe = load_official(name, transformer, vae, schedule or Schedule.infinity(), dtype)

@@ -11,7 +11,7 @@ import torch
 from ..errors import CheckpointError, OptionError
 from ..models.infinity import Infinity
 from ..models.vae import ImageVAE
-from ..pipeline_files import check_parts
+from ..official_parts import check_parts
 from .config_json import config_as_json
 from .files import SUFFIXES
 from .headers import Header, read_header, safetensors_header

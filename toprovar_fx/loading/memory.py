@@ -14,7 +14,8 @@ from ..models.configs import InfinityConfig, config_named
 from ..models.infinity import Infinity
 from ..models.text_encoder import SceneTextEncoder, default_t5_dtype, require_transformers
 from ..models.vae import VAE_CONFIGS, ImageVAE, VAEConfig
-from ..pipeline_files import check_parts, described_parts, pipeline_files
+from ..official_parts import check_parts
+from ..pipeline_files import described_parts, pipeline_files
 from ..placement import placement
 from ..scenes.vocab import VOCAB_SIZE
 from ..schedules import Schedule
