@@ -183,6 +183,7 @@ def main() -> int:
     parser.add_argument("--scales", type=int, default=10, help="7 or 10: the first so many of the schedule")
     parser.add_argument("--tolerance", type=float, default=1e-5, help="accepted absolute difference, fp32")
     parser.add_argument("--unfused", action="store_true", help="Infinity with fused_norm=False as well")
+    parser.add_argument("--unrounded", action="store_true", help="Infinity without its rounding alone")
     arguments = parser.parse_args()
     if arguments.var is None and arguments.infinity is None:
         parser.error("expected --var PATH or --infinity PATH")
@@ -190,7 +191,7 @@ def main() -> int:
     if arguments.var:
         makers.append(lambda: UpstreamVAR(arguments.var, arguments.depth or 16, arguments.scales))
     for fused in (True, False) if arguments.unfused else (True,):
-        for unrounded in (False, True) if arguments.infinity else ():
+        for unrounded in ((True,) if arguments.unrounded else (False, True)) if arguments.infinity else ():
             sizes = arguments.depth or 12, arguments.scales, fused, unrounded
             makers.append(partial(UpstreamInfinity, arguments.infinity, *sizes))
     rows = []
