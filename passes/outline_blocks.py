@@ -16,6 +16,7 @@ from ..declaration import declare
 from ..lowering.known_sizes import fold_known_sizes
 from ..lowering.outline import Outline, extract, replace_by_calls
 from .canonical_caches import canonical_caches
+from .part_rows import with_parted_rows
 from .step import BlockGraph, Site, Step
 from .trivial_block_masks import without_trivial_block_masks
 
@@ -36,7 +37,7 @@ def outline_blocks(traced: fx.GraphModule, granularity: str = "layer") -> Step:
     Raises:
         Unsupported: the step has no blocks that could be found.
     """
-    traced = without_trivial_block_masks(fold_known_sizes(traced))
+    traced = with_parted_rows(without_trivial_block_masks(fold_known_sizes(traced)))
     captured = canonical_caches(traced.graph)
     facts = read_step(captured)
     blocks, parts, fallback = facts.blocks, 1, None

@@ -14,6 +14,8 @@ from .ops import (  # noqa: F401 - registers the operators counted below
     attention_with_entropy,
     logits_entropy,
     packed_attention,
+    packed_cross_attention,
+    packed_self_attention,
 )
 
 Shape = Any
@@ -27,6 +29,8 @@ def flop_counter() -> FlopCounterMode:
         torch.ops.toprovar.attention_entropy: _entropy,
         torch.ops.toprovar.masked_attention_entropy: _masked_entropy,
         torch.ops.toprovar.packed_attention: _packed,
+        torch.ops.toprovar.packed_cross_attention: _packed_cross,
+        torch.ops.toprovar.packed_self_attention: _packed_self,
     }
     return FlopCounter(display=False, custom_mapping=mapping)
 
@@ -85,3 +89,13 @@ def _packed(
     # Every text is read by the tokens of its own row: the lengths of all texts sum to kv's rows.
     _, tokens, width = q
     return 4 * tokens * kv[0] * width
+
+
+def _packed_cross(q: Shape, k: Shape, v: Shape, *given: Any, out_shape: Shape = None, **named: Any) -> int:
+    _, tokens, heads, width = q
+    return 2 * tokens * k[0] * heads * (width + v[-1])
+
+
+def _packed_self(q: Shape, k: Shape, v: Shape, *given: Any, out_shape: Shape = None, **named: Any) -> int:
+    rows, tokens, heads, width = q
+    return 2 * rows * tokens * k[1] * heads * (width + v[-1])

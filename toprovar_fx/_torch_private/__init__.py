@@ -49,6 +49,8 @@ from .operators import (
     linear_gelu_rows,
     packet_of,
     parameter_names,
+    registered_name,
+    required_parameters,
     written_arguments,
 )
 from .symbolic_inputs import SymbolicInputs
@@ -85,6 +87,8 @@ __all__ = [
     "packet_of",
     "parameter_names",
     "recompile_limit",
+    "registered_name",
+    "required_parameters",
     "shadow",
     "storage_of",
     "symbolic_values",

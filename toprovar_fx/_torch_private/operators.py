@@ -39,6 +39,21 @@ def parameter_names(target: object) -> tuple[str, ...]:
     return () if schema is None else tuple(argument.name for argument in schema.arguments)
 
 
+def required_parameters(target: object) -> tuple[str, ...]:
+    """Names of the parameters that an operator has no default for."""
+    schema = getattr(getattr(target, "default", target), "_schema", None)
+    if schema is None:
+        return ()
+    return tuple(each.name for each in schema.arguments if not each.has_default_value())
+
+
+def registered_name(target: object) -> str | None:
+    """The name "namespace::operator" by which `torch.ops` finds a default overload, or None."""
+    if not isinstance(target, torch._ops.OpOverload) or target._overloadname != "default":
+        return None
+    return target._schema.name
+
+
 def linear_gelu_rows(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
     """`gelu(x W^T + b)` of rows `[N, C]`, approximated by tanh, in one product where the device has one."""
     return torch._addmm_activation(bias, x, weight.t(), use_gelu=True)

@@ -14,7 +14,8 @@ from torch import fx
 from .._torch_private import parameter_names
 from . import flex
 from .operators import operator_name
-from .reasons import Reason, Unsupported
+from .packed import PACKED
+from .reasons import PACKED_WHY, Reason, Unsupported
 
 # An argument whose value changes nothing of what the analysis states.
 ANY = object()
@@ -95,6 +96,8 @@ FORMS: Mapping[str, Form] = {
         result=0,
         understood="no `block_mask`; what a `score_mod` may do: below",
     ),
+    # What packed kernels are called by once their rows are parted (passes/part_rows.py).
+    "packed_self_attention": Form(("q", "k", "v", "scale", "kernel"), scale="scale", neutral={"kernel": ANY}),
 }
 
 _PACKED = """
@@ -142,7 +145,9 @@ def refused(graph: fx.Graph) -> Unsupported | None:
     """The verdict on the first attention node whose form is refused whatever its arguments, or None."""
     for node in graph.nodes:
         if node.op == "call_function" and operator_name(node) in REFUSED:
-            return Unsupported(REFUSED[operator_name(node)], node, operator_name(node))
+            return Unsupported(
+                REFUSED[operator_name(node)], node, node.meta.get(PACKED_WHY, operator_name(node))
+            )
     return None
 
 
@@ -156,5 +161,8 @@ def attention_table() -> str:
         asked += [form.understood] if form.understood else []
         layout = "[R, H, L, E]" if form.heads_first else "[R, L, H, E]"
         rows.append(f"| `{name}` | {layout} | {', '.join(asked)} |")
-    rows += [f"| `{name}` | - | never: `{reason.name}` |" for name, reason in REFUSED.items()]
+    parted = "queries merged from [R, L, ...] whose lengths are computed as 0, L, 2L, ...; else `PACKED_ROWS`"
+    rows += [f"| `{name}` | [R L, H, E] | {parted} |" for name in PACKED]
+    never = {name: reason for name, reason in REFUSED.items() if name not in PACKED}
+    rows += [f"| `{name}` | - | never: `{reason.name}` |" for name, reason in never.items()]
     return "\n".join(rows) + "\n"

@@ -7,6 +7,9 @@ from dataclasses import dataclass, replace
 
 from torch import fx
 
+# Metadata of a packed attention that could not be parted: what was not proven.
+PACKED_WHY = "toprovar_packed"
+
 
 class Reason(enum.Enum):
     """A typed reason for leaving something dense; the value is the advice."""
@@ -30,8 +33,9 @@ class Reason(enum.Enum):
         "or slopes, with q, k and v apart"
     )
     PACKED_ROWS = (
-        "tokens of all batch rows lie on one axis, told apart by cumulative lengths; a next-scale step has "
-        "equally many tokens in every row, so call attention on [rows, tokens, heads, width]"
+        "tokens of all batch rows lie on one axis, and nothing says that they are equally many in every row; "
+        "merge them from [rows, tokens, ...] right before the call, compute their cumulative lengths by "
+        "torch.arange, and part them right after it"
     )
     RANDOM = "random numbers, such as dropout's, would fall on other tokens; call the model in eval mode"
     NO_BLOCK = "no cut through a single hidden state around the attention was found"

@@ -60,6 +60,7 @@ RULES: dict[str, Rule] = {
     "repeat_interleave": shaping.repeat_interleave,
     "dropout": computing.dropout,
     "packed_attention": computing.rows_of_first,
+    "packed_cross_attention": computing.rows_of_first,
 }
 
 

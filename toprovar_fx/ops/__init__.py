@@ -4,6 +4,7 @@ from .attention_entropy import attention_entropy
 from .attention_with_entropy import attention_with_entropy
 from .logits_entropy import logits_entropy, masked_attention_entropy
 from .packed_attention import packed_attention
+from .packed_rows import packed_cross_attention, packed_self_attention
 from .select_tokens import select_tokens
 
 __all__ = [
@@ -12,5 +13,7 @@ __all__ = [
     "logits_entropy",
     "masked_attention_entropy",
     "packed_attention",
+    "packed_cross_attention",
+    "packed_self_attention",
     "select_tokens",
 ]
