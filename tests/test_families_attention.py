@@ -9,10 +9,11 @@ import torch
 
 from .models.attentions import KINDS, AttendingSubject
 from .models.flex_attentions import FLEX
+from .models.packed_attentions import PACKED
 from .models.subjects import Outcome, Traced, generate, identical, worst
 from .oracle_attentions import replay
 
-KINDS = {**KINDS, **FLEX}
+KINDS = {**KINDS, **FLEX, **PACKED}
 OPEN = {"preset": "criterion", "protected_layers_first": 0, "protected_layers_last": 0, "restore": "residual"}
 KEEP = {3: 0.5, 4: {0: 0.3, 1: 0.7}, 5: 0.25}
 # A model costs a second to trace; these are different enough to run every time, the others run at night.
@@ -20,6 +21,7 @@ OFTEN = {
     *("AdditiveMask", "OwnScaleMask", "NoHeadsMask", "ExpandedHeads", "OneKeyHead", "GroupedMask"),
     *("FlashGrouped", "FlashOperator", "XformersBias", "MatmulFloat", "MatmulFill", "MatmulOwnScale"),
     *("EinsumDots", "Baddbmm", "GroupedMatmul", "CrossHandwritten"),
+    *("PackedReshaped", "PackedGrouped", "PackedOperator", "PackedText"),
     *("FlexHeads", "FlexTemperature", "FlexDistance", "FlexOwnScale"),
 }
 EVERY = [pytest.param(name, marks=[] if name in OFTEN else [pytest.mark.nightly], id=name) for name in KINDS]

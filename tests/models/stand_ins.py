@@ -108,3 +108,68 @@ def varlen_attn(
 @varlen_attn.register_fake
 def _(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k):
     return torch.empty_like(query)
+
+
+def _by_rows(
+    q: Tensor, k: Tensor, v: Tensor, starts_q: Tensor, starts_k: Tensor, scale: float | None
+) -> Tensor:
+    parts = []
+    for row in range(len(starts_q) - 1):
+        own = slice(int(starts_q[row]), int(starts_q[row + 1]))
+        seen = slice(int(starts_k[row]), int(starts_k[row + 1]))
+        parts.append(_attend(q[None, own], k[None, seen], v[None, seen], scale)[0])
+    return torch.cat(parts)
+
+
+@torch.library.custom_op("standin::_flash_attn_varlen_forward", mutates_args=())
+def flash_attn_varlen_forward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens_q: Tensor,
+    cu_seqlens_k: Tensor,
+    max_seqlen_q: int,
+    max_seqlen_k: int,
+    dropout_p: float,
+    softmax_scale: float,
+    causal: bool,
+    window_size_left: int = -1,
+    window_size_right: int = -1,
+    softcap: float = 0.0,
+    alibi_slopes: Tensor | None = None,
+    return_softmax: bool = False,
+    block_table: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    assert max_seqlen_q == int((cu_seqlens_q[1:] - cu_seqlens_q[:-1]).max())
+    assert max_seqlen_k == int((cu_seqlens_k[1:] - cu_seqlens_k[:-1]).max())
+    mixed = _by_rows(q, k, v, cu_seqlens_q, cu_seqlens_k, softmax_scale)
+    return mixed, q.new_zeros(q.shape[1], q.shape[0], dtype=torch.float32)
+
+
+@flash_attn_varlen_forward.register_fake
+def _(q, k, v, *rest, **named):
+    return torch.empty_like(q), q.new_empty(q.shape[1], q.shape[0], dtype=torch.float32)
+
+
+@torch.library.custom_op("standin::_varlen_attn", mutates_args=())
+def varlen_attn_operator(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    cu_seq_q: Tensor,
+    cu_seq_k: Tensor,
+    max_q: int,
+    max_k: int,
+    is_causal: bool = False,
+    scale: float | None = None,
+    window_size: list[int] | None = None,
+    enable_gqa: bool = False,
+    num_splits: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    assert enable_gqa or query.shape[1] == key.shape[1]
+    return _by_rows(query, key, value, cu_seq_q, cu_seq_k, scale), query.new_zeros(1)
+
+
+@varlen_attn_operator.register_fake
+def _(query, key, value, *rest, **named):
+    return torch.empty_like(query), query.new_empty(1)

@@ -1,8 +1,8 @@
 """Attention on packed rows: whose tokens the rows are, and whether the lengths that part them are equal.
 
 A packed kernel takes the tokens of all batch rows on one axis, [R L, H, E], and cumulative lengths [R + 1].
-Where the queries were merged from [R, L, ...] and their lengths are 0, L, 2L, ... R L by how they are computed,
-the axis can be parted again without a look at any value.
+Where the queries were merged from [R, L, ...] and their lengths are 0, L, 2L, ... R L by how they are
+computed, the axis can be parted again without a look at any value.
 """
 
 from __future__ import annotations
@@ -10,14 +10,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import sympy
 from torch import fx
 
 from .._torch_private import parameter_names, registered_name
 from ..ops.packed_rows import GROUPED, KEY_STARTS, MOST_KEYS, MOST_QUERIES, QUERY_STARTS, SCALES
-from .operators import argument, operator_name
+from .operators import operator_name
+from .progressions import CASTS, progression
 from .reasons import Reason, Unsupported
 from .shapes import Size, is_tensor, product, same, shape_of, size_of
+from .writes import between, memory_of, written
 
 # Operators by name, and which of their results are the attended values.
 PACKED = {
@@ -41,24 +42,6 @@ _NEUTRAL: dict[str, tuple[object, ...]] = {
     "zero_tensors": (False,),
     GROUPED: (False, True),
 }
-# What leaves rows where they are.
-_CASTS = frozenset(
-    [
-        "to",
-        "type",
-        "contiguous",
-        "clone",
-        "half",
-        "bfloat16",
-        "float",
-        "detach",
-        "cuda",
-        "cpu",
-        "int",
-        "long",
-        "int32",
-    ]
-)
 
 
 @dataclass(frozen=True)
@@ -66,13 +49,14 @@ class Parted:
     """Rows [R N, H, E] by where they come from: [R, N, H, E] or [R, N, H E], and the casts on the way.
 
     Attributes:
-        source: the value before its rows were merged.
+        source: the value before its rows were merged; `merged` after.
         casts: nodes that act on each element of the merged rows, in order.
         rows, length: R and N.
         heads, width: H and E.
     """
 
     source: fx.Node
+    merged: fx.Node
     casts: tuple[fx.Node, ...]
     rows: Size
     length: Size
@@ -135,6 +119,11 @@ def read_packed(node: fx.Node) -> PackedCall:
         raise Unsupported(Reason.PACKED_ROWS, node, detail)
     keys, values = part(key), part(value)  # type: ignore[arg-type]
     alike = keys is not None and values is not None and same(keys.length, values.length)
+    for rows in (parted, keys, values):
+        if rows is not None and memory_of(rows.source) in written(between(node.graph, rows.merged, node)):
+            raise Unsupported(
+                Reason.PACKED_ROWS, node, "what the rows are merged from is written to afterwards"
+            )
     equal = alike and keys is not None and same(keys.rows, parted.rows) and _are_equal_steps(key_starts, keys)
     most_keys = _one_of(given, MOST_KEYS)
     if not equal and size_of(most_keys) is None:
@@ -160,7 +149,7 @@ def part(node: fx.Node) -> Parted | None:
     """Where rows [R N, H, E] were merged from, or None."""
     casts: list[fx.Node] = []
     merged = node
-    while operator_name(merged) in _CASTS and merged.op in ("call_method", "call_function"):
+    while operator_name(merged) in CASTS and merged.op in ("call_method", "call_function"):
         casts.insert(0, merged)
         if not merged.args or not isinstance(merged.args[0], fx.Node):
             return None
@@ -177,60 +166,7 @@ def part(node: fx.Node) -> Parted | None:
     if not all(same(left, right) for left, right in zip(before[2:], inner, strict=True)):
         return None
     heads, width = map(int, after[1:])
-    return Parted(source, tuple(casts), before[0], before[1], heads, width)
-
-
-def progression(node: object) -> tuple[Size, Size] | None:
-    """(n, d) where a value is 0, d, 2 d, ... (n - 1) d by how it is computed, or None."""
-    if not isinstance(node, fx.Node):
-        return None
-    name = operator_name(node)
-    if name in _CASTS and node.args:
-        return progression(node.args[0])
-    if name == "arange":
-        return _arange(node)
-    if name == "mul" and len(node.args) == 2:
-        for steps, factor in (node.args, reversed(node.args)):
-            found, by = progression(steps), size_of(factor)
-            if found is not None and by is not None:
-                return found[0], sympy.expand(found[1] * by)
-    if name == "pad":
-        return _padded_sum(node)
-    return None
-
-
-def _arange(node: fx.Node) -> tuple[Size, Size] | None:
-    given = list(node.args)
-    start = given[0] if len(given) > 1 else node.kwargs.get("start", 0)
-    end = given[1] if len(given) > 1 else given[0] if given else node.kwargs.get("end")
-    step = given[2] if len(given) > 2 else node.kwargs.get("step", 1)
-    first, last, by = (size_of(entry) for entry in (start, end, step))
-    if first is None or last is None or by is None or first != 0:
-        return None
-    for extra in (0, 1):
-        # Up to n d, or one further, as in arange(0, R L + 1, L).
-        count, denominator = sympy.fraction(sympy.cancel((last - extra) / by))
-        if denominator == 1:
-            return sympy.expand(count + extra), by
-    return None
-
-
-def _padded_sum(node: fx.Node) -> tuple[Size, Size] | None:
-    """pad(cumsum(full(n, d)), (1, 0)): 0, d, ... n d."""
-    fill = argument(node, 3, "value", None)
-    if tuple(argument(node, 1, "pad", ())) != (1, 0) or fill not in (None, 0):  # type: ignore[arg-type]
-        return None
-    summed = node.args[0]
-    while isinstance(summed, fx.Node) and operator_name(summed) in _CASTS:
-        summed = summed.args[0]
-    if not isinstance(summed, fx.Node) or operator_name(summed) != "cumsum":
-        return None
-    filled = summed.args[0]
-    if not isinstance(filled, fx.Node) or operator_name(filled) != "full":
-        return None
-    shape, value = filled.args[0], size_of(argument(filled, 1, "fill_value"))
-    count = size_of(shape[0]) if isinstance(shape, (tuple, list)) and len(shape) == 1 else size_of(shape)
-    return None if count is None or value is None else (sympy.expand(count + 1), value)
+    return Parted(source, merged, tuple(casts), before[0], before[1], heads, width)
 
 
 def _are_equal_steps(starts: object, parted: Parted) -> bool:

@@ -7,6 +7,7 @@ apart. Here the tokens keep their axis, and the lengths are made of it, so that 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -83,7 +84,9 @@ def _attend(
     namespace, _, name = kernel.partition("::")
     function = getattr(getattr(torch.ops, namespace), name).default
     known = set(parameter_names(function))
-    given = {name: value for name, value in _NEUTRAL.items() if name in required_parameters(function)}
+    given: dict[str, Any] = {
+        name: value for name, value in _NEUTRAL.items() if name in required_parameters(function)
+    }
     given |= {
         _named(QUERY_STARTS, known): _starts(rows, length, q.device),
         _named(KEY_STARTS, known): starts,
