@@ -13,7 +13,7 @@ from toprovar_fx.passes.row_sizes import RowSizes
 from toprovar_fx.program import programs
 from toprovar_fx.runtime.generation import generation
 
-from .models import odd, odd_attention
+from .models import odd, odd_attention, odd_packed
 from .models.subjects import SQUARE, Outcome, generate, identical
 
 pytestmark = pytest.mark.usefixtures("many_graphs")
@@ -81,8 +81,8 @@ CASES = [
     (odd_attention.SoftCap, Reason.ATTENTION_VARIANT),
     (odd_attention.FlexValues, Reason.MASKED_ATTENTION),
     (odd_attention.FlexLength, Reason.LENGTH_IN_ARITHMETIC),
-    (odd_attention.Varlen, Reason.PACKED_ROWS),
-    (odd_attention.TorchVarlen, Reason.PACKED_ROWS),
+    (odd_packed.Unequal, Reason.PACKED_ROWS),
+    (odd_packed.Causal, Reason.PACKED_ROWS),
     (odd_attention.AttentionDropout, Reason.RANDOM),
     (odd_attention.Dropout, Reason.RANDOM),
     (odd_attention.Noise, Reason.RANDOM),
@@ -121,7 +121,7 @@ def test_refused_with_a_reason(kind, reason):
     assert identical(outcome.state.keys, expected.state.keys)
     assert reasons(outcome) == {reason}
     assert all(run.arm == "dense" for run in outcome.controller.ledger.runs)
-    if kind.__module__ == odd_attention.__name__:
+    if kind.__module__ in (odd_attention.__name__, odd_packed.__name__):
         for fallback in outcome.controller.ledger.fallbacks:
             assert fallback.node and ".py:" in fallback.source and reason.value in str(fallback)
     with pytest.raises(Exception, match=reason.name) as caught:

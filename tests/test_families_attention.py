@@ -105,7 +105,10 @@ def test_entropies_of_kept_tokens(name, observed):
 @pytest.mark.nightly
 @pytest.mark.parametrize(
     "name",
-    ["Baddbmm", "GroupedMatmul", "ExpandedHeads", "OwnScaleMask", "Flash", "FlexDistance", "FlexTemperature"],
+    [
+        *("Baddbmm", "GroupedMatmul", "ExpandedHeads", "OwnScaleMask", "Flash", "FlexDistance"),
+        *("FlexTemperature", "PackedGrouped", "PackedText"),
+    ],
 )
 def test_through_inductor(name):
     options = {"keep": KEEP, "min_scale": 1, "score": "entropy", "entropy_source": "previous_scale"}

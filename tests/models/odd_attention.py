@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 from .odd import HEADS, WIDTH, Plain
-from .stand_ins import flash_attn_func, flash_attn_varlen_func, varlen_attn
+from .stand_ins import flash_attn_func
 
 SCALE = 1 / math.sqrt(WIDTH // HEADS)
 
@@ -188,28 +188,6 @@ class FlexBlocks(Cached):
     def mix(self, q: Tensor, k: Tensor, v: Tensor, end: int) -> Tensor:
         blocks = create_block_mask(lambda b, h, q, k: k >= 0, None, None, q.shape[2], end, device="cpu")
         return flex_attention(q, k, v, block_mask=blocks)
-
-
-def packed(x: Tensor) -> tuple[Tensor, Tensor]:
-    """[R, H, L, E] as [R L, H, E], and where each row begins."""
-    rows, _, length, _ = x.shape
-    return x.transpose(1, 2).flatten(0, 1), torch.arange(0, (rows + 1) * length, length, dtype=torch.int32)
-
-
-class Varlen(Cached):
-    def mix(self, q: Tensor, k: Tensor, v: Tensor, end: int) -> Tensor:
-        (queries, starts), (keys, key_starts), (values, _) = packed(q), packed(k), packed(v)
-        mixed = flash_attn_varlen_func(queries, keys, values, starts, key_starts, q.shape[2], end)
-        return mixed.unflatten(0, (q.shape[0], -1)).transpose(1, 2)
-
-
-class TorchVarlen(Cached):
-    """The operator behind `torch.nn.attention.varlen`, by name: torch's own runs on CUDA alone."""
-
-    def mix(self, q: Tensor, k: Tensor, v: Tensor, end: int) -> Tensor:
-        (queries, starts), (keys, key_starts), (values, _) = packed(q), packed(k), packed(v)
-        mixed = varlen_attn(queries, keys, values, starts, key_starts, q.shape[2], end)
-        return mixed.unflatten(0, (q.shape[0], -1)).transpose(1, 2)
 
 
 # Random numbers.

@@ -55,6 +55,9 @@ _FLASH_OPERATOR = {
     "alibi_slopes": None,
     "return_softmax": False,
 }
+# What packed kernels are called by once their rows are parted (passes/part_rows.py).
+PARTED = "packed_self_attention"
+
 FORMS: Mapping[str, Form] = {
     "scaled_dot_product_attention": Form(
         ("query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale", "enable_gqa"),
@@ -96,8 +99,7 @@ FORMS: Mapping[str, Form] = {
         result=0,
         understood="no `block_mask`; what a `score_mod` may do: below",
     ),
-    # What packed kernels are called by once their rows are parted (passes/part_rows.py).
-    "packed_self_attention": Form(("q", "k", "v", "scale", "kernel"), scale="scale", neutral={"kernel": ANY}),
+    PARTED: Form(("q", "k", "v", "scale", "kernel"), scale="scale", neutral={"kernel": ANY}),
 }
 
 _PACKED = """
@@ -155,6 +157,8 @@ def attention_table() -> str:
     """Return the Markdown table of docs/analysis.md: what is known by name, and what happens to it."""
     rows = ["| Function or operator | Layout | Understood where |", "|---|---|---|"]
     for name, form in FORMS.items():
+        if name == PARTED:
+            continue
         asked = [f"`{form.causal}=False`"] if form.causal else []
         asked += [f"`{form.dropout}=0`"] if form.dropout else []
         asked += [f"`{key}={value}`" for key, value in form.neutral.items() if value is not ANY]
