@@ -20,6 +20,7 @@ FORESEEN = {
     "lossless": {"preset": "lossless"},
     "one layer ranks all": {**GIVEN, "ranking_depth": 0.5},
     "keys kept, nothing restored": {**GIVEN, "pruned_kv": "keep", "restore": "residual"},
+    "frequency": {**OPEN, "keep": KEEP, "score": "frequency"},
     "exit": {**GIVEN, "scale_exit": -1},
 }
 MEASURED = {

@@ -39,6 +39,8 @@ DECIDED = {
     "one layer ranks all": {"keep": MANY, **BEFORE, "ranking_depth": 0.5},
     "last dense layer": {"keep": MANY},
     "previous layer": {"keep": MANY, "entropy_source": "previous_layer"},
+    "frequency": {"keep": MANY, "score": "frequency"},
+    "frequency, nothing restored": {"keep": MANY, "score": "frequency", "restore": "residual"},
     "random": {"keep": MANY, "score": "random"},
     "random policy": {"keep": MANY, "policy": "random"},
     "bernoulli": {"keep": MANY, **BEFORE, "sampling": "bernoulli"},
@@ -48,7 +50,10 @@ DECIDED = {
     "budget": {"budget": 1.2, **BEFORE, "ranking_depth": 0.5, "min_scale": 2},
 }
 UNDECIDED = {
-    "frequency": ({"keep": MANY, "score": "frequency"}, "score='frequency'"),
+    "frequency, bernoulli": (
+        {"keep": MANY, "score": "frequency", "sampling": "bernoulli"},
+        "score='frequency'",
+    ),
     "eq. 6": ({"min_scale": 2}, "K by eq. 6"),
     "own entropies": ({"keep": MANY, "entropy_source": "same_layer"}, "OwnEntropyGate"),
     "fastvar": ({"policy": "fastvar", "keep": {-1: 0.5}}, "policy='fastvar'"),
@@ -186,7 +191,9 @@ def generate_without_reads(monkeypatch, options) -> Outcome:
 
 
 @pytest.mark.usefixtures("entropies_as_on_a_device")
-@pytest.mark.parametrize("name", ["lossless", "previous scale", "one layer ranks all", "random", "keys kept"])
+@pytest.mark.parametrize(
+    "name", ["lossless", "previous scale", "one layer ranks all", "frequency", "random", "keys kept"]
+)
 def test_a_decided_generation_reads_nothing_back(name, monkeypatch):
     found = generate_without_reads(monkeypatch, {**OPEN, **DECIDED[name], "unit": "step"})
     assert len(found.logits) == len(SQUARE)

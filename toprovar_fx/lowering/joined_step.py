@@ -15,6 +15,7 @@ import torch
 from torch import fx, nn
 
 from ..criteria.restore import scatter_rows
+from ..criteria.scores import frequency_score
 from ..ops import select_tokens  # noqa: F401 - registers the operator called here
 from .region import Region
 from .rest import RegionModule
@@ -33,6 +34,7 @@ class JoinedLayer:
         count: group of the layer's K, or None where it keeps all or nothing.
         ranked_by: layer whose entropy map selects the K tokens inside the graph; None where the keep set is
             an input, or nothing is kept.
+        by_frequency: whether the graph selects them by their distance to the mean of what the layer gets.
         base: layer whose map fills in for tokens that were not computed, where entropies are measured.
         entropy: whether the variant also returns entropies.
         restored: whether tokens that are not computed get an update that is an input.
@@ -45,6 +47,7 @@ class JoinedLayer:
     offset: int | None = None
     count: int | None = None
     ranked_by: int | None = None
+    by_frequency: bool = False
     base: int | None = None
     entropy: bool = False
     restored: bool = False
@@ -53,7 +56,7 @@ class JoinedLayer:
     @property
     def keep_given(self) -> bool:
         """Whether the keep set is an input."""
-        return self.count is not None and self.ranked_by is None
+        return self.count is not None and self.ranked_by is None and not self.by_frequency
 
 
 class Extra(NamedTuple):
@@ -170,7 +173,7 @@ class Joiner:
         for at, layer in enumerate(self.layers):
             if layer.offset is not None:
                 found[Extra("offset", layer.offset)] = None
-            if layer.ranked_by is not None:
+            if layer.ranked_by is not None or layer.by_frequency:
                 assert layer.count is not None
                 found[Extra("count", layer.count)] = None
                 found[Extra("images", 0)] = None
@@ -248,7 +251,7 @@ class Joiner:
             arguments.append(self.extra[Extra("offset", layer.offset)])
         keep = None
         if layer.count is not None:
-            keep = self._keep(at, layer)
+            keep = self._keep(at, layer, hidden)
             arguments.append(keep)
             arguments += [] if restored is None else [restored]
         if layer.region is not None and keep is not None:
@@ -269,11 +272,15 @@ class Joiner:
             self.updates[at] = self.graph.call_function(torch.sub, (result, hidden))
         return result
 
-    def _keep(self, at: int, layer: JoinedLayer) -> fx.Node:
-        if layer.ranked_by is None:
+    def _keep(self, at: int, layer: JoinedLayer, hidden: fx.Node) -> fx.Node:
+        if layer.keep_given:
             return self.extra[Extra("keep", at)]
         assert layer.count is not None
-        key = self.maps[layer.ranked_by], layer.count
+        if layer.ranked_by is None:
+            ranking = self.graph.call_function(frequency_score, (hidden,))
+        else:
+            ranking = self.maps[layer.ranked_by]
+        key = ranking, layer.count
         if key not in self.selected:
             count, images = self.extra[Extra("count", layer.count)], self.extra[Extra("images", 0)]
             rule = (self.selection.rule, self.selection.keep_low)

@@ -80,7 +80,8 @@ class LayerDecision:
         site: the layer.
         arm: which variant; `ran` is its graph, None for a skipped layer and one that was not understood.
         count: tokens computed: L, K or 0.
-        ranked_by: layer whose map selects the tokens in the graph; None where `keep` does, or all run.
+        ranked_by: layer whose map selects the tokens in the graph; None where another thing does, or all run.
+        by_frequency: whether the graph selects the tokens by their distance to the mean token.
         base: layer whose map fills in for tokens that were not computed, or None.
         keep: keep set [R, K] that was decided before.
         restored: whether tokens that are not computed get an update.
@@ -93,6 +94,7 @@ class LayerDecision:
     ran: Arm | None
     count: int
     ranked_by: int | None = None
+    by_frequency: bool = False
     base: int | None = None
     keep: Tensor | None = None
     restored: bool = False
@@ -149,7 +151,7 @@ class _Decider:
             answers += (("ScaleDepthGate", past),)
         if not past or (site.skip is None and site.gather is None):
             return self._whole(site, answers)
-        count, ranked_by, keep = self._plan(site.layer)
+        count, by, keep = self._plan(site.layer)
         if site.skip is not None:
             answers += (("LayerSkipGate", count == 0),)
             if count == 0:
@@ -168,7 +170,8 @@ class _Decider:
             "pruned",
             tapped or site.gather.pruned,
             count,
-            ranked_by=ranked_by,
+            ranked_by=by if isinstance(by, int) else None,
+            by_frequency=by == "frequency",
             base=base if tapped is not None and self._known(base) else None,
             keep=keep,
             restored=self.options.restore == "cache",
@@ -188,16 +191,18 @@ class _Decider:
     def _known(self, layer: int) -> bool:
         return layer in self.measured or self.controller.knows_map(layer)
 
-    def _plan(self, layer: int) -> tuple[int, int | None, Tensor | None]:
-        """K, and the layer whose map selects or the keep set."""
+    def _plan(self, layer: int) -> tuple[int, int | Literal["frequency"] | None, Tensor | None]:
+        """K, and what selects: the map of a layer, the distance to the mean token, or the keep set."""
         options, by_entropy = self.options, self.options.score == "entropy"
         ratio, wanted = self.controller.ratio(layer), self.controller.ranked_by(layer, self.latest)
         if by_entropy and not self._known(wanted):
             return self.length, None, None
-        if by_entropy and ratio is not None and options.sampling == "topk":
+        in_graph = by_entropy or (options.score == "frequency" and options.policy == "toprovar")
+        if in_graph and ratio is not None and options.sampling == "topk":
             count = explicit_count(ratio, self.length)
             some = count not in (0, self.length)
-            return (max(count, FEWEST_TOKENS), wanted, None) if some else (count, None, None)
+            selects: int | Literal["frequency"] = wanted if by_entropy else "frequency"
+            return (max(count, FEWEST_TOKENS), selects, None) if some else (count, None, None)
         if options.score == "random" or (by_entropy and wanted not in self.measured):
             plan = self.controller.plan(layer, self.hidden)
             return plan.count, None, plan.keep

@@ -219,6 +219,7 @@ def _joined_layer(one: LayerDecision, group: int) -> JoinedLayer:
         offset=None if one.ran.start is None else group,
         count=group if one.arm == "pruned" else None,
         ranked_by=one.ranked_by,
+        by_frequency=one.by_frequency,
         base=one.base,
         entropy=one.measures,
         restored=one.restored,
