@@ -81,6 +81,22 @@ def test_the_fit_and_its_figures():
     assert one == 3
 
 
+def test_a_risk_bounds_what_is_left_out_too_much():
+    """Features that say nothing: the more careful, the less is left out, on unseen prompts alike."""
+    rng = np.random.default_rng(1)
+    labels = rng.choice(4, 4000, p=[0.02, 0.08, 0.3, 0.6])
+    samples = [script.Sample(tuple(rng.normal(size=2)), int(label), 0) for label in labels]
+    found = {risk: script.classifiers(samples, risk)["skip"] for risk in (1.0, 0.2, 0.05)}
+    assert found[1.0]["fitted"]["mean_decided"] == 3.0
+    for risk in (0.2, 0.05):
+        assert found[risk]["fitted"]["leaves_out_too_much"] <= risk
+        assert found[risk]["held_out"]["leaves_out_too_much"] < 1.4 * risk
+        # No more is given up than the risk asks for.
+        assert found[risk]["fitted"]["leaves_out_too_much"] > 0.9 * risk
+    decided = [found[risk]["fitted"]["mean_decided"] for risk in (1.0, 0.2, 0.05)]
+    assert decided == sorted(decided, reverse=True)
+
+
 def test_the_script_writes_a_file_that_the_policy_takes_and_goes_on(monkeypatch, tmp_path, capsys):
     drawn = []
 
