@@ -6,9 +6,9 @@ Every prompt is drawn dense, without its last 1, 2 and 3 scales, and with condit
 1, 2 and 3. A way to save passes if SceneEval finds what it finds in the dense image, and the structural
 similarity to it is at least `--ssim`. The label of a prompt is the most that can be saved, everything less
 passing too. The fit is a multinomial logistic regression on standardised features, penalty |w|^2 / 2 (C = 1),
-on the first three quarters of the prompts; the last quarter says how good it is. Leaving out more than passes is
-worse than leaving out less: intercepts are lowered, class by class, until at most a share `--risk` of the fitted
-prompts loses more than passes (1: as published, no weight on either error).
+on the first three quarters of the prompts; the last quarter says how good it is. Leaving out more than passes
+is worse than leaving out less: intercepts are lowered, class by class, until at most a share `--risk` of the
+fitted prompts loses more than passes (1: as published, no weight on either error).
 `options={"policy": "skipvar", "classifier": "scenes_skip.json"}` uses the file.
 
 Samples are kept beside the file, in `OUT.samples.jsonl`: the same command continues after an interruption.
