@@ -81,6 +81,7 @@ CASES = [
     (odd_attention.SoftCap, Reason.ATTENTION_VARIANT),
     (odd_attention.FlexValues, Reason.MASKED_ATTENTION),
     (odd_attention.FlexLength, Reason.LENGTH_IN_ARITHMETIC),
+    (odd_attention.FlexOwnLength, Reason.LENGTH_IN_ARITHMETIC),
     (odd_attention.Varlen, Reason.PACKED_ROWS),
     (odd_attention.TorchVarlen, Reason.PACKED_ROWS),
     (odd_attention.AttentionDropout, Reason.RANDOM),
