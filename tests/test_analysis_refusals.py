@@ -83,6 +83,7 @@ CASES = [
     (odd_attention.FlexLength, Reason.LENGTH_IN_ARITHMETIC),
     (odd_packed.Unequal, Reason.PACKED_ROWS),
     (odd_packed.Causal, Reason.PACKED_ROWS),
+    (odd_attention.FlexOwnLength, Reason.LENGTH_IN_ARITHMETIC),
     (odd_attention.AttentionDropout, Reason.RANDOM),
     (odd_attention.Dropout, Reason.RANDOM),
     (odd_attention.Noise, Reason.RANDOM),

@@ -28,6 +28,10 @@ FAULTS = {
     "table-per-layer": CaseSpec((BlockSpec(position="table"),) * 3),
     # Guidance at the end of a layer joins rows; it was part of the layer: TOKEN_MIXING.
     "guidance-in-a-layer": CaseSpec((BlockSpec(guidance="mixed"), PLAIN), rows="guided"),
+    # With one batch row, heads that `bmm` had merged with it were taken for rows and heads: RESHAPED_TOKENS.
+    "bmm-of-one-row": CaseSpec((BlockSpec(attention="bmm"),), rows="plain"),
+    # Where the scale begins in the schedule, without a cache that begins there: LENGTH_IN_ARITHMETIC.
+    "place-without-a-cache": CaseSpec((BlockSpec(attention="flex_distance", cache="none"),)),
     # RoPE as complex numbers: UNKNOWN_OPERATOR.
     "complex-rope": CaseSpec((BlockSpec(position="rope_complex"),) * 2),
 }

@@ -52,6 +52,12 @@ def judge(case: CaseSpec, lowering: str = "eager") -> Verdict:
         AssertionError: a wrong result, a pruned block that mixes tokens, or a dense one without a reason.
     """
     torch.compiler.reset()
+    # Every model is traced anew: Dynamo spends more on its cache of fake results than it gets back.
+    with torch._dynamo.config.patch(fake_tensor_cache_enabled=False):
+        return _judge(case, lowering)
+
+
+def _judge(case: CaseSpec, lowering: str) -> Verdict:
     subject = DrawnSubject(case)
     traced = Traced(subject, dynamo={"dynamic": False} if case.trace == "static" else {})
     run = Runner(case, subject, traced, lowering)

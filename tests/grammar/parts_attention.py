@@ -1,13 +1,14 @@
-"""Attention as models write it: seven spellings of softmax(scale q k') v, and some that look alike."""
+"""Attention as models write it: many spellings of softmax(scale q k') v, and some that look alike."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.attention.flex_attention import flex_attention
+from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 from ..models.stand_ins import flash_attn_func, memory_efficient_attention
 from .parts_positions import LONGEST
@@ -23,8 +24,12 @@ class Attend(nn.Module):
         self.tokens_first = spec.layout == "tokens_first"
         self.given = 0.4 if spec.softmax_scale == "given" else None
         self.scale = self.given or 1 / math.sqrt(head_width)
-        if self.kind == "sdpa_bias":
+        if self.kind in ("sdpa_bias", "flex_table"):
             self.bias = nn.Parameter(torch.randn(1, heads, LONGEST, LONGEST))
+        if self.kind == "flex_distance":
+            self.slopes = nn.Parameter(0.1 * torch.randn(heads))
+        if self.kind == "flex_temperature":
+            self.factors = nn.Parameter(torch.rand(heads, LONGEST) + 0.5)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, start: int, end: int) -> Tensor:
         if self.gqa in ("repeat", "expand"):
@@ -75,8 +80,9 @@ class Attend(nn.Module):
             hidden = self._triangle(k, start, end).logical_not()
             scores = (self.scale * q @ k.transpose(-2, -1)).masked_fill(hidden, float("-inf"))
             return scores.softmax(-1) @ v
-        if self.kind == "flex":
-            return flex_attention(q, k, v, scale=self.given, enable_gqa=self.gqa == "native")
+        if self.kind.startswith("flex"):
+            change = self._score_mod(0 if k.shape[2] == end else start, start, end)
+            return flex_attention(q, k, v, change, scale=self.given, enable_gqa=self.gqa == "native")
         if self.kind == "matmul":
             weights = F.softmax((q * self.scale) @ k.transpose(-2, -1), dim=-1)
             return weights @ v
@@ -87,6 +93,19 @@ class Attend(nn.Module):
         q, k, v = (x.reshape(rows * heads, x.shape[2], x.shape[3]) for x in (q, k, v))
         weights = torch.softmax(torch.bmm(q, k.transpose(1, 2)) * self.scale, dim=-1)
         return torch.bmm(weights, v).view(rows, heads, length, -1)
+
+    def _score_mod(self, first: int, start: int, end: int) -> Callable[..., Tensor] | None:
+        """What changes a score; query i stands at position start + i, key j at first + j."""
+        if self.kind == "flex_distance":
+            slopes = self.slopes
+            return lambda score, b, h, i, j: score + slopes[h] * (start + i - first - j)
+        if self.kind == "flex_temperature":
+            factors = self.factors
+            return lambda score, b, h, i, j: score * factors[h, start + i]
+        if self.kind == "flex_table":
+            table = self.bias[0, :, start:end, first:end]
+            return lambda score, b, h, i, j: score + table[h, i, j]
+        return None
 
     def _triangle(self, k: Tensor, start: int, end: int) -> Tensor:
         """Which keys a query sees: those that are no further on than itself, [L, T]."""
@@ -114,4 +133,8 @@ class MixedAttention(nn.Module):
             return F.scaled_dot_product_attention(q, k, v, is_causal=True)
         if self.kind == "attention_dropout":
             return F.scaled_dot_product_attention(q, k, v, dropout_p=0.25)
+        if self.kind == "block_mask":
+            rows = q.shape[2]
+            seen = create_block_mask(lambda b, h, i, j: i >= j, None, None, rows, rows, device=q.device)
+            return flex_attention(q, k, v, block_mask=seen)
         return (q @ k.transpose(-2, -1)).softmax(dim=-2) @ v

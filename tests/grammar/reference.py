@@ -153,9 +153,13 @@ class Step:
             for x in (memory.keys, memory.values)
         )
         scores = attend.scale * q.double() @ keys.transpose(-2, -1)
-        if attend.kind == "sdpa_bias":
-            for row, entry in enumerate(scores):
-                entry += attend.bias[0][:, positions[row]][:, :, memory.positions[row]]
+        for entry, own, others in zip(scores, positions, memory.positions, strict=True):
+            if attend.kind in ("sdpa_bias", "flex_table"):
+                entry += attend.bias[0][:, own][:, :, others]
+            if attend.kind == "flex_distance":
+                entry += attend.slopes[:, None, None] * (own[:, None] - others)
+            if attend.kind == "flex_temperature":
+                entry *= attend.factors[:, own, None]
         if attend.kind.endswith("triangle"):
             later = memory.positions[:, None, None] > positions[:, None, :, None]
             scores = scores.masked_fill(later, float("-inf"))

@@ -40,6 +40,9 @@ BLOCK_CHOICES: dict[str, tuple[object, ...]] = {
         "flash",
         "xformers",
         "flex",
+        "flex_distance",
+        "flex_temperature",
+        "flex_table",
     ),
     "softmax_scale": ("default", "given"),
     "cache": ("slice", "narrow", "index_copy", "index_put", "cat", "none"),
@@ -49,11 +52,15 @@ BLOCK_CHOICES: dict[str, tuple[object, ...]] = {
     "guidance": ("none", "mixed"),
 }
 
+# Attentions in which a value belongs to each key.
+PER_KEY = ("sdpa_bias", "sdpa_triangle", "matmul_triangle", "flex_distance", "flex_table")
+
 # What must never be pruned over: these stand in place of the self-attention ...
 ATTENTION_MIXERS = (
     "causal",
     "softmax_queries",
     "attention_dropout",
+    "block_mask",
 )
 # ... and these before the attention or the MLP.
 HIDDEN_MIXERS = (
@@ -172,12 +179,12 @@ def constructs_of(case: CaseSpec) -> set[str]:
 def expected_dense(case: CaseSpec) -> set[str]:
     """Valid constructs of a case that the analysis is known to refuse, as "field=value".
 
-    A value per key (a mask's columns) needs the keys of all tokens, and a constant token count cannot be told
-    from other numbers.
+    A value per key (a mask's columns, a score_mod of the key's position) needs the keys of all tokens, and a
+    constant token count cannot be told from other numbers.
     """
     found = {"trace=static"} if case.trace == "static" else set()
     for block in case.blocks:
-        per_key = block.attention in ("sdpa_bias", "sdpa_triangle", "matmul_triangle")
+        per_key = block.attention in PER_KEY
         lost = case.pruned_kv == "drop" and block.cache != "none"
         if per_key and lost:
             found.add(f"attention={block.attention}")

@@ -184,6 +184,14 @@ class FlexLength(Cached):
         return flex_attention(q, k, v, score_mod=lambda score, b, h, query, key: score / tokens)
 
 
+class FlexOwnLength(Plain):
+    """Positions as shares of the token count, in attention without a cache."""
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, end: int) -> Tensor:
+        tokens = q.shape[2]
+        return flex_attention(q, k, v, lambda score, b, h, query, key: score * (1 + query / tokens))
+
+
 class FlexBlocks(Cached):
     def mix(self, q: Tensor, k: Tensor, v: Tensor, end: int) -> Tensor:
         blocks = create_block_mask(lambda b, h, q, k: k >= 0, None, None, q.shape[2], end, device="cpu")

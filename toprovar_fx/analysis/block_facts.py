@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 
+import sympy
 from torch import fx
 
 from .attention import AttentionCall, attention_calls, refused
@@ -144,17 +146,24 @@ def _score_mod(call: AttentionCall, mod: ScoreMod, facts: BlockFacts, own: bool)
     if own and mod.by_key:
         facts.key_tables[call.entry] = ()
     counts = [facts.length, shape_of(call.key)[call.query_axis]]
-    places = [size_of(write.start) for write in facts.writes] if mod.by_query or mod.by_key else []
-    places += [start + facts.length for start in places]
+    counted = set().union(*(count.free_symbols for count in counts))
     for buffer in mod.buffers:
         if buffer in facts.axes or buffer in facts.keyed:
             raise Unsupported(Reason.MASKED_ATTENTION, call.node, "its score_mod captures values of tokens")
         size = size_of(buffer)
-        # Where the scale begins and ends in the schedule says where its tokens are, not how many are left.
-        if size is None or any(same(size, place) for place in places):
+        if size is None or ((mod.by_query or mod.by_key) and _is_place(size, facts, counted)):
             continue
-        if size.free_symbols & set().union(*(count.free_symbols for count in counts)):
+        if size.free_symbols & counted:
             raise Unsupported(Reason.LENGTH_IN_ARITHMETIC, call.node, f"its score_mod captures {size}")
+
+
+def _is_place(size: Size, facts: BlockFacts, counted: Collection[sympy.Basic]) -> bool:
+    """Whether a size is where the scale begins or ends: it says where tokens are, not how many are left."""
+    starts = [size_of(write.start) for write in facts.writes]
+    if starts:
+        return any(same(size, place) for start in starts for place in (start, start + facts.length))
+    # Without a cache nothing tells where the scale begins, but it ends L further on, whatever L is.
+    return not (size + facts.length).free_symbols & set(counted)
 
 
 def _again(verdict: Fallback) -> Unsupported:

@@ -27,15 +27,16 @@ def view(node: fx.Node, tagged: Tagged, length: Size) -> Transfer:
                 return candidate
         return None
 
-    batch, token = place(axes.batch, before[axes.batch : axes.batch + 1]), place(axes.token, [length])
-    spread = axes.spread
-    if batch is None and spread == 1:
+    rows, token = before[axes.batch], place(axes.token, [length])
+    # Parted first: with one batch row, the heads that it is parted from are as many as rows and heads were.
+    batch, spread = place(axes.batch, [rows / axes.spread]), 1
+    if batch is None and axes.spread > 1:
+        batch, spread = place(axes.batch, [rows]), axes.spread
+    elif batch is None:
         for stop in range(axes.batch + 2, axes.token + 1):
             heads = product(before[axes.batch + 1 : stop])
             if batch is None and heads.is_Integer:
-                batch, spread = place(axes.batch, [heads * before[axes.batch]]), int(heads)
-    elif batch is None:
-        batch, spread = place(axes.batch, [before[axes.batch] / spread]), 1
+                batch, spread = place(axes.batch, [heads * rows]), int(heads)
     if batch is None or token is None:
         raise Unsupported(Reason.RESHAPED_TOKENS, node, f"{list(before)} becomes {list(after)}")
     return Transfer(Axes(batch, token, spread))

@@ -46,5 +46,12 @@ def flex_scores(
     of_all = score_mod
     for axes in _AXES:
         of_all = torch.vmap(of_all, in_dims=(*axes, *(None,) * len(buffers)))
+    # The compiler's decompositions reject an operator of a symbolic size and a tensor that `vmap` batches.
+    captured = (
+        torch.scalar_tensor(buffer, dtype=torch.int32, device=scores.device)
+        if isinstance(buffer, torch.SymInt)
+        else buffer
+        for buffer in buffers
+    )
     with index_by_tensors():
-        return of_all(scores, *places, *buffers)
+        return of_all(scores, *places, *captured)
