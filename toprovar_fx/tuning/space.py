@@ -16,8 +16,8 @@ LEAST_SHARE = 0.02
 KNOWN: tuple[Mapping[str, object], ...] = tuple(
     {**ranking, **places}
     for places in (
-        {"run_last": True, "weight_3": 1.0, "weight_2": 0.5, "weight_1": 0.1},
-        {"run_last": False, "weight_3": 1.0, "weight_2": 0.2},
+        {"run_last": True, "weight_3": 1.0, "weight_2": 0.5416, "weight_1": 0.1083},
+        {"run_last": False, "weight_3": 1.0, "weight_2": 0.1596},
     )
     for ranking in ({"score": "entropy", "ranking_depth": 0.615}, {"score": "frequency"})
 )
