@@ -18,6 +18,17 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, scale: float | None, bias: Tensor |
     return mixed.transpose(1, 2).contiguous()
 
 
+def _by_rows(
+    q: Tensor, k: Tensor, v: Tensor, starts_q: Tensor, starts_k: Tensor, scale: float | None
+) -> Tensor:
+    parts = []
+    for row in range(len(starts_q) - 1):
+        own = slice(int(starts_q[row]), int(starts_q[row + 1]))
+        seen = slice(int(starts_k[row]), int(starts_k[row + 1]))
+        parts.append(_attend(q[None, own], k[None, seen], v[None, seen], scale)[0])
+    return torch.cat(parts)
+
+
 @torch.library.custom_op("standin::flash_attn_func", mutates_args=())
 def flash_attn_func(
     q: Tensor,
@@ -68,12 +79,7 @@ def _(q, k, v, dropout_p, softmax_scale, causal, *rest):
 def flash_attn_varlen_func(
     q: Tensor, k: Tensor, v: Tensor, cu_seqlens_q: Tensor, cu_seqlens_k: Tensor, max_q: int, max_k: int
 ) -> Tensor:
-    parts = []
-    for row in range(len(cu_seqlens_q) - 1):
-        own = slice(int(cu_seqlens_q[row]), int(cu_seqlens_q[row + 1]))
-        seen = slice(int(cu_seqlens_k[row]), int(cu_seqlens_k[row + 1]))
-        parts.append(_attend(q[None, own], k[None, seen], v[None, seen], None)[0])
-    return torch.cat(parts)
+    return _by_rows(q, k, v, cu_seqlens_q, cu_seqlens_k, None)
 
 
 @flash_attn_varlen_func.register_fake
@@ -108,17 +114,6 @@ def varlen_attn(
 @varlen_attn.register_fake
 def _(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k):
     return torch.empty_like(query)
-
-
-def _by_rows(
-    q: Tensor, k: Tensor, v: Tensor, starts_q: Tensor, starts_k: Tensor, scale: float | None
-) -> Tensor:
-    parts = []
-    for row in range(len(starts_q) - 1):
-        own = slice(int(starts_q[row]), int(starts_q[row + 1]))
-        seen = slice(int(starts_k[row]), int(starts_k[row + 1]))
-        parts.append(_attend(q[None, own], k[None, seen], v[None, seen], scale)[0])
-    return torch.cat(parts)
 
 
 @torch.library.custom_op("standin::_flash_attn_varlen_forward", mutates_args=())
