@@ -95,8 +95,11 @@ def traced(function, *inputs) -> fx.Node:
         (lambda x: torch.arange(x.shape[0] + 1) + x.shape[1], "None"),
         (lambda x: torch.nn.functional.pad(torch.full((x.shape[0],), 2).cumsum(0), (0, 1)), "None"),
         (lambda x: torch.arange(x.shape[0] + 1).add_(1) * 2, "None"),
+        (lambda x: (torch.arange(x.shape[0] + 1) * x.shape[1]).half().int(), "None"),
+        (lambda x: (torch.arange(x.shape[0] + 1) * x.shape[1]).to(torch.int8).to(torch.int32), "None"),
+        (lambda x: torch.arange(x.shape[0] + 1, dtype=torch.bfloat16) * x.shape[1], "None"),
     ],
-    ids=range(13),
+    ids=range(16),
 )
 def test_progressions(function, expected):
     result = traced(function, torch.zeros(3, 7))

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import sympy
+import torch
 from torch import fx
 
 from .operators import argument, operator_name
-from .shapes import Size, size_of
+from .shapes import Size, dtype_of, size_of
 from .writes import memory_of, written
 
 # Operators that leave every element where it is, and change its type or place at most.
@@ -31,7 +32,9 @@ CASTS = frozenset(
 
 def progression(node: object) -> tuple[Size, Size] | None:
     """(n, d) where a value is 0, d, 2 d, ... (n - 1) d by how it is computed, or None."""
-    if not isinstance(node, fx.Node) or memory_of(node) in written(node.graph.nodes):
+    if not isinstance(node, fx.Node) or not _holds_integers(node):
+        return None
+    if memory_of(node) in written(node.graph.nodes):
         return None
     name = operator_name(node)
     if name in CASTS and node.args:
@@ -80,8 +83,13 @@ def _padded_sum(node: fx.Node) -> tuple[Size, Size] | None:
 
 def _unwritten(node: object, name: str) -> fx.Node | None:
     """The node of this operator behind casts, if nothing writes to its memory."""
-    while isinstance(node, fx.Node) and operator_name(node) in CASTS and node.args:
+    while isinstance(node, fx.Node) and operator_name(node) in CASTS and node.args and _holds_integers(node):
         node = node.args[0]
-    if not isinstance(node, fx.Node) or operator_name(node) != name:
+    if not isinstance(node, fx.Node) or operator_name(node) != name or not _holds_integers(node):
         return None
     return None if memory_of(node) in written(node.graph.nodes) else node
+
+
+def _holds_integers(node: fx.Node) -> bool:
+    """Whether no length is rounded: half precision would, and small integers overflow."""
+    return dtype_of(node) in (torch.int32, torch.int64)
