@@ -4,6 +4,7 @@
 - `symbolic_numbers`: `SymNode.expr` and kinds of symbols, to tell numbers that do not depend on sizes.
 - `fake_runs`: the Python dispatcher, for shapes, sizes and operation counts without data.
 - `inductor`: `compile_fx`, for graphs that the passes rewrote.
+- `choices`: `InductorChoices`, for reductions in one pass on a GPU.
 - `graphs`: attributes of FX graphs and nodes, and `torch.cond` as a node of a graph that a pass builds.
 - `flex`: FlexAttention as a node of a graph, its scores and its operations in torch's count.
 - `modules`: their dictionaries of parts and hooks, and the wrapper of a compiled one.
@@ -20,6 +21,7 @@ from __future__ import annotations
 
 from torch.utils._pytree import tree_leaves
 
+from .choices import rows_in_one_pass
 from .dynamo import (
     RESTARTS,
     TRACING_FAILURES,
@@ -89,6 +91,7 @@ __all__ = [
     "recompile_limit",
     "registered_name",
     "required_parameters",
+    "rows_in_one_pass",
     "shadow",
     "storage_of",
     "symbolic_values",

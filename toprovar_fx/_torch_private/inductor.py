@@ -12,6 +12,7 @@ from torch import fx
 from torch._guards import TracingContext, tracing
 from torch._inductor.compile_fx import compile_fx
 
+from .choices import rows_in_one_pass
 from .graphs import add_inputs, clone_graph
 from .symbolic_inputs import SymbolicInputs
 
@@ -57,8 +58,9 @@ def compile_with_inductor(
         torch.inference_mode(False),
         torch.no_grad(),
         tracing(TracingContext(inputs.mode)),
+        rows_in_one_pass() as choices,
     ):
-        call = compile_fx(copied, values, config_patches=settings)  # type: ignore[arg-type]
+        call = compile_fx(copied, values, config_patches={**choices, **settings})  # type: ignore[arg-type]
         assert callable(call)
         return CompiledGraph(call, inputs.guards(), inputs.unnamed)
 

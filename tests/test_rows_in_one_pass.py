@@ -1,0 +1,64 @@
+"""Norms on a GPU read their row once, by the choices that our compilations alone are made with."""
+
+from __future__ import annotations
+
+import pytest
+import sympy
+import torch
+from torch import fx, nn
+from torch._inductor import config
+from torch._inductor.choices import InductorChoices
+from torch._inductor.virtualized import V
+from torch.nn import functional as F
+
+from toprovar_fx._torch_private import rows_in_one_pass
+from toprovar_fx.lowering.region import Region
+from toprovar_fx.lowering.sizes import tensor_spec
+
+pytest.importorskip("triton")
+LENGTH = sympy.Symbol("L", integer=True, positive=True)
+
+
+class Norm(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width = width
+
+    def forward(self, x):
+        return (F.layer_norm(x, (self.width,)),)
+
+
+def code_of_norm(width: int) -> str:
+    from benchmarks.hopper_stand_in import generated_code
+
+    graph = fx.symbolic_trace(Norm(width))
+    shape = (sympy.Integer(2), LENGTH, sympy.Integer(width))
+    holder = next(node for node in graph.graph.nodes if node.op == "placeholder")
+    holder.meta["toprovar_spec"] = tensor_spec(shape, torch.bfloat16, torch.device("cpu"))
+    return generated_code(Region(graph, "inductor"), {"L": 64})
+
+
+@pytest.mark.parametrize("width, one_pass", [(512, True), (2048, True), (3584, True), (8192, False)])
+def test_norms_up_to_the_widest_row_are_one_pass(width, one_pass):
+    code = code_of_norm(width)
+    assert ("triton_heuristics.persistent_reduction(" in code) == one_pass
+    assert ("triton_heuristics.reduction(" in code) != one_pass
+
+
+def test_the_choices_hold_for_our_compilations_alone():
+    before = type(V.choices)
+    with rows_in_one_pass() as settings:
+        assert type(V.choices) is settings["inductor_choices_class"] is not before
+        # Inductor's disk cache tells compilations apart by this.
+        assert settings["inductor_choices_class"]().uuid() == V.choices.uuid()
+    assert type(V.choices) is before
+
+
+def test_choices_of_the_user_stay():
+    class Theirs(InductorChoices):
+        pass
+
+    theirs = V.set_choices_handler(Theirs())
+    with config.patch(inductor_choices_class=Theirs), theirs, rows_in_one_pass() as settings:
+        assert settings == {}
+        assert type(V.choices) is Theirs
