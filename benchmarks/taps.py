@@ -40,7 +40,7 @@ def _positions(rows: int, length: int, device: torch.device) -> Tensor:
     return torch.arange(length, dtype=torch.float32, device=device).expand(rows, -1).contiguous()
 
 
-@register_score("position", keep="low")
+@register_score("position", keep="low", reads_hidden=False)
 def position(hidden: Tensor, entropy: Tensor | None, context: ScoreContext) -> Tensor:
     """Tokens from the top left on: a score that is there already."""
     return _positions(hidden.shape[0], hidden.shape[1], hidden.device)

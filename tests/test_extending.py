@@ -132,6 +132,30 @@ def test_the_direction_of_a_score(keep):
     assert kept == (list(range(16)) if keep == "low" else list(range(48, 64)))
 
 
+@pytest.mark.parametrize("unit", ["block", "step"])
+def test_a_score_of_the_place_alone_runs_as_a_whole_step(unit):
+    seen = []
+
+    @toprovar_fx.register_score("columns", keep="low", reads_hidden=False)
+    def columns(hidden, entropy, context):
+        seen.append(bool(hidden.isnan().all()))
+        return (torch.arange(hidden.shape[1]) % context.side[1]).expand(hidden.shape[:2])
+
+    found = traced(NAME)({**OPEN, "keep": {4: 0.5, 5: 0.25}, "score": "columns", "unit": unit})
+    assert found.keeps[5, 1][0].tolist() == [8 * row + at for row in range(8) for at in (0, 1)]
+    assert seen and all(seen), "values of the hidden state were there to be read"
+    assert not found.controller.ledger.notes
+
+
+def test_a_score_that_reads_what_it_said_it_does_not():
+    @toprovar_fx.register_score("dishonest", reads_hidden=False)
+    def dishonest(hidden, entropy, context):
+        return hidden.square().sum(-1)
+
+    with pytest.raises(ExtensionError, match="finite and not negative"):
+        scored("dishonest")
+
+
 def test_a_score_that_cannot_tell_leaves_the_layer_whole():
     toprovar_fx.register_score("unknown")(lambda hidden, entropy, context: None)
     assert scored("unknown").counts(5) == [64, 64, 64, 64]

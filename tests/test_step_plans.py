@@ -21,12 +21,12 @@ FORESEEN = {
     "one layer ranks all": {**GIVEN, "ranking_depth": 0.5},
     "keys kept, nothing restored": {**GIVEN, "pruned_kv": "keep", "restore": "residual"},
     "frequency": {**OPEN, "keep": KEEP, "score": "frequency"},
+    "random tokens": {**OPEN, "keep": KEEP, "score": "random"},
     "exit": {**GIVEN, "scale_exit": -1},
 }
 MEASURED = {
     "depth online": {**OPEN, "entropy_source": "previous_scale", "min_scale": 2},
     "depth ends the scales": {**GIVEN, "scale_exit": "depth", "min_scale": 2},
-    "random tokens": {**OPEN, "keep": KEEP, "score": "random"},
     "bernoulli": {**GIVEN, "sampling": "bernoulli"},
     "budget": {**OPEN, "budget": 1.2, "entropy_source": "previous_scale", "min_scale": 2},
 }

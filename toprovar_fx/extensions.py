@@ -22,7 +22,11 @@ PassFunction = Callable[["Step", "Options", "PassContext"], "PassResult"]
 
 
 def register_score(
-    name: str, *, keep: Literal["low", "high"] = "low", reads_entropy: bool = False
+    name: str,
+    *,
+    keep: Literal["low", "high"] = "low",
+    reads_entropy: bool = False,
+    reads_hidden: bool = True,
 ) -> Callable[[ScoreFunction], ScoreFunction]:
     """Register the decorated function as a token score, for ``options={"score": name}``.
 
@@ -35,6 +39,9 @@ def register_score(
         name: a Python identifier.
         keep: whether tokens of "low" or of "high" values are kept.
         reads_entropy: have attention entropies measured, which costs a tap in the layers they come from.
+        reads_hidden: whether the values of `hidden` matter, not only its shape and device. Without them
+            (NaN stands in their place) tokens are chosen before a scale runs, so that ``unit="step"`` runs it
+            as one graph.
 
     Raises:
         OptionError: the name is taken or no identifier, or `keep` is another word.
@@ -43,7 +50,8 @@ def register_score(
         raise OptionError(f"keep={keep!r}: expected 'low' or 'high'")
 
     def register(function: ScoreFunction) -> ScoreFunction:
-        SCORES.add(name, Score(name, function, keep, reads_entropy, _first_line(function.__doc__)))
+        summary = _first_line(function.__doc__)
+        SCORES.add(name, Score(name, function, keep, reads_entropy, summary, reads_hidden=reads_hidden))
         return function
 
     return register

@@ -55,6 +55,8 @@ class Score:
         reads_entropy: whether attention entropies are to be measured for it.
         summary: one sentence for tables.
         trusted: values are not checked, which would make the host wait for the device.
+        reads_hidden: whether the values of `hidden` matter; else the function gets NaN in their place, and
+            tokens are chosen before the layers run, once for all images if nothing else is read.
     """
 
     name: str
@@ -63,6 +65,12 @@ class Score:
     reads_entropy: bool
     summary: str
     trusted: bool = False
+    reads_hidden: bool = True
+
+    @property
+    def by_place(self) -> bool:
+        """Whether where a layer stands is all that the statistic follows from."""
+        return not (self.reads_hidden or self.reads_entropy)
 
     def keeps_low(self, keep_low: bool) -> bool:
         """Whether tokens of low values are kept, given the option `keep_low`."""
@@ -85,6 +93,8 @@ class Score:
         Raises:
             ExtensionError: the function returned something else.
         """
+        if not self.reads_hidden:
+            hidden = torch.full((), torch.nan, dtype=hidden.dtype, device=hidden.device).expand(hidden.shape)
         found = self.function(hidden, entropy, context)
         if found is None:
             return None
@@ -119,7 +129,7 @@ def _random(hidden: Tensor, entropy: Tensor | None, context: ScoreContext) -> Te
 _BUILT_IN = (
     Score("entropy", _entropy, "option", True, "Attention entropy (eq. 2), by `entropy_source`.", True),
     Score("frequency", _frequency, "high", False, "Squared distance from the mean token (FastVAR).", True),
-    Score("random", _random, "low", False, "Uniform draws, the control.", True),
+    Score("random", _random, "low", False, "Uniform draws, the control.", True, reads_hidden=False),
 )
 
 SCORES: Registry[Score] = Registry("score", {score.name: score for score in _BUILT_IN})

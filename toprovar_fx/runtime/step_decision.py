@@ -203,7 +203,8 @@ class _Decider:
             some = count not in (0, self.length)
             selects: int | Literal["frequency"] = wanted if by_entropy else "frequency"
             return (max(count, FEWEST_TOKENS), selects, None) if some else (count, None, None)
-        if options.score == "random" or (by_entropy and wanted not in self.measured):
+        before = by_entropy and wanted not in self.measured
+        if before or options.scoring.by_place:
             plan = self.controller.plan(layer, self.hidden)
             return plan.count, None, plan.keep
         what = f"score={options.score!r}" if not by_entropy else "K by eq. 6"

@@ -47,17 +47,14 @@ class StepPlan:
         groups: the distinct ones among the layers.
         pattern: what runs.
         account: what to write down.
+        of_this_image: whether it holds tokens that were chosen for the images being drawn.
     """
 
     decisions: Sequence[LayerDecision]
     groups: Sequence[Group]
     pattern: Pattern
     account: Account
-
-    @property
-    def of_this_image(self) -> bool:
-        """Whether it holds tokens that were chosen for the images being drawn."""
-        return any(one.keep is not None for one in self.decisions)
+    of_this_image: bool
 
 
 class Plans:

@@ -132,7 +132,8 @@ class WholeStep:
         pattern = self._join(decisions, groups, distinct, sizes)
         places = [group.place for group in groups]
         account = prepare(controller, decisions, places, sizes, hidden.shape[1])
-        return StepPlan(decisions, distinct, pattern, account)
+        chosen = any(one.keep is not None for one in decisions) and not self._options.scoring.by_place
+        return StepPlan(decisions, distinct, pattern, account, of_this_image=chosen)
 
     def _call(self, pattern: Pattern, arguments: tuple[Any, ...], controller: Controller) -> Sequence[Any]:
         if self._memory is None:
