@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from toprovar_fx._torch_private import rows_in_one_pass
 from toprovar_fx.lowering.region import Region
-from toprovar_fx.lowering.sizes import tensor_spec
+from toprovar_fx.lowering.sizes import KEPT, tensor_spec
 
 pytest.importorskip("triton")
 LENGTH = sympy.Symbol("L", integer=True, positive=True)
@@ -24,23 +24,32 @@ class Norm(nn.Module):
         super().__init__()
         self.width = width
 
-    def forward(self, x):
+    def forward(self, x, keep):
         return (F.layer_norm(x, (self.width,)),)
 
 
-def code_of_norm(width: int) -> str:
+class NormOfKeptRows(Norm):
+    def forward(self, x, keep):
+        kept = torch.gather(x, 1, keep.unsqueeze(-1).expand(-1, -1, self.width))
+        return (F.layer_norm(kept, (self.width,)),)
+
+
+def code_of(norm: Norm) -> str:
     from benchmarks.hopper_stand_in import generated_code
 
-    graph = fx.symbolic_trace(Norm(width))
-    shape = (sympy.Integer(2), LENGTH, sympy.Integer(width))
-    holder = next(node for node in graph.graph.nodes if node.op == "placeholder")
-    holder.meta["toprovar_spec"] = tensor_spec(shape, torch.bfloat16, torch.device("cpu"))
-    return generated_code(Region(graph, "inductor"), {"L": 64})
+    graph = fx.symbolic_trace(norm)
+    cpu, two = torch.device("cpu"), sympy.Integer(2)
+    x = tensor_spec((two, LENGTH, sympy.Integer(norm.width)), torch.bfloat16, cpu)
+    keep = tensor_spec((two, KEPT), torch.int64, cpu)
+    for node, spec in zip(graph.graph.find_nodes(op="placeholder"), (x, keep), strict=True):
+        node.meta["toprovar_spec"] = spec
+    return generated_code(Region(graph, "inductor"), {"L": 64, str(KEPT): 16})
 
 
+@pytest.mark.parametrize("norm", [Norm, NormOfKeptRows])
 @pytest.mark.parametrize("width, one_pass", [(512, True), (2048, True), (3584, True), (8192, False)])
-def test_norms_up_to_the_widest_row_are_one_pass(width, one_pass):
-    code = code_of_norm(width)
+def test_norms_up_to_the_widest_row_are_one_pass(norm, width, one_pass):
+    code = code_of(norm(width))
     assert ("triton_heuristics.persistent_reduction(" in code) == one_pass
     assert ("triton_heuristics.reduction(" in code) != one_pass
 

@@ -33,8 +33,9 @@ class RowsInOnePass(InductorChoices):
             return True
         if cooperative_reduction or not config.triton.persistent_reductions:
             return False
-        inner = features.get_reduction_hint() == ReductionHint.INNER
-        return inner and V.graph.sizevars.statically_known_leq(features.reduction_numel, WIDEST_ROW)
+        # Rows that are gathered by an index have no hint on torch 2.11.
+        rows = features.get_reduction_hint() in (ReductionHint.INNER, ReductionHint.DEFAULT)
+        return rows and V.graph.sizevars.statically_known_leq(features.reduction_numel, WIDEST_ROW)
 
 
 @contextmanager
