@@ -1,6 +1,6 @@
 """Gates on the host against gates in the graph: time of a generation's scales, and whether results are equal.
 
-    python -m benchmarks.gates [--rounds 7] [--seconds 150] [--json]
+    python -m benchmarks.gates [--rounds 7] [--seconds 150] [--device cuda] [--json]
 
 "small" is a transformer of 4 layers and 64 channels, where the host's part of the time is largest; "demo" the
 demo model with its ten scales. Tokens: `keep`, so that K is known and only the tokens are chosen. Branches: D
@@ -45,23 +45,27 @@ class Loop:
     Args:
         model: the transformer.
         schedule: its scales.
+        device: to run on; in bfloat16 on CUDA.
     """
 
-    def __init__(self, model: Infinity, schedule: Schedule) -> None:
-        self.model, self.schedule, self.config = model, schedule, model.config
+    def __init__(self, model: Infinity, schedule: Schedule, device: torch.device) -> None:
+        self.device, self.dtype = device, torch.bfloat16 if device.type == "cuda" else torch.float32
+        self.model, self.schedule, self.config = model.to(device, self.dtype), schedule, model.config
         model.set_schedule(schedule)
         source = torch.Generator().manual_seed(0)
         config = self.config
         text = torch.randn(2, config.text_maxlen, config.text_channels, generator=source)
+        lengths = torch.tensor([config.text_maxlen, 1], device=device)
         with torch.inference_mode():
-            self.context = model.prepare_text(text, torch.tensor([config.text_maxlen, 1]))
-        self.inputs = [torch.randn(2, n, config.width, generator=source) for n in schedule.tokens]
+            self.context = model.prepare_text(text.to(device, self.dtype), lengths)
+        drawn = [torch.randn(2, n, config.width, generator=source) for n in schedule.tokens]
+        self.inputs = [tokens.to(device, self.dtype) for tokens in drawn]
 
     def run(self, forward: Callable[..., Tensor]) -> tuple[list[Tensor], Generation]:
         """Logits of every scale that ran."""
         logits = []
         with torch.inference_mode(), toprovar_fx.generation(self.schedule, 1) as run:
-            cache = KVCache(self.config, 2, self.schedule.ends[-1], torch.device("cpu"), torch.float32)
+            cache = KVCache(self.config, 2, self.schedule.ends[-1], self.device, self.dtype)
             for scale, hidden in enumerate(self.inputs):
                 if not run.begin_scale(scale):
                     break
@@ -69,7 +73,7 @@ class Loop:
         return logits, run
 
 
-def small() -> Loop:
+def small(device: torch.device) -> Loop:
     """A transformer so small that Python's part of the time shows."""
     config = InfinityConfig(
         depth=4,
@@ -88,14 +92,14 @@ def small() -> Loop:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
-    return Loop(model, SMALL)
+    return Loop(model, SMALL, device)
 
 
-def demo() -> Loop:
+def demo(device: torch.device) -> Loop:
     """The shipped model."""
     pipe = InfinityPipeline.from_pretrained("scenes")
     assert isinstance(pipe.transformer, nn.Module)
-    return Loop(pipe.transformer, pipe.schedule)
+    return Loop(pipe.transformer, pipe.schedule, device)
 
 
 def measure(loop: Loop, rounds: int) -> dict[str, Any]:
@@ -106,7 +110,8 @@ def measure(loop: Loop, rounds: int) -> dict[str, Any]:
             given = {**options, "gate": gate}
             forwards[f"{setting}, {gate}"] = torch.compile(loop.model, backend="toprovar", options=given)
     outcomes = {name: loop.run(forward) for name, forward in forwards.items()}
-    timings = interleave({n: lambda f=f: loop.run(f) for n, f in forwards.items()}, rounds=rounds)
+    calls = {name: lambda forward=forward: loop.run(forward) for name, forward in forwards.items()}
+    timings = interleave(calls, rounds=rounds, device=loop.device)
     rows: dict[str, Any] = {}
     for name, timing in timings.items():
         logits, run = outcomes[name]
@@ -133,16 +138,20 @@ def main() -> None:
     parser.add_argument("--models", default="small,demo", help="comma-separated")
     parser.add_argument("--seconds", type=float, default=600, help="start no further model after this time")
     parser.add_argument("--json", action="store_true", help="the last line is one JSON object")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     chosen = parser.parse_args()
     started = time.monotonic()
-    result: dict[str, Any] = {"torch": torch.__version__, "threads": torch.get_num_threads(), "models": {}}
+    card = torch.cuda.get_device_name() if chosen.device == "cuda" else "cpu"
+    versions = {"device": card, "torch": torch.__version__, "threads": torch.get_num_threads()}
+    result: dict[str, Any] = {**versions, "models": {}}
     for name in chosen.models.split(","):
         if time.monotonic() - started > chosen.seconds:
             break
         # Dynamo would take the sizes of the model before for what may vary in this one.
         torch.compiler.reset()
         with torch._dynamo.config.patch(recompile_limit=64):
-            rows = measure({"small": small, "demo": demo}[name](), chosen.rounds)
+            loop = {"small": small, "demo": demo}[name](torch.device(chosen.device))
+            rows = measure(loop, chosen.rounds)
         result["models"][name] = rows
         for variant, row in rows.items():
             print(
