@@ -16,10 +16,12 @@ TILES = HopperTiles(128, 2, hold=False, turns=True)
 WIDTH = 128
 QUERIES_PER_TILE = 128
 MOST_RANGES = 8
-# Time of a program beside its steps over keys, and of joining ranges, in steps of 128 keys (1.6 us).
+# Times in steps of 128 keys (1.6 us): of a program beside its steps, of the second kernel's launch, and of the
+# sums of a range for 10^6 channels of queries, written and read once.
 START = 2.5
-JOINING = 2.0
-# Ranges are worth their launch only if they should save this share of the time.
+JOINING = 1.5
+SUMS_OF_A_MILLION = 1.0
+# Ranges are taken only if they should save this share of the time.
 LEAST_GAIN = 0.2
 # Many queries fill the card with tiles: from here on one range is faster than stock attention.
 MANY_QUERIES = 512
@@ -29,7 +31,7 @@ MANY_KEYS = 1024
 def choose_ranges(queries: int, keys: int, heads: int, multiprocessors: int) -> int:
     """Number of key ranges that programs of the Hopper kernel should share a tile of queries in.
 
-    A multiprocessor runs one program at a time, so that the time is that of ``waves * (START + steps)``.
+    A multiprocessor runs one program at a time, so that the kernel takes ``waves * (START + steps)``.
 
     Args:
         queries: Queries of a head.
@@ -45,14 +47,16 @@ def choose_ranges(queries: int, keys: int, heads: int, multiprocessors: int) -> 
     tiles = heads * triton.cdiv(queries, QUERIES_PER_TILE)
     steps = triton.cdiv(keys, TILES.keys)
 
+    millions = heads * queries * WIDTH * 1e-6
+
     def cost(ranges: int) -> float:
         waves = math.ceil(tiles * ranges / multiprocessors)
-        return waves * (START + triton.cdiv(steps, ranges)) + (JOINING if ranges > 1 else 0.0)
+        kernel: float = waves * (START + triton.cdiv(steps, ranges))
+        return kernel + (JOINING + ranges * millions * SUMS_OF_A_MILLION if ranges > 1 else 0)
 
-    if queries <= MANY_QUERIES:
-        best = min(range(2, MOST_RANGES + 1), key=cost)
-        if cost(best) <= (1 - LEAST_GAIN) * cost(1):
-            return filled_ranges(steps, best)
+    best = min(range(2, MOST_RANGES + 1), key=cost)
+    if cost(best) <= (1 - LEAST_GAIN) * cost(1):
+        return filled_ranges(steps, best)
     return 1 if queries >= MANY_QUERIES and tiles >= multiprocessors else 0
 
 
