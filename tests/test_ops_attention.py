@@ -67,8 +67,9 @@ def test_the_choice_at_the_sizes_of_a_model() -> None:
     ] * 3
     assert [choose_ranges(*shape, 32, H100) for shape in ((51, 1700), (205, 10521))] == [4, 2]
     assert [choose_ranges(*shape, 32, H100) for shape in ((1, 1), (64, 157), (256, 521))] == [0] * 3
-    # One head, however many keys, is no work for a card by itself.
-    assert choose_ranges(4096, 10521, 1, H100) == 0
+    # The tiles of a single head do not fill a card.
+    assert choose_ranges(4096, 10521, 1, H100) == 4
+    assert choose_ranges(4096, 1000, 1, H100) == 0
 
 
 @needs_triton

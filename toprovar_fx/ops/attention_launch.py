@@ -16,8 +16,8 @@ TILES = HopperTiles(128, 2, hold=False, turns=True)
 WIDTH = 128
 QUERIES_PER_TILE = 128
 MOST_RANGES = 8
-# Times in steps of 128 keys (1.6 us): of a program beside its steps, of the second kernel's launch, and of the
-# sums of a range for 10^6 channels of queries, written and read once.
+# Times in steps of 128 keys (1.6 us): of a program beside its steps, of the second kernel's launch, and of
+# the sums of a range for 10^6 channels of queries, written and read once.
 START = 2.5
 JOINING = 1.5
 SUMS_OF_A_MILLION = 1.0
