@@ -62,11 +62,12 @@ def test_the_choice_at_the_sizes_of_a_model() -> None:
     from toprovar_fx.ops.attention_launch import choose_ranges
 
     # Two rows of 16 heads: whole scales by the kernel alone, a few tokens in ranges, small scales as before.
-    assert [choose_ranges(*shape, 32, H100) for shape in ((576, 1497), (1024, 2521), (4096, 10521))] == [
-        1
-    ] * 3
-    assert [choose_ranges(*shape, 32, H100) for shape in ((51, 1700), (205, 10521))] == [4, 2]
-    assert [choose_ranges(*shape, 32, H100) for shape in ((1, 1), (64, 157), (256, 521))] == [0] * 3
+    expected = {
+        **{(576, 1497): 1, (1024, 2521): 1, (4096, 10521): 1},
+        **{(51, 1700): 4, (205, 10521): 2},
+        **{(1, 1): 0, (64, 157): 0, (256, 521): 0},
+    }
+    assert {shape: choose_ranges(*shape, 32, H100) for shape in expected} == expected
     # The tiles of a single head do not fill a card.
     assert choose_ranges(4096, 10521, 1, H100) == 4
     assert choose_ranges(4096, 1000, 1, H100) == 0

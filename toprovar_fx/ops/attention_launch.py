@@ -79,7 +79,8 @@ def has_kernel(q: Tensor, k: Tensor, v: Tensor, scale: float) -> bool:
         and q.shape[0] == k.shape[0]
         and q.shape[1] % k.shape[1] == 0
         and scale > 0
-        and all(allows_tma(x) for x in (q, k, v))
+        # A tensor map has no steps of 0, as those of an expanded dimension.
+        and all(allows_tma(x) and 0 not in x.stride() for x in (q, k, v))
     )
 
 
