@@ -25,7 +25,7 @@ from torch._subclasses.functional_tensor import FunctionalTensor
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
-from toprovar_fx._torch_private import SymbolicInputs, clone_graph, compile_with_inductor
+from toprovar_fx._torch_private import SymbolicInputs, compile_with_inductor
 from toprovar_fx.lowering.region import Region, for_device
 
 DEVICE = torch.device("cuda", 0)
@@ -91,7 +91,10 @@ def generated_code(region: Region, hints: Mapping[str, int]) -> str:
     """The wrapper and its kernels that Inductor generates for a region on the stand-in."""
     specs = [spec if spec.device is None else replace(spec, device=DEVICE) for spec in region.specs]
     symbols = {symbol for spec in specs for symbol in spec.symbols}
-    graph = clone_graph(region.graph)
+    copied = fx.Graph()
+    # The values of the trace stay: for_device reads shapes and types off them.
+    copied.output(copied.graph_copy(region.graph.graph, {}))
+    graph = fx.GraphModule(region.graph, copied)
     for node, spec in zip(graph.graph.find_nodes(op="placeholder"), specs, strict=True):
         node.meta["toprovar_spec"] = spec
     inputs = SymbolicInputs(specs, {symbol: hints.get(str(symbol), 4096) for symbol in symbols})

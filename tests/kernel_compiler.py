@@ -12,7 +12,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-POINTERS = {"entropy": "*fp32", "sums": "*i64", "heads_done": "*i64"}
+POINTERS = {"entropy": "*fp32", "sums": "*i64", "heads_done": "*i64", "parts": "*fp32"}
 
 
 def assembler_report(source: Any, **options: int) -> dict[str, Any]:
@@ -68,7 +68,7 @@ def hopper_kernel(
 
     chosen: dict[str, Any] = {
         "D": width, "BLOCK_N": tiles.keys, "STAGES": tiles.stages, "HOLD": tiles.hold, "TURNS": tiles.turns,
-        "ENTROPY": True, "MEAN": True, "REST": False, **constants,
+        "ENTROPY": True, "MEAN": True, "REST": False, "SPLIT": False, **constants,
     }  # fmt: skip
     layout = NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=4)
     types = {"factor": "fp32", **POINTERS}

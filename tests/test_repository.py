@@ -83,7 +83,8 @@ def test_core_imports_need_torch_alone() -> None:
         "import sys, toprovar_fx, toprovar_fx.backend, toprovar_fx.pipeline\n"
         "extras = ['PIL', 'matplotlib', 'rich', 'safetensors', 'scipy', 'skimage', 'transformers', 'typer',\n"
         "          'toprovar_fx.ops.triton_launch', 'toprovar_fx.ops.gluon_attention',\n"
-        "          'toprovar_fx.ops.triton_rotation']\n"
+        "          'toprovar_fx.ops.triton_rotation', 'toprovar_fx.ops.triton_merge',\n"
+        "          'toprovar_fx.ops.attention_launch']\n"
         "print([name for name in extras if name in sys.modules])"
     )
     result = subprocess.run(
@@ -105,7 +106,10 @@ def top_level_imports(path: Path) -> set[str]:
 # Typer builds its commands from signatures, so these import it at the top; commands alone import them.
 TYPER_MODULES = {"app.py", "arguments.py"}
 # Kernels are functions that Triton decorates; their modules are imported where a kernel is launched.
-TRITON_MODULES = {"triton_attention.py", "triton_launch.py", "gluon_attention.py", "triton_rotation.py"}
+TRITON_MODULES = {
+    *("triton_attention.py", "triton_launch.py", "gluon_attention.py", "triton_rotation.py"),
+    *("triton_merge.py", "attention_launch.py"),
+}
 
 
 @pytest.mark.parametrize("path", sources(), ids=lambda path: str(path.relative_to(ROOT)))

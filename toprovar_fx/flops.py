@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode, register_flop_formula, sdp
 
 from ._torch_private import FlopCounter, flex_attention
 from .ops import (  # noqa: F401 - registers the operators counted below
+    attention,
     attention_entropy,
     attention_with_entropy,
     logits_entropy,
@@ -26,6 +27,7 @@ def flop_counter() -> FlopCounterMode:
     mapping = {
         flex_attention: _flex_attention,
         torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
+        torch.ops.toprovar.attention: _attention,
         torch.ops.toprovar.attention_entropy: _entropy,
         torch.ops.toprovar.masked_attention_entropy: _masked_entropy,
         torch.ops.toprovar.packed_attention: _packed,

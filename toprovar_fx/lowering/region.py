@@ -14,6 +14,7 @@ from .._torch_private import RESTARTS, CompiledGraph, SymbolicInputs, compile_wi
 from ..analysis.caches import written_caches
 from ..analysis.reasons import Fallback, Reason
 from ..cost.expressions import Cost, GraphCosts, Sizes
+from .attentions import with_attentions
 from .epilogues import with_epilogues
 from .rotations import with_rotations
 from .rows_in_place import with_rows_in_place
@@ -188,7 +189,7 @@ def not_compiled(name: str, error: Exception) -> Fallback:
 
 def for_device(graph: fx.GraphModule) -> fx.GraphModule:
     """A copy of a graph that calls what is faster on its device than Inductor's own kernels, or `graph`."""
-    return with_rotations(with_epilogues(graph))
+    return with_rotations(with_epilogues(with_attentions(graph)))
 
 
 def with_constants(graph: fx.GraphModule, numbers: Mapping[int, int]) -> fx.GraphModule:

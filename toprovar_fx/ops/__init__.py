@@ -1,5 +1,6 @@
 """Custom operators of the ``toprovar::`` namespace; importing this package registers them."""
 
+from .attention import attention
 from .attention_entropy import attention_entropy
 from .attention_with_entropy import attention_with_entropy
 from .logits_entropy import logits_entropy, masked_attention_entropy
@@ -8,6 +9,7 @@ from .packed_rows import packed_cross_attention, packed_self_attention
 from .select_tokens import select_tokens
 
 __all__ = [
+    "attention",
     "attention_entropy",
     "attention_with_entropy",
     "logits_entropy",

@@ -4,6 +4,9 @@ The sums are those of `triton_attention`. One program takes one tile of queries 
 roles: a producer warp fetches keys and values by the tensor memory accelerator, and two consumer warpgroups
 take half of the queries each. A consumer issues the product with the next keys before it waits for that with
 the last values, so that the exponentials of one tile run while the tensor cores work on two others.
+
+Where there are fewer tiles than multiprocessors, several programs share one, each with its own range of keys,
+and leave their sums to `triton_merge`.
 """
 
 from __future__ import annotations
@@ -193,12 +196,28 @@ def store_entropy(
 
 
 @gluon.jit
+def store_part(parts, acc, peak, mass, start, queries, D: gl.constexpr, ROW: gl.constexpr, A: gl.constexpr):
+    """Write the sums over one range of keys, as `triton_merge.merge_kernel` reads them."""
+    ranges = gl.num_programs(2).to(gl.int64)
+    first = (gl.program_id(2).to(gl.int64) * gl.num_programs(1) + gl.program_id(1)) * queries + start
+    left = queries - start
+    rows = gl.expand_dims(gl.arange(0, ROWS, layout=gl.SliceLayout(1, A)), 1)
+    columns = gl.expand_dims(gl.arange(0, D, layout=gl.SliceLayout(0, A)), 0)
+    gl.store(parts + first * D + (rows * D + columns), acc, mask=rows < left)
+    every = ranges * gl.num_programs(1) * queries
+    peaks = parts + every * D + first
+    inside = gl.arange(0, ROWS, layout=ROW)
+    gl.store(peaks + inside, peak, mask=inside < left)
+    gl.store(peaks + every + inside, mass, mask=inside < left)
+
+
+@gluon.jit
 def consume(
-    half: gl.constexpr, out, entropy, sums, heads_done,
+    half: gl.constexpr, out, entropy, sums, heads_done, parts,
     q_tiles, k_tiles, v_tiles, q_full, k_full, k_free, v_full, v_free, turns,
     batch, head, tile, tiles, queries, keys, first_key, heads, factor,
     D: gl.constexpr, BLOCK_N: gl.constexpr, STAGES: gl.constexpr, HOLD: gl.constexpr, TURNS: gl.constexpr,
-    ENTROPY: gl.constexpr, MEAN: gl.constexpr, REST: gl.constexpr,
+    ENTROPY: gl.constexpr, MEAN: gl.constexpr, REST: gl.constexpr, SPLIT: gl.constexpr,
 ):  # fmt: skip
     """Role of a consumer warpgroup."""
     S: gl.constexpr = gl.NVMMADistributedLayout([3, 0], warps_per_cta=[4, 1], instr_shape=[16, BLOCK_N, 16])
@@ -231,26 +250,38 @@ def consume(
             q_tile, k_tiles, v_tiles, k_full, k_free, v_full, v_free, turns, factor, dtype,
             D, BLOCK_N, STAGES, HOLD, TURNS, S, A, False,
         )  # fmt: skip
-    acc = acc / gl.expand_dims(gl.convert_layout(mass, gl.SliceLayout(1, A)), 1)
-    # The queries are done with; the result leaves from their place.
-    q_tile.store(acc.to(dtype))
-    fence_async_shared()
-    partition_barrier()
-    tma.async_copy_shared_to_global(out, [batch, head, (tile * 2 + half) * ROWS, 0], q_tiles.index(half))
-    tma.store_wait(0)
+    if SPLIT:
+        start = (tile * 2 + half) * ROWS
+        store_part(parts, acc, peak * factor, mass, start, queries, D, ROW, A)
+    else:
+        acc = acc / gl.expand_dims(gl.convert_layout(mass, gl.SliceLayout(1, A)), 1)
+        # The queries are done with; the result leaves from their place.
+        q_tile.store(acc.to(dtype))
+        fence_async_shared()
+        partition_barrier()
+        tma.async_copy_shared_to_global(out, [batch, head, (tile * 2 + half) * ROWS, 0], q_tiles.index(half))
+        tma.store_wait(0)
 
 
 @gluon.jit(do_not_specialize=["queries", "keys", "first_key", "heads", "heads_per_key"])
 def hopper_kernel(
-    q, k, v, out, entropy, sums, heads_done, queries, keys, first_key, heads, heads_per_key, factor,
+    q, k, v, out, entropy, sums, heads_done, parts, queries, keys, first_key, heads, heads_per_key, factor,
     D: gl.constexpr, BLOCK_N: gl.constexpr, STAGES: gl.constexpr, HOLD: gl.constexpr, TURNS: gl.constexpr,
-    ENTROPY: gl.constexpr, MEAN: gl.constexpr, REST: gl.constexpr,
+    ENTROPY: gl.constexpr, MEAN: gl.constexpr, REST: gl.constexpr, SPLIT: gl.constexpr,
 ):  # fmt: skip
-    """One tile of 128 queries of one head; grid ``[tiles, B H]``. REST: some keys are left out of H."""
+    """One tile of 128 queries of one head; grid ``[tiles, B H, ranges of keys]``.
+
+    REST: some keys are left out of H. SPLIT: the keys are dealt out to the third axis, whole tiles to each,
+    and ``parts`` is written instead of ``out``.
+    """
     tile = gl.program_id(0)
     batch = gl.program_id(1) // heads
     head = gl.program_id(1) % heads
     tiles = gl.num_programs(0)
+    if SPLIT:
+        dealt = tiles_in(tiles_in(keys, BLOCK_N), gl.num_programs(2)) * BLOCK_N
+        first_key = gl.program_id(2) * dealt
+        keys = gl.minimum(keys, first_key + dealt)
     q_tiles = gl.allocate_shared_memory(q.dtype, [2] + q.block_type.shape, q.layout)  # noqa: RUF005
     k_tiles = gl.allocate_shared_memory(k.dtype, [STAGES] + k.block_type.shape, k.layout)  # noqa: RUF005
     v_tiles = gl.allocate_shared_memory(v.dtype, [STAGES] + v.block_type.shape, v.layout)  # noqa: RUF005
@@ -274,16 +305,16 @@ def hopper_kernel(
     gl.warp_specialize(
         [
             (consume, (
-                0, out, entropy, sums, heads_done,
+                0, out, entropy, sums, heads_done, parts,
                 q_tiles, k_tiles, v_tiles, q_full, k_full, k_free, v_full, v_free, turns,
                 batch, head, tile, tiles, queries, keys, first_key, heads, factor,
-                D, BLOCK_N, STAGES, HOLD, TURNS, ENTROPY, MEAN, REST,
+                D, BLOCK_N, STAGES, HOLD, TURNS, ENTROPY, MEAN, REST, SPLIT,
             )),
             (consume, (
-                1, out, entropy, sums, heads_done,
+                1, out, entropy, sums, heads_done, parts,
                 q_tiles, k_tiles, v_tiles, q_full, k_full, k_free, v_full, v_free, turns,
                 batch, head, tile, tiles, queries, keys, first_key, heads, factor,
-                D, BLOCK_N, STAGES, HOLD, TURNS, ENTROPY, MEAN, REST,
+                D, BLOCK_N, STAGES, HOLD, TURNS, ENTROPY, MEAN, REST, SPLIT,
             )),
             (produce, (
                 q, k, v, q_tiles, k_tiles, v_tiles, q_full, k_full, k_free, v_full, v_free,

@@ -113,7 +113,7 @@ def launch(
     wants = {"ENTROPY": with_entropy, "MEAN": mean_heads, "REST": first_key > 0}
     grid = (count, batch * heads)
     if isinstance(tiles, HopperTiles):
-        _launch_hopper(tiles, (q, k, v), results, sizes, grid, wants)
+        launch_hopper(tiles, (q, k, v), (*results, entropy), sizes, grid, {**wants, "SPLIT": False})
         return out, entropy
     block_d = max(16, triton.next_power_of_2(width))
     tma = tiles.tma and all(allows_tma(x) for x in (q, k, v))
@@ -132,14 +132,15 @@ def launch(
     return out, entropy
 
 
-def _launch_hopper(
+def launch_hopper(
     tiles: HopperTiles,
     operands: tuple[Tensor, Tensor, Tensor],
     results: tuple[Tensor, ...],
     sizes: tuple[float, ...],
-    grid: tuple[int, int],
+    grid: tuple[int, ...],
     wants: dict[str, bool],
 ) -> None:
+    """Run `gluon_attention.hopper_kernel`, whose arguments these are in order."""
     from triton.experimental.gluon.language import NVMMASharedLayout
     from triton.experimental.gluon.nvidia.hopper import TensorDescriptor as HopperDescriptor
 

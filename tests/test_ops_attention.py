@@ -1,0 +1,197 @@
+"""`toprovar::attention`: its rules on a CPU, its choice of kernels, and the kernels where a card has them."""
+
+from __future__ import annotations
+
+import math
+from itertools import product
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn import functional as F
+
+from toprovar_fx.ops import attention
+
+from .triton_runs import interpreted, needs_triton
+
+HALF = (torch.bfloat16, torch.float16)
+H100 = 132
+
+
+def operands(
+    heads: int = 4, key_heads: int = 4, queries: int = 5, keys: int = 9, width: int = 8, values: int = 8
+) -> tuple[Tensor, Tensor, Tensor]:
+    shapes = [(2, heads, queries, width), (2, key_heads, keys, width), (2, key_heads, keys, values)]
+    return tuple(torch.randn(shape) for shape in shapes)  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize(
+    "changes", [{}, {"key_heads": 2}, {"values": 6}, {"queries": 1}, {"keys": 1}], ids=str
+)
+def test_a_cpu_computes_stock_attention_bit_for_bit(dtype: torch.dtype, changes: dict[str, int]) -> None:
+    q, k, v = (x.to(dtype) for x in operands(**changes))
+    found = attention(q, k, v, 0.7)
+    assert torch.equal(
+        found, F.scaled_dot_product_attention(q, k, v, scale=0.7, enable_gqa="key_heads" in changes)
+    )
+    assert found.transpose(1, 2).is_contiguous()
+    torch.library.opcheck(torch.ops.toprovar.attention.default, (q, k, v, 0.7))
+
+
+def test_keys_that_rows_share_and_views_of_a_cache() -> None:
+    q, k, v = operands()
+    cache = torch.full((2, 2, 4, 20, 8), math.nan)
+    cache[0, :, :, :9], cache[1, :, :, :9] = k, v
+    expected = F.scaled_dot_product_attention(q, k, v, scale=1.0)
+    torch.testing.assert_close(attention(q, cache[0, :, :, :9], cache[1, :, :, :9], 1.0), expected)
+    expected = F.scaled_dot_product_attention(q, k[:1], v[:1], scale=1.0)
+    torch.testing.assert_close(attention(q, k[:1], v[:1], 1.0), expected)
+
+
+def test_other_ranks_are_refused() -> None:
+    q, k, v = operands()
+    with pytest.raises(ValueError, match=r"k \[4, 9, 8\]: expected four dimensions"):
+        attention(q, k[0], v, 1.0)
+
+
+@needs_triton
+def test_the_choice_at_the_sizes_of_a_model() -> None:
+    from toprovar_fx.ops.attention_launch import choose_ranges
+
+    # Two rows of 16 heads: whole scales by the kernel alone, a few tokens in ranges, small scales as before.
+    expected = {
+        **{(576, 1497): 1, (1024, 2521): 1, (4096, 10521): 1},
+        **{(51, 1700): 4, (205, 10521): 2},
+        **{(1, 1): 0, (64, 157): 0, (256, 521): 0},
+    }
+    assert {shape: choose_ranges(*shape, 32, H100) for shape in expected} == expected
+    # The tiles of a single head do not fill a card.
+    assert choose_ranges(4096, 10521, 1, H100) == 4
+    assert choose_ranges(4096, 1000, 1, H100) == 0
+
+
+@needs_triton
+@given(st.integers(1, 5000), st.integers(1, 12000), st.integers(1, 200), st.integers(1, 200))
+def test_every_range_has_keys(queries: int, keys: int, heads: int, multiprocessors: int) -> None:
+    from toprovar_fx.ops.attention_launch import TILES, choose_ranges, filled_ranges
+
+    ranges = choose_ranges(queries, keys, heads, multiprocessors)
+    steps = -(-keys // TILES.keys)
+    assert ranges <= max(1, steps)
+    if ranges > 1:
+        dealt = -(-steps // ranges) * TILES.keys
+        assert (ranges - 1) * dealt < keys <= ranges * dealt
+        assert filled_ranges(steps, ranges) == ranges
+
+
+@needs_triton
+def test_ranges_of_keys_are_joined() -> None:
+    for name, (error, lost) in interpreted("interpreted_merge").items():
+        assert error <= (2e-3 if "half" in name else 2e-6), name
+        assert not lost, name
+
+
+@needs_triton
+def test_the_kernel_that_deals_out_keys_does_not_spill() -> None:
+    from toprovar_fx.ops.attention_launch import TILES
+    from toprovar_fx.ops.triton_launch import GLUON_KNOWN
+
+    from .kernel_compiler import hopper_kernel
+
+    if not GLUON_KNOWN:
+        pytest.skip("the Hopper kernel is not for this version of Triton")
+    report = hopper_kernel(tiles=TILES, ENTROPY=False, MEAN=False, SPLIT=True)
+    assert (report["spilled"], report["serialized"]) == (0, False)
+    assert report["shared"] <= 227 * 2**10
+    assert report["registers"] <= 168, "of two consumers with 240 and a producer with 24"
+
+
+def on_card(
+    dtype: torch.dtype, queries: int, keys: int, heads: int = 4, key_heads: int = 4, norm: float = 5.0
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries laid out as models make them, keys and values in front of what is not a number."""
+    q = norm * F.normalize(torch.randn(2, queries, heads, 128, device="cuda"), dim=-1)
+    cache = torch.full((2, 2, key_heads, keys + 70, 128), math.nan, device="cuda")
+    cache[0, :, :, :keys] = F.normalize(torch.randn(2, key_heads, keys, 128, device="cuda"), dim=-1)
+    cache[1, :, :, :keys] = torch.randn(2, key_heads, keys, 128, device="cuda")
+    k, v = (x[:, :, :keys] for x in cache.to(dtype))
+    return q.to(dtype).transpose(1, 2), k, v
+
+
+def error_of(found: Tensor, q: Tensor, k: Tensor, v: Tensor, scale: float = 1.0) -> float:
+    keys, values = (x.double().repeat_interleave(q.shape[1] // k.shape[1], 1) for x in (k, v))
+    expected = (scale * q.double() @ keys.mT).softmax(-1) @ values
+    assert found.transpose(1, 2).is_contiguous()
+    assert found.dtype == q.dtype
+    return float((found.double() - expected).abs().max())
+
+
+@pytest.fixture
+def launch():
+    if torch.cuda.get_device_capability() != (9, 0):
+        pytest.skip("for compute capability 9.0")
+    return pytest.importorskip("toprovar_fx.ops.attention_launch").launch
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", HALF, ids=str)
+@pytest.mark.parametrize("ranges", [1, 2, 3, 8])
+def test_the_kernel_equals_float64(launch, dtype: torch.dtype, ranges: int) -> None:
+    limit = 2e-2 if dtype == torch.bfloat16 else 3e-3
+    lengths = [(1, 1), (1, 300), (51, 1700), (128, 1024), (129, 1025), (205, 1153), (300, 127)]
+    for (queries, keys), norm in product(lengths, (0.0, 5.0, 100.0)):
+        inputs = on_card(dtype, queries, keys, norm=norm)
+        assert error_of(launch(*inputs, 1.0, ranges), *inputs) <= limit, (queries, keys, norm)
+    inputs = on_card(dtype, 70, 2000, heads=6, key_heads=2)
+    assert error_of(launch(*inputs, 0.3, ranges), *inputs, 0.3) <= limit
+    _, k, v = on_card(dtype, 200, 3000)
+    sharp = 100 * k[:, :, :200]
+    assert error_of(launch(sharp, k, v, 1.0, ranges), sharp, k, v) <= limit
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("ranges", [1, 4])
+def test_what_is_not_a_number_stays_in_its_sample(launch, ranges: int) -> None:
+    q, k, v = on_card(torch.bfloat16, 70, 2000)
+    k[1, :, 1300] = math.nan
+    found = launch(q, k, v, 1.0, ranges)
+    assert found[0].isfinite().all()
+    assert found[1].isnan().all()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("queries", "keys"), [(1, 1), (9, 30), (51, 1700), (205, 4000), (600, 1500)])
+def test_the_operator_by_itself_in_a_graph_and_compiled(queries: int, keys: int, fresh_dynamo: None) -> None:
+    inputs = on_card(torch.bfloat16, queries, keys, heads=16, key_heads=16)
+    expected = attention(*inputs, 1.0)
+    assert error_of(expected, *inputs) <= 2e-2
+    torch.library.opcheck(torch.ops.toprovar.attention.default, (*inputs, 1.0))
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = attention(*inputs, 1.0)
+    for _ in range(3):
+        found.zero_()
+        graph.replay()
+        assert torch.equal(found, expected)
+    compiled = torch.compile(
+        lambda q, k, v: attention(q, k, v, 1.0).transpose(1, 2).flatten(2) + 1, fullgraph=True
+    )
+    assert torch.equal(compiled(*inputs), expected.transpose(1, 2).flatten(2) + 1)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("queries", [51, 600])
+def test_what_the_kernel_does_not_take_is_stock(queries: int) -> None:
+    q, k, v = on_card(torch.bfloat16, queries, 1700, heads=16, key_heads=16)
+    for inputs in (
+        (q.float(), k.float(), v.float()),
+        (q[..., :80], k[..., :80], v[..., :80]),
+        (q, k, v[..., :96]),
+    ):
+        expected = F.scaled_dot_product_attention(*inputs, scale=0.5)
+        assert torch.equal(attention(*inputs, 0.5), expected)
+    assert torch.equal(attention(q, k, v, -0.5), F.scaled_dot_product_attention(q, k, v, scale=-0.5))

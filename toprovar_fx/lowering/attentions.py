@@ -1,0 +1,83 @@
+"""Puts our attention in the place of stock attention where the card has a kernel for it.
+
+It chooses by its sizes, which change from scale to scale, between kernels of ours and of the library.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import fx
+
+from ..analysis.attention_forms import FORMS, form_of, named_arguments
+from ..analysis.contexts import is_context
+from ..analysis.shapes import as_size, same, value_of
+from ..ops import attention  # noqa: F401 - registers the operator called here
+from .sizes import graph_specs
+
+_SDPA = FORMS["scaled_dot_product_attention"]
+_HALF = (torch.bfloat16, torch.float16)
+_HOPPER = (9, 0)
+
+
+def with_attentions(graph: fx.GraphModule) -> fx.GraphModule:
+    """A copy of a graph that calls `toprovar::attention` for every attention without a mask or dropout.
+
+    Args:
+        graph: for one CUDA device; for others than Hopper cards it comes back as it is.
+
+    Returns:
+        The copy, or `graph` itself where there is nothing to do. Under autocast that is so: it casts the
+        operands of the layers that it knows.
+    """
+    if torch.is_autocast_enabled("cuda") or any(is_context(node) for node in graph.graph.nodes):
+        return graph
+    found = {node: call for node in graph.graph.nodes if (call := _plain_call(node)) is not None}
+    if not found or not _on_hopper(graph.graph):
+        return graph
+    copied = fx.Graph()
+    mapped: dict[fx.Node, fx.Node] = {}
+    for node in graph.graph.nodes:
+        if node.op == "output":
+            copied.output(fx.map_arg(node.args[0], lambda operand: mapped[operand]))
+        elif node in found:
+            arguments = fx.map_arg(found[node], lambda operand: mapped[operand])
+            made = mapped[node] = copied.call_function(torch.ops.toprovar.attention.default, arguments)
+            made.meta = dict(node.meta)
+        else:
+            mapped[node] = copied.node_copy(node, lambda operand: mapped[operand])
+    return fx.GraphModule(graph, copied)
+
+
+def _on_hopper(graph: fx.Graph) -> bool:
+    devices = {spec.device for spec in graph_specs(graph) if spec.device is not None}
+    cards = [device for device in devices if device.type == "cuda"]
+    return bool(cards) and all(torch.cuda.get_device_capability(card) == _HOPPER for card in cards)
+
+
+def _plain_call(node: fx.Node) -> tuple[fx.Node, fx.Node, fx.Node, float] | None:
+    """Queries, keys, values and scale of an attention in half precision that is no more than that."""
+    if form_of(node) is not _SDPA:
+        return None
+    given = named_arguments(node, _SDPA)
+    operands = [given.pop(name, None) for name in _SDPA.parameters[:3]]
+    scale, grouped = given.pop(_SDPA.scale, None), given.pop(_SDPA.grouped, False)
+    neutral: dict[str, Any] = {_SDPA.mask: None, _SDPA.dropout: 0, _SDPA.causal: False}
+    if any(name not in neutral or value != neutral[name] for name, value in given.items()):
+        return None
+    if not all(isinstance(operand, fx.Node) for operand in operands) or not isinstance(grouped, bool):
+        return None
+    query, key, value = operands
+    queries, attended = value_of(query), value_of(node)  # type: ignore[arg-type]
+    if not (isinstance(queries, torch.Tensor) and isinstance(attended, torch.Tensor)):
+        return None
+    if attended.dtype not in _HALF or not queries.dim() == attended.dim() == 4:
+        return None
+    scale = 1 / math.sqrt(queries.shape[3]) if scale is None and isinstance(queries.shape[3], int) else scale
+    # Stock attention broadcasts its operands; the operator does so with keys and values alone.
+    sizes = zip(queries.shape[:2], attended.shape[:2], strict=True)
+    if not isinstance(scale, (int, float)) or not all(same(as_size(a), as_size(b)) for a, b in sizes):
+        return None
+    return query, key, value, float(scale)  # type: ignore[return-value]

@@ -1,0 +1,122 @@
+"""Chooses between stock attention and the Hopper kernel, with the keys of a row in one range or several."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import triton
+from torch import Tensor
+
+from .triton_launch import GLUON_KNOWN, HopperTiles, allows_tma, launch_hopper
+from .triton_merge import empty_parts, merge
+
+TILES = HopperTiles(128, 2, hold=False, turns=True)
+# Heads of this width were measured against stock attention.
+WIDTH = 128
+QUERIES_PER_TILE = 128
+MOST_RANGES = 8
+# Times in steps of 128 keys (1.6 us): of a program beside its steps, of the second kernel's launch, and of
+# the sums of a range for 10^6 channels of queries, written and read once.
+START = 2.5
+JOINING = 1.5
+SUMS_OF_A_MILLION = 1.0
+# Ranges are taken only if they should save this share of the time.
+LEAST_GAIN = 0.2
+# Many queries fill the card with tiles: from here on one range is faster than stock attention.
+MANY_QUERIES = 512
+MANY_KEYS = 1024
+
+
+def choose_ranges(queries: int, keys: int, heads: int, multiprocessors: int) -> int:
+    """Number of key ranges that programs of the Hopper kernel should share a tile of queries in.
+
+    A multiprocessor runs one program at a time, so that the kernel takes ``waves * (START + steps)``.
+
+    Args:
+        queries: Queries of a head.
+        keys: Keys of a head.
+        heads: Heads of all batch rows.
+        multiprocessors: Of the card.
+
+    Returns:
+        0 where stock attention should run instead, 1 for the kernel alone, else the number of ranges.
+    """
+    if keys < MANY_KEYS:
+        return 0
+    tiles = heads * triton.cdiv(queries, QUERIES_PER_TILE)
+    steps = triton.cdiv(keys, TILES.keys)
+
+    millions = heads * queries * WIDTH * 1e-6
+
+    def cost(ranges: int) -> float:
+        waves = math.ceil(tiles * ranges / multiprocessors)
+        kernel: float = waves * (START + triton.cdiv(steps, ranges))
+        return kernel + (JOINING + ranges * millions * SUMS_OF_A_MILLION if ranges > 1 else 0)
+
+    best = min(range(2, MOST_RANGES + 1), key=cost)
+    if cost(best) <= (1 - LEAST_GAIN) * cost(1):
+        return filled_ranges(steps, best)
+    return 1 if queries >= MANY_QUERIES and tiles >= multiprocessors else 0
+
+
+def filled_ranges(steps: int, ranges: int) -> int:
+    """How many of ``ranges`` ranges get keys, when each takes as many whole steps as the first."""
+    filled: int = triton.cdiv(steps, triton.cdiv(steps, ranges))
+    return filled
+
+
+def has_kernel(q: Tensor, k: Tensor, v: Tensor, scale: float) -> bool:
+    """Whether the Hopper kernel takes these operands, on the card that they are on."""
+    return (
+        GLUON_KNOWN
+        and q.dtype in (torch.bfloat16, torch.float16)
+        and q.dtype == k.dtype == v.dtype
+        and q.device == k.device == v.device
+        and torch.cuda.get_device_capability(q.device) == (9, 0)
+        and q.shape[3] == k.shape[3] == v.shape[3] == WIDTH
+        and k.shape[:3] == v.shape[:3]
+        and q.shape[0] == k.shape[0]
+        and q.shape[1] % k.shape[1] == 0
+        and scale > 0
+        # A tensor map has no steps of 0, as those of an expanded dimension.
+        and all(allows_tma(x) and 0 not in x.stride() for x in (q, k, v))
+    )
+
+
+def ranges_for(q: Tensor, k: Tensor, v: Tensor, scale: float) -> int:
+    """As `choose_ranges`; 0 for what the kernel does not take."""
+    if q.numel() == 0 or k.numel() == 0 or not has_kernel(q, k, v, scale):
+        return 0
+    multiprocessors = torch.cuda.get_device_properties(q.device).multi_processor_count
+    return choose_ranges(q.shape[2], k.shape[2], q.shape[0] * q.shape[1], multiprocessors)
+
+
+def launch(q: Tensor, k: Tensor, v: Tensor, scale: float, ranges: int = 1) -> Tensor:
+    """Run the Hopper kernel without entropies.
+
+    Args:
+        q: Queries ``[B, H, Lq, E]``, bfloat16 or float16.
+        k: Keys ``[B, Hk, Lk, E]``.
+        v: Values, like keys.
+        scale: Factor of the logits, positive.
+        ranges: Programs that share the keys of a row; more than there are tiles of keys is as many.
+
+    Returns:
+        ``[B, H, Lq, E]``, laid out as ``[B, Lq, H, E]`` in memory.
+    """
+    batch, heads, queries, channels = q.shape
+    keys = k.shape[2]
+    width = max(64, triton.next_power_of_2(channels))
+    ranges = filled_ranges(triton.cdiv(keys, TILES.keys), ranges)
+    out = q.new_empty(batch, queries, heads, channels).transpose(1, 2)
+    parts = empty_parts(q, ranges if ranges > 1 else 0, width)
+    # Entropies, their sums and counters are not wanted.
+    nothing = torch.empty(0, dtype=torch.int64, device=q.device)
+    sizes = (queries, keys, 0, heads, heads // k.shape[1], scale * math.log2(math.e))
+    wants = {"ENTROPY": False, "MEAN": False, "REST": False, "SPLIT": ranges > 1}
+    grid = (triton.cdiv(queries, QUERIES_PER_TILE), batch * heads, ranges)
+    launch_hopper(TILES, (q, k, v), (out, parts, nothing, nothing, parts), sizes, grid, wants)
+    if ranges > 1:
+        merge(parts, out, ranges, width)
+    return out
