@@ -203,7 +203,7 @@ def store_part(parts, acc, peak, mass, start, queries, D: gl.constexpr, ROW: gl.
     left = queries - start
     rows = gl.expand_dims(gl.arange(0, ROWS, layout=gl.SliceLayout(1, A)), 1)
     columns = gl.expand_dims(gl.arange(0, D, layout=gl.SliceLayout(0, A)), 0)
-    gl.store(parts + first * D + (rows * D + columns), acc, mask=rows < left)
+    gl.store(parts + first * D + (rows * D + columns), acc, mask=(rows < left) & (columns < D))
     every = ranges * gl.num_programs(1) * queries
     peaks = parts + every * D + first
     inside = gl.arange(0, ROWS, layout=ROW)
@@ -279,9 +279,11 @@ def hopper_kernel(
     head = gl.program_id(1) % heads
     tiles = gl.num_programs(0)
     if SPLIT:
-        dealt = tiles_in(tiles_in(keys, BLOCK_N), gl.num_programs(2)) * BLOCK_N
+        ranges = gl.num_programs(2)
+        dealt = (tiles_in(keys, BLOCK_N) + ranges - 1) // ranges * BLOCK_N
         first_key = gl.program_id(2) * dealt
-        keys = gl.minimum(keys, first_key + dealt)
+        if first_key + dealt < keys:
+            keys = first_key + dealt
     q_tiles = gl.allocate_shared_memory(q.dtype, [2] + q.block_type.shape, q.layout)  # noqa: RUF005
     k_tiles = gl.allocate_shared_memory(k.dtype, [STAGES] + k.block_type.shape, k.layout)  # noqa: RUF005
     v_tiles = gl.allocate_shared_memory(v.dtype, [STAGES] + v.block_type.shape, v.layout)  # noqa: RUF005
