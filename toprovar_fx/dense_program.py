@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from ._torch_private import compile_id
@@ -13,8 +14,8 @@ from .passes.step import PassRecord
 from .recording import note_called
 from .runtime.cuda_graphs import GraphedCall
 from .runtime.cuda_recorder import graph_memory
-from .runtime.generation import current_generation
-from .runtime.short_caches import refuse_short_caches
+from .runtime.dense_calls import DenseCalls
+from .runtime.generation import Generation, current_generation
 
 
 class DenseProgram:
@@ -46,21 +47,23 @@ class DenseProgram:
         note_called(self)
         running = current_generation()
         if running is not None:
-            controller = running.controller(self.options, 0)
-            others = [each.caches for each in running.controllers]
-            refuse_short_caches(controller.caches, others, {}, arguments)
-            controller.enter()
-            controller.ledger.other.append((running.scale, self._region, self._region.sizes(arguments)))
-            if not self.one_token:
-                controller.ledger.fallbacks.extend(self._fallbacks)
+            calls = running.dense_calls.get(self._region)
+            if calls is None:
+                calls = self._take_part(running)
+            calls.note(arguments)
         if self._graphed is None:
             return self._call(*arguments)
+        return self._graphed(self._call, arguments, partial(self._note, running))
 
-        def note(why: Fallback) -> None:
-            if running is not None:
-                running.controller(self.options, 0).ledger.note(running.scale, why)
+    def _take_part(self, running: Generation) -> DenseCalls:
+        fallbacks = [] if self.one_token else self._fallbacks
+        found = DenseCalls(running, running.controller(self.options, 0), self._region, fallbacks)
+        running.dense_calls[self._region] = found
+        return found
 
-        return self._graphed(self._call, arguments, note)
+    def _note(self, running: Generation | None, why: Fallback) -> None:
+        if running is not None:
+            running.controller(self.options, 0).ledger.note(running.scale, why)
 
     @property
     def regions(self) -> list[Region]:

@@ -124,8 +124,8 @@ class StepProgram:
         if self._no_weights is None:
             # Dynamo compiles anew where a parameter becomes another kind of tensor.
             self._no_weights = may_be_caches(arguments)
-        others = [each.caches for each in running.controllers]
-        refuse_short_caches(controller.caches, others, self._cache_inputs, arguments, self._no_weights)
+        given = self._cache_inputs, arguments, self._no_weights
+        refuse_short_caches(controller.caches, running.short_caches, *given)
 
     def _recognise(self, controller: Controller, arguments: tuple[Any, ...]) -> None:
         """Note whose weights a generation runs with, and refuse a profile of others."""
@@ -207,7 +207,7 @@ class StepProgram:
     def _seen(self, region: Region, sizes: Sizes) -> None:
         controller = self._controller()
         if controller is not None:
-            controller.ledger.other.append((controller.scale, region, sizes))
+            controller.ledger.ran_outside(controller.scale, region, sizes)
 
 
 def _cache_inputs(step: Step) -> dict[int, set[int]]:

@@ -41,6 +41,7 @@ class Region:
         written: positions of the inputs that the graph writes to (caches).
         compile_seconds: time of each compilation so far.
         costs: FLOPs and bytes as expressions in the sizes.
+        size_reader: reads the sizes off the arguments.
         failure: why the graph cannot be compiled, or None.
     """
 
@@ -56,7 +57,7 @@ class Region:
         self.graph, self.name = graph, name
         self.specs = graph_specs(graph.graph)
         self.written = _written(graph.graph)
-        self._read_sizes = SizeReader(self.specs)
+        self.size_reader = SizeReader(self.specs)
         self.compile_seconds: list[float] = []
         self._lowering, self._static, self._on_failure = lowering, static, on_failure
         self.failure: Fallback | None = None
@@ -97,11 +98,11 @@ class Region:
 
     def sizes(self, arguments: tuple[Any, ...]) -> Sizes:
         """Values of the size symbols at these arguments."""
-        return self._read_sizes(arguments)
+        return self.size_reader(arguments)
 
     def sizes_from(self, values: Mapping[sympy.Symbol, int]) -> Sizes:
         """What `sizes` gives for a call of these sizes."""
-        return self._read_sizes.taken_from(values)
+        return self.size_reader.taken_from(values)
 
     def _choose_or_trace(
         self, arguments: tuple[Any, ...], sizes: Mapping[sympy.Symbol, int]

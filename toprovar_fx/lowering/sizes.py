@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import operator
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -96,6 +97,9 @@ class SizeReader:
 
     Args:
         specs: the inputs.
+
+    Attributes:
+        values: reads the values alone off a tuple of arguments, always in the same order.
     """
 
     def __init__(self, specs: Sequence[InputSpec]) -> None:
@@ -106,7 +110,8 @@ class SizeReader:
             for dimension, size in enumerate(spec.shape or ()):
                 if isinstance(size, sympy.Symbol):
                     places.setdefault(size, (position, dimension))
-        self._places = [(symbol, position, dimension) for symbol, (position, dimension) in places.items()]
+        self._symbols = tuple(places)
+        self.values = _reader(list(places.values()))
 
     def taken_from(self, values: Mapping[sympy.Symbol, int]) -> tuple[tuple[sympy.Symbol, int], ...]:
         """What reading arguments of these sizes gives.
@@ -114,14 +119,30 @@ class SizeReader:
         Raises:
             KeyError: a size is not among `values`.
         """
-        return tuple((symbol, values[symbol]) for symbol, _, _ in self._places)
+        return tuple((symbol, values[symbol]) for symbol in self._symbols)
 
-    def __call__(self, arguments: Sequence[Any]) -> tuple[tuple[sympy.Symbol, int], ...]:
-        """The values, always in the same order."""
-        return tuple(
-            (symbol, arguments[position] if dimension is None else arguments[position].shape[dimension])
-            for symbol, position, dimension in self._places
+    def named(self, values: tuple[int, ...]) -> tuple[tuple[sympy.Symbol, int], ...]:
+        """What `values` read, with the symbols."""
+        return tuple(zip(self._symbols, values, strict=True))
+
+    def __call__(self, arguments: tuple[Any, ...]) -> tuple[tuple[sympy.Symbol, int], ...]:
+        """The values with their symbols, always in the same order."""
+        return self.named(self.values(arguments))
+
+
+def _reader(places: Sequence[tuple[int, int | None]]) -> Callable[[tuple[Any, ...]], tuple[int, ...]]:
+    """Reads the integers and sizes at these places: (argument, its dimension or None)."""
+    positions = [position for position, dimension in places if dimension is None]
+    if len(positions) < len(places):
+        return lambda arguments: tuple(
+            arguments[position] if dimension is None else arguments[position].shape[dimension]
+            for position, dimension in places
         )
+    if len(positions) > 1:
+        return operator.itemgetter(*positions)
+    # Of one position `itemgetter` returns no tuple; of a slice it does.
+    first = positions[0] if positions else 0
+    return operator.itemgetter(slice(first, first + len(positions)))
 
 
 def at_sizes(spec: InputSpec, values: dict[sympy.Symbol, int]) -> InputSpec:

@@ -58,7 +58,7 @@ class Controller:
         self._ranking = Ranking(options, schedule)
         self._updates = GraphUpdates(schedule)
         self.branching: Branching | None = None
-        self.caches = ShortCaches()
+        self.caches = ShortCaches(generation.short_caches)
         self._compaction = (
             Compaction(options, schedule, self.caches, self.ledger) if options.compacts else None
         )

@@ -14,7 +14,10 @@ from ..user_line import warn_at_user_line
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ..lowering.region import Region
     from .controller import Controller
+    from .dense_calls import DenseCalls
+    from .short_caches import ShortCaches
 
 _CURRENT: ContextVar[Generation | None] = ContextVar("toprovar_generation", default=None)
 
@@ -30,6 +33,8 @@ class Generation:
         images: B.
         scale: index of the scale that runs now, -1 before the first.
         exited_at: index of the first scale that the controllers decided not to run, or None.
+        short_caches: those of the models whose layers left out rows so far.
+        dense_calls: of the graphs that stay dense and were called so far.
         guided: whether the loop has told that there are unconditional rows, and asks at every scale.
     """
 
@@ -39,6 +44,8 @@ class Generation:
         self.scale = -1
         self.exited_at: int | None = None
         self.guided = False
+        self.short_caches: list[ShortCaches] = []
+        self.dense_calls: dict[Region, DenseCalls] = {}
         self._asked = False
         self._controllers: dict[Options, Controller] = {}
         self._compiled_scales: set[int] = set()

@@ -13,6 +13,7 @@ from ..analysis.reasons import Fallback
 if TYPE_CHECKING:
     from ..cost.expressions import Sizes
     from ..lowering.region import Region
+    from .dense_calls import DenseCalls
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class Ledger:
         gates: by (gate, layer), how often it was asked and how often its answer was yes.
         model: what tells the identity of the model's weights; None before its step ran.
         conditional_scales: guided scales that were run without their unconditional rows.
-        other: calls of the parts outside the blocks, as (scale, region, sizes).
+        dense_calls: of the graphs that stay dense, counted.
         cached_rows: with a cache policy, by (scale, layer), the rows in the cache after the scale, and those
             of them that stay.
         notes: by scale, why it ran otherwise than `unit` and `cuda_graphs` ask; nothing is dense for it.
@@ -75,9 +76,20 @@ class Ledger:
     gates: dict[tuple[str, int], tuple[int, int]] = field(default_factory=dict)
     model: Callable[[], str] | None = None
     conditional_scales: set[int] = field(default_factory=set)
-    other: list[tuple[int, Region, Sizes]] = field(default_factory=list)
+    dense_calls: list[DenseCalls] = field(default_factory=list)
     cached_rows: dict[tuple[int, int], tuple[int, int]] = field(default_factory=dict)
     notes: dict[int, list[Fallback]] = field(default_factory=dict)
+
+    _outside: list[tuple[int, Region, Sizes]] = field(default_factory=list)
+
+    @property
+    def other(self) -> list[tuple[int, Region, Sizes]]:
+        """Calls of the parts outside the blocks and of graphs that stay dense, as (scale, region, sizes)."""
+        return [*(call for calls in self.dense_calls for call in calls.each()), *self._outside]
+
+    def ran_outside(self, scale: int, region: Region, sizes: Sizes) -> None:
+        """Write down a call of a part outside the blocks."""
+        self._outside.append((scale, region, sizes))
 
     def answer(self, gate: str, layer: int, yes: bool) -> None:
         """Write down what a gate decided."""

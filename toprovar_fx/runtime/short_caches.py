@@ -17,9 +17,14 @@ from ..errors import GraphError
 
 
 class ShortCaches:
-    """The caches that the layers of one model wrote last, and how many rows each lacks."""
+    """The caches that the layers of one model wrote last, and how many rows each lacks.
 
-    def __init__(self) -> None:
+    Args:
+        known: gets this record once one of its caches lacks rows, or may.
+    """
+
+    def __init__(self, known: list[ShortCaches]) -> None:
+        self._known = known
         self.dropped: dict[int, int] = {}
         self._uncertain: set[int] = set()
         # The tensors are kept: memory that is given back may become that of another tensor.
@@ -35,11 +40,17 @@ class ShortCaches:
 
     def drop(self, layer: int, rows: int) -> None:
         """Note that `layer` left out `rows` rows."""
+        self._become_known()
         self.dropped[layer] = self.dropped.get(layer, 0) + rows
 
     def suspect(self, layer: int) -> None:
         """Note that `layer` may have left out rows: its graph decides, and only the device knows."""
+        self._become_known()
         self._uncertain.add(layer)
+
+    def _become_known(self) -> None:
+        if not self.dropped and not self._uncertain:
+            self._known.append(self)
 
     @property
     def short(self) -> set[int]:
@@ -77,7 +88,7 @@ def refuse_short_caches(
 
     Args:
         own: the caches of the model that is about to run.
-        others: those of other models in the same generation.
+        others: those of other models in the same generation that lack rows; `own` may be among them.
         inputs: positions of the arguments that are caches of layers with gates, and those layers.
         arguments: of the graph.
         positions: what `may_be_caches` says of the arguments, if the caller knows.

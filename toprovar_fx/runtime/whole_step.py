@@ -113,7 +113,7 @@ class WholeStep:
         extras = [self._value(extra, controller, plan) for extra in joined.extras]
         results = self._call(plan.pattern, (*arguments, *extras), controller)
         for rest in self._rest:
-            controller.ledger.other.append((controller.scale, rest.region, rest.region.sizes_from(sizes)))
+            controller.ledger.ran_outside(controller.scale, rest.region, rest.region.sizes_from(sizes))
         write(plan.account, controller, _leavings(joined, results[joined.results :]))
         return tuple(results[: joined.results])
 

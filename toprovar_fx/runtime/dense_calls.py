@@ -1,0 +1,81 @@
+"""Calls of a graph that stays dense, in one generation: what does not depend on the call is done once.
+
+Such graphs may take some ten microseconds (one token, a modulation, a head), so that a call must not cost
+more than to count it. Everything that a report says of the calls is made of the counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ..analysis.reasons import Fallback
+from .short_caches import refuse_short_caches
+
+if TYPE_CHECKING:
+    from ..cost.expressions import Sizes
+    from ..lowering.region import Region
+    from .controller import Controller
+    from .generation import Generation
+
+
+@dataclass(slots=True)
+class _Tally:
+    """How many calls had these sizes at this scale."""
+
+    scale: int
+    values: tuple[int, ...]
+    calls: int = 0
+
+
+class DenseCalls:
+    """Calls of one dense graph, counted by scale and sizes.
+
+    Args:
+        running: the generation.
+        controller: of the options that the graph was compiled with; the report is its ledger's.
+        region: the graph.
+        fallbacks: why it stays dense, for the report.
+    """
+
+    def __init__(
+        self, running: Generation, controller: Controller, region: Region, fallbacks: Sequence[Fallback]
+    ) -> None:
+        self._running, self._controller, self._region = running, controller, region
+        self._fallbacks = fallbacks
+        self._values = region.size_reader.values
+        self._tallies: dict[tuple[int, tuple[int, ...]], _Tally] = {}
+        # Of the latest call; the first one finds a scale that does not exist.
+        self._tally = _Tally(-2, ())
+
+    def note(self, arguments: tuple[Any, ...]) -> None:
+        """Count a call that is about to run.
+
+        Raises:
+            GraphError: the graph would read a cache that lacks rows.
+        """
+        running, tally, values = self._running, self._tally, self._values(arguments)
+        if running.short_caches:
+            refuse_short_caches(self._controller.caches, running.short_caches, {}, arguments)
+        if values != tally.values or running.scale != tally.scale:
+            tally = self._tally = self._tally_of(running.scale, values)
+        tally.calls += 1
+
+    def _tally_of(self, scale: int, values: tuple[int, ...]) -> _Tally:
+        """Where calls like this one are counted; the first tells the generation and the ledger."""
+        if not self._tallies:
+            self._controller.ledger.fallbacks.extend(self._fallbacks)
+            self._controller.ledger.dense_calls.append(self)
+        if (scale, values) not in self._tallies:
+            self._controller.enter()
+            self._tallies[scale, values] = _Tally(scale, values)
+        return self._tallies[scale, values]
+
+    def each(self) -> list[tuple[int, Region, Sizes]]:
+        """(scale, region, sizes) of every call so far."""
+        return [
+            (tally.scale, self._region, self._region.size_reader.named(tally.values))
+            for tally in self._tallies.values()
+            for _ in range(tally.calls)
+        ]
