@@ -22,12 +22,15 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from typing import get_args
 
 import torch
 
 from benchmarks.infinity_measure import Measured, gemm_rate, measure
 from benchmarks.infinity_upstream import UpstreamTransformer
 from benchmarks.infinity_variants import MODELS, Problem, transformers
+from toprovar_fx.models.cache import DEFAULT_LAYOUT
+from toprovar_fx.models.cache_layout import CacheLayout
 
 DEFAULT = "eager,inductor,inductor-reduce-overhead,lossless,50-10,25-5,criterion"
 
@@ -37,7 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse(argv)
     started = time.perf_counter()
     torch._dynamo.config.recompile_limit = 64
-    problem = Problem(arguments.model, arguments.device, getattr(torch, arguments.dtype))
+    dtype = getattr(torch, arguments.dtype)
+    problem = Problem(arguments.model, arguments.device, dtype, layout=arguments.cache)
     made = transformers(problem, arguments.lowering)
     for name in ("upstream", "fastvar"):
         clone = getattr(arguments, name)
@@ -78,6 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     result = {
         "torch": torch.__version__,
         "device": device,
+        "cache": arguments.cache,
         "gemm_flops_per_s": roof,
         "seconds": time.perf_counter() - started,
         "rows": [asdict(row) for row in rows],
@@ -108,6 +113,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--lowering", choices=["inductor", "eager"], default="inductor")
     parser.add_argument("--dtype", choices=["bfloat16", "float16", "float32"])
     parser.add_argument("--device", choices=["cuda", "cpu"])
+    parser.add_argument(
+        "--cache", choices=get_args(CacheLayout), default=DEFAULT_LAYOUT, help="layout of keys and values"
+    )
     parser.add_argument("--upstream", type=Path, help="clone of FoundationVision/Infinity to measure too")
     parser.add_argument("--fastvar", type=Path, help="folder Infinity of a clone of FastVAR to measure too")
     parser.add_argument("--out", type=Path, help="file to append a JSON line per row to")
@@ -126,7 +134,8 @@ def heading(arguments: argparse.Namespace, roof: float | None) -> str:
     rate = "" if roof is None else f", GEMM {roof / 1e12:.0f} TFLOP/s"
     names = ("variant", "batch", "transformer ms", "total ms", "host ms", "compile s", "GiB", "kernels")
     head = f"{names[0]:26}" + "".join(f"{name:>15}" for name in names[1:]) + f"{'launches':>10}{'roof':>7}"
-    return f"Infinity {arguments.model}, {arguments.dtype}, {device}{rate}, torch {torch.__version__}\n{head}"
+    what = f"{arguments.model}, {arguments.dtype}, {arguments.cache} caches"
+    return f"Infinity {what}, {device}{rate}, torch {torch.__version__}\n{head}"
 
 
 def line(row: Measured) -> str:

@@ -12,6 +12,7 @@ import torch
 
 from toprovar_fx import generation
 from toprovar_fx.evaluation.timing import synchronize
+from toprovar_fx.models.shared_tail import mapped_bytes
 from toprovar_fx.runtime.report import GenerationReport, report_of
 
 from .infinity_upstream import UpstreamTransformer
@@ -158,7 +159,8 @@ def measure(
     flops = None if report is None else report.flops
     floor = None if flops is None or flops_per_s is None else 1e3 * flops / flops_per_s
     kernels, launches = _launched(problem, transformer, images) if on_cuda else (None, None)
-    peak = torch.cuda.max_memory_allocated() / 2**30 if on_cuda else None
+    # Mapped caches are not torch's; they stay from before the first generation to the last.
+    peak = (torch.cuda.max_memory_allocated() + mapped_bytes("cuda")) / 2**30 if on_cuda else None
     notes = [] if report is None else [*map(str, report.fallbacks), *report.to_json()["notes"]]
     warm_s = None
     if warm:

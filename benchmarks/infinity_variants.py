@@ -11,7 +11,8 @@ from torch import Tensor
 
 from toprovar_fx.between_scales import BetweenScales
 from toprovar_fx.models.bsq import BSQConfig, MultiScaleBSQ
-from toprovar_fx.models.cache import KVCache
+from toprovar_fx.models.cache import DEFAULT_LAYOUT, KVCache
+from toprovar_fx.models.cache_layout import CacheLayout
 from toprovar_fx.models.configs import CONFIGS, InfinityConfig
 from toprovar_fx.models.infinity import Infinity
 from toprovar_fx.sampling import schedule_noise, seed_tensor
@@ -80,6 +81,7 @@ class Problem:
         device: where it runs.
         dtype: of weights and caches.
         model: sizes and scales.
+        layout: of keys and values in memory.
     """
 
     def __init__(
@@ -88,8 +90,9 @@ class Problem:
         device: str,
         dtype: torch.dtype,
         model: tuple[InfinityConfig, Schedule] | None = None,
+        layout: CacheLayout = DEFAULT_LAYOUT,
     ) -> None:
-        self.name, self.device, self.dtype = name, device, dtype
+        self.name, self.device, self.dtype, self.layout = name, device, dtype, layout
         self.config, self.schedule = MODELS[name] if model is None else model
         torch.manual_seed(0)
         with torch.device(device):
@@ -107,8 +110,15 @@ class Problem:
         """Keys and values of `images` images with guidance, in place from one generation to the next."""
         if images not in self._caches:
             self._caches.clear()
-            tokens = self.schedule.ends[-1]
-            self._caches[images] = KVCache(self.config, 2 * images, tokens, self.device, self.dtype)
+            self._caches[images] = KVCache(
+                self.config,
+                2 * images,
+                self.schedule.ends[-1],
+                self.device,
+                self.dtype,
+                layout=self.layout,
+                kept_tokens=self.schedule.tokens_before_last,
+            )
         return self._caches[images]
 
     def release(self) -> None:

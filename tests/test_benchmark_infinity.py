@@ -30,6 +30,13 @@ def test_a_tiny_run(tmp_path, capsys):
     assert picture.stat().st_size > 1000
 
 
+def test_a_layout_of_the_caches(capsys):
+    command = ["--tiny", "--lowering", "eager", "--variants", "eager", "--cache", "token_major"]
+    assert infinity.main(command) == 0
+    first, *_, last = capsys.readouterr().out.splitlines()
+    assert "token_major caches" in first and json.loads(last)["cache"] == "token_major"
+
+
 def test_no_variant_starts_after_the_time(tmp_path, capsys):
     out = tmp_path / "rows.jsonl"
     assert infinity.main(["--tiny", "--variants", "eager", "--seconds", "0", "--out", str(out)]) == 0

@@ -127,6 +127,7 @@ class InfinityPipeline(PipelineComponents):
 
         Raises:
             PromptError: the features are not ``[B, T, text_channels]`` of at most ``text_maxlen`` tokens.
+            OptionError: an unknown ``cache_layout``.
         """
         quantizer = self.vae.quantizer
         self.transformer.set_schedule(self.schedule)
@@ -139,7 +140,15 @@ class InfinityPipeline(PipelineComponents):
             quantizer=quantizer,
             schedule=self.schedule,
             context=context,
-            cache=self._caches.take(self.config, len(context.cond), tokens, self.device, dtype),
+            cache=self._caches.take(
+                self.config,
+                len(context.cond),
+                tokens,
+                self.device,
+                dtype,
+                layout=self.cache_layout,
+                kept_tokens=self.schedule.tokens_before_last,
+            ),
             uniform=schedule_noise(seeds, self.schedule, self.config.bits),
             summed=torch.zeros(latent, device=self.device),
             cfg=cfg,

@@ -9,7 +9,8 @@ import torch
 
 from .between_scales import BetweenScales
 from .errors import OptionError
-from .models.cache import CacheShelf
+from .models.cache import DEFAULT_LAYOUT, CacheShelf
+from .models.cache_layout import CacheLayout
 from .models.configs import InfinityConfig
 from .models.infinity import Infinity
 from .models.text_encoder import T5TextEncoder, TextEncoder
@@ -31,6 +32,8 @@ class PipelineComponents:
         vae: quantiser and image decoder.
         text_encoder: turns prompts into features; None if only features are ever given.
         schedule: the scales to run; assign another one for another resolution.
+        cache_layout: how keys and values lie in memory: ``"plain"``, ``"token_major"``, or ``"shared"``: on
+            CUDA the layers then share the memory of the last scale's.
     """
 
     def __init__(
@@ -41,6 +44,7 @@ class PipelineComponents:
         self.vae = vae
         self.text_encoder = text_encoder
         self.schedule = schedule
+        self.cache_layout: CacheLayout = DEFAULT_LAYOUT
         if transformer.config.latent_bits != vae.config.z_channels:
             raise OptionError(
                 f"autoencoder with {vae.config.z_channels} latent channels: expected the transformer's "

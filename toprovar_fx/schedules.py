@@ -99,6 +99,11 @@ class Schedule:
         return tuple(accumulate(self.tokens))
 
     @property
+    def tokens_before_last(self) -> int:
+        """Tokens of all scales but the last, which alone a later scale reads from the K/V cache."""
+        return self.ends[-1] - self.tokens[-1]
+
+    @property
     def h_div_w(self) -> float:
         """Height / width of the last map."""
         height, width = self.sides[-1]

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from ..checkpoints import module_bytes
-from ..models.cache import KVCache
+from ..models.cache import DEFAULT_LAYOUT, KVCache
 from ..models.configs import InfinityConfig, config_named
 from ..models.infinity import Infinity
 from ..models.text_encoder import SceneTextEncoder, default_t5_dtype, require_transformers
@@ -157,9 +157,17 @@ def _priced(
     if text_bytes:
         weights["text encoder"] = text_bytes
     rows = images * (1 if config.cfg == 1 else 2)
+    cache_bytes = KVCache.bytes_needed(
+        config,
+        rows,
+        schedule.ends[-1],
+        dtype,
+        layout=DEFAULT_LAYOUT if device.type == "cuda" else "plain",
+        kept_tokens=schedule.tokens_before_last,
+    )
     return MemoryNeed(
         weights_bytes=weights,
-        cache_bytes=KVCache.bytes_needed(config, rows, schedule.ends[-1], dtype),
+        cache_bytes=cache_bytes,
         images=images,
         available_bytes=available_bytes(device),
         device=device,

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import copy
-import math
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from .cache_layout import CacheLayout
+from .cache_memory import CacheSizes
 from .configs import InfinityConfig
+
+# Of the caches of new pipelines, and of the memory that is told before they are loaded.
+DEFAULT_LAYOUT: CacheLayout = "plain"
 
 
 class KVCache:
@@ -19,9 +22,14 @@ class KVCache:
     whole buffer, so no guard on that equality splits the symbolic graph. Slots are zero until they are
     written.
 
+    With the layout ``shared``, slots from ``kept_tokens`` on hold what a layer wrote only until the next
+    layer runs: they are for a last scale, which nobody reads afterwards. A schedule whose other scales need
+    more slots needs another cache.
+
     Attributes:
         keys: per layer ``[R, H, max_tokens + 1, head_dim]``, L2-normalised and rotated.
         values: per layer, the same shape.
+        sizes: what was asked for.
     """
 
     def __init__(
@@ -31,21 +39,46 @@ class KVCache:
         max_tokens: int,
         device: torch.device | str | None = None,
         dtype: torch.dtype = torch.float32,
+        *,
+        layout: CacheLayout = "plain",
+        kept_tokens: int | None = None,
     ) -> None:
-        """Allocate the memory for ``rows`` batch rows (CFG rows included) and ``max_tokens`` tokens."""
-        shape = (rows, config.heads, max_tokens + 1, config.head_dim)
+        """Allocate the memory.
+
+        Args:
+            config: sizes of the model.
+            rows: batch rows, CFG rows included.
+            max_tokens: of all scales together.
+            device: torch's default if None.
+            dtype: of keys and values.
+            layout: how they lie in memory; ``shared`` is ``plain`` where sharing saves nothing or the device
+                cannot map memory, and ``token_major`` differs from ``plain`` in strides alone.
+            kept_tokens: of all scales but the last; None: nothing may be shared.
+
+        Raises:
+            OptionError: unknown layout, or ``kept_tokens`` not in ``0 .. max_tokens``.
+        """
+        self.sizes = CacheSizes.of(config, rows, max_tokens, dtype, layout, kept_tokens)
         self.max_tokens = max_tokens
-        self.keys: list[Tensor] = [_zeros(shape, device, dtype) for _ in range(config.depth)]
-        self.values: list[Tensor] = [_zeros(shape, device, dtype) for _ in range(config.depth)]
+        placed = torch.device(device) if device is not None else torch.get_default_device()
+        self.keys: list[Tensor]
+        self.values: list[Tensor]
+        self.keys, self.values = self.sizes.allocate(placed)
 
     def fits(
-        self, config: InfinityConfig, rows: int, max_tokens: int, device: torch.device, dtype: torch.dtype
+        self,
+        config: InfinityConfig,
+        rows: int,
+        max_tokens: int,
+        device: torch.device,
+        dtype: torch.dtype,
+        *,
+        layout: CacheLayout = "plain",
+        kept_tokens: int | None = None,
     ) -> bool:
         """Whether it is what these arguments would allocate."""
-        shape = (rows, config.heads, max_tokens + 1, config.head_dim)
-        keys = self.keys[0]
-        same = keys.shape == shape and keys.dtype == dtype and keys.device == device
-        return same and len(self.keys) == config.depth
+        asked = CacheSizes.of(config, rows, max_tokens, dtype, layout, kept_tokens)
+        return self.sizes == asked and self.keys[0].device == device
 
     def first(self, rows: int) -> KVCache:
         """The same memory, for the first so many batch rows alone."""
@@ -56,10 +89,16 @@ class KVCache:
 
     @staticmethod
     def bytes_needed(
-        config: InfinityConfig, rows: int, max_tokens: int, dtype: torch.dtype = torch.float32
+        config: InfinityConfig,
+        rows: int,
+        max_tokens: int,
+        dtype: torch.dtype = torch.float32,
+        *,
+        layout: CacheLayout = "plain",
+        kept_tokens: int | None = None,
     ) -> int:
-        """Return the bytes that a cache of these sizes takes."""
-        return 2 * config.depth * rows * config.width * (max_tokens + 1) * dtype.itemsize
+        """Return the bytes that a cache of these sizes takes, on a device that can map memory."""
+        return CacheSizes.of(config, rows, max_tokens, dtype, layout, kept_tokens).memory_bytes()
 
 
 class CacheShelf:
@@ -74,31 +113,32 @@ class CacheShelf:
         self._free: list[KVCache] = []
 
     def take(
-        self, config: InfinityConfig, rows: int, max_tokens: int, device: torch.device, dtype: torch.dtype
+        self,
+        config: InfinityConfig,
+        rows: int,
+        max_tokens: int,
+        device: torch.device,
+        dtype: torch.dtype,
+        *,
+        layout: CacheLayout = "plain",
+        kept_tokens: int | None = None,
     ) -> KVCache:
         """Return the cache that was given back if it has these sizes, else a new one."""
         try:
             found: KVCache | None = self._free.pop()
         except IndexError:
             found = None
-        if found is not None and found.fits(config, rows, max_tokens, device, dtype):
+        if found is not None and found.fits(
+            config, rows, max_tokens, device, dtype, layout=layout, kept_tokens=kept_tokens
+        ):
             return found
         # Its memory has to be free before the other is allocated.
         del found
         # Tensors of inference mode could not be written to outside of it.
         with torch.inference_mode(False):
-            return KVCache(config, rows, max_tokens, device, dtype)
+            return KVCache(config, rows, max_tokens, device, dtype, layout=layout, kept_tokens=kept_tokens)
 
     def give(self, cache: KVCache) -> None:
         """Take a cache back; one is kept."""
         if cache.keys[0].is_cuda and not self._free:
             self._free.append(cache)
-
-
-def _zeros(shape: tuple[int, ...], device: torch.device | str | None, dtype: torch.dtype) -> Tensor:
-    placed = torch.device(device) if device is not None else torch.get_default_device()
-    if placed.type != "cpu":
-        return torch.zeros(shape, device=placed, dtype=dtype)
-    # The system hands out zeroed pages when they are first written; `torch.zeros` writes them all at once.
-    pages = np.zeros(math.prod(shape) * dtype.itemsize, np.uint8)
-    return torch.from_numpy(pages).view(dtype).view(shape)

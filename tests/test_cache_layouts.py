@@ -1,0 +1,208 @@
+"""Layouts of the key/value cache: what is allocated, and generations that do not depend on it."""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import sys
+
+import pytest
+import torch
+
+from toprovar_fx.errors import OptionError
+from toprovar_fx.loading import memory
+from toprovar_fx.models.cache import CacheShelf, KVCache
+from toprovar_fx.models.cache_memory import CacheSizes
+from toprovar_fx.models.configs import CONFIGS
+from toprovar_fx.models.shared_tail import PagesError
+from toprovar_fx.runtime.report import report_of
+from toprovar_fx.schedules import Schedule
+
+from .host_pages import HostPages
+from .models.subjects import CONFIG, MANY, OPEN, SQUARE, State, TinyInfinity, Traced, generate, identical
+from .small_pipelines import PROMPTS, build
+
+on_linux = pytest.mark.skipif(sys.platform != "linux", reason="maps memory by Linux's calls")
+LAYOUTS = ["token_major", pytest.param("shared", marks=on_linux)]
+
+
+class Laid(TinyInfinity):
+    """The small Infinity with caches in a layout; `shared` ones are in pages of the host."""
+
+    layout = "plain"
+
+    def state(self, images: int, schedule: Schedule) -> State:
+        state = super().state(images, schedule)
+        like, kept = state.cache.keys[0], schedule.tokens_before_last
+        sizes = CacheSizes.of(
+            self.model.config, 2 * images, schedule.ends[-1], like.dtype, self.layout, kept
+        )  # fmt: skip
+        if self.layout == "shared":
+            found = sizes.shared_in(HostPages())
+            assert found is not None
+            state.cache.keys, state.cache.values = found
+        else:
+            state.cache.keys, state.cache.values = sizes.allocate(like.device)
+        assert state.cache.keys[0].shape == like.shape
+        assert (state.cache.keys[0].stride() == like.stride()) == (self.layout == "plain")
+        return state
+
+
+@pytest.fixture(scope="module")
+def traced() -> dict[str, Traced]:
+    """The model by layout, each traced once."""
+    found = {}
+    for layout in ("plain", "token_major", "shared"):
+        subject = Laid()
+        subject.layout = layout
+        found[layout] = Traced(subject)
+    return found
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"preset": "lossless"},
+        {**OPEN, "keep": MANY},
+        {**OPEN, "keep": MANY, "unit": "step"},
+        {**OPEN, "keep": MANY, "pruned_kv": "keep", "unit": "step"},
+        {**OPEN, "keep": MANY, "restore": "cache"},
+        {**OPEN, "keep": {5: 0.5}, "entropy_source": "same_layer"},
+        {**OPEN, "cache_policy": "hack", "cache_budget": 0.5},
+        {**OPEN, "keep": MANY, "cache_policy": "scalekv", "cache_budget": 0.5},
+    ],
+    ids=str,
+)
+def test_a_generation_does_not_depend_on_the_layout(traced, layout, options):
+    expected = traced["plain"](options, images=2)
+    found = traced[layout](options, images=2)
+    assert identical(found.logits, expected.logits)
+    assert all(found.arms(scale) == expected.arms(scale) for scale in range(len(SQUARE)))
+    assert not report_of(found.run).fallbacks
+    assert len(traced[layout].graphs) == len(traced["plain"].graphs)
+
+
+@on_linux
+def test_without_the_backend_tails_hold_the_last_layer_and_prefixes_their_own():
+    plain, shared = TinyInfinity(), Laid()
+    shared.layout = "shared"
+    expected, found = generate(plain, plain.model), generate(shared, shared.model)
+    assert identical(found.logits, expected.logits)
+    kept, last = SQUARE.tokens_before_last, plain.layers - 1
+    for ours, theirs in (
+        (found.state.keys, expected.state.keys),
+        (found.state.values, expected.state.values),
+    ):
+        for layer in range(plain.layers):
+            assert torch.equal(ours[layer][:, :, :kept], theirs[layer][:, :, :kept])
+            assert torch.equal(ours[layer][:, :, -40:-1], theirs[last][:, :, -40:-1])
+
+
+def test_conditional_rows_alone():
+    cache = KVCache(CONFIG, 4, 20, layout="token_major")
+    part = cache.first(2)
+    part.keys[1][:, :, 3] = 1
+    assert part.keys[1].shape == (2, 2, 21, 32) and (cache.keys[1][:2, :, 3] == 1).all()
+    assert not cache.keys[1][2:].any()
+
+
+@on_linux
+def test_whole_pages_that_cost_more_are_not_mapped():
+    pages = HostPages()
+    few = CacheSizes.of(CONFIG, 2, 20, torch.float32, "shared", 17)
+    assert few.shared_in(pages) is None and pages.calls == []
+    assert few.memory_bytes() == few.separate_bytes
+    # Nothing to share where the last scale is not said.
+    assert CacheSizes.of(CONFIG, 2, 130, torch.float32, "shared", None).shared_in(pages) is None
+
+
+@on_linux
+def test_memory_that_torch_holds_is_given_to_the_driver_once(monkeypatch):
+    emptied = []
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptied.append(True))
+    sizes = CacheSizes.of(CONFIG, 2, 130, torch.float32, "shared", 66)
+    pages = HostPages(fail_at=9, out_of_memory=True)
+    caches = sizes.shared_in(pages)
+    assert caches is not None and len(emptied) == 1 and len(pages.reserved) == 2 * CONFIG.depth
+    del caches
+    gc.collect()
+    assert pages.held == 0
+    with pytest.raises(PagesError, match="refused"):
+        sizes.shared_in(HostPages(fail_at=9))
+    assert len(emptied) == 1
+
+
+def test_where_nothing_can_be_mapped_caches_are_plain():
+    cache = KVCache(CONFIG, 2, 130, "cpu", layout="shared", kept_tokens=66)
+    assert cache.keys[0].is_contiguous()
+
+
+def test_sizes_are_told_by_layout():
+    config, schedule = CONFIGS["infinity-2b"], Schedule.infinity()
+    needed = {
+        layout: KVCache.bytes_needed(
+            *(config, 2, schedule.ends[-1], torch.bfloat16),
+            layout=layout,
+            kept_tokens=schedule.tokens_before_last,
+        )
+        / 2**30
+        for layout in ("plain", "token_major", "shared")
+    }
+    assert needed["plain"] == needed["token_major"] == pytest.approx(5.14, abs=0.01)
+    assert needed["shared"] == pytest.approx(3.31, abs=0.01)
+
+
+def test_the_memory_that_is_told_is_that_of_the_layout(monkeypatch):
+    monkeypatch.setattr(memory, "DEFAULT_LAYOUT", "shared")
+    monkeypatch.setattr(memory, "available_bytes", lambda device: None)
+    on_cuda = memory.memory_of_named("infinity-2b", "cuda", torch.bfloat16)
+    assert on_cuda.cache_bytes / 2**30 == pytest.approx(3.31, abs=0.01)
+    assert memory.memory_of_named("infinity-2b", "cpu", torch.bfloat16).cache_bytes / 2**30 > 5
+
+
+@pytest.mark.parametrize("other", [{"kept_tokens": 60}, {"layout": "plain"}, {"layout": "token_major"}])
+def test_another_last_scale_or_layout_gets_another_cache(other):
+    given = {"layout": "shared", "kept_tokens": 66}
+    cache = KVCache(CONFIG, 2, 130, "cpu", **given)
+    sizes = (CONFIG, 2, 130, torch.device("cpu"), torch.float32)
+    assert cache.fits(*sizes, **given) and not cache.fits(*sizes, **{**given, **other})
+
+
+def test_a_shelf_asks_for_the_layout():
+    shelf = CacheShelf()
+    sizes = (CONFIG, 2, 130, torch.device("cpu"), torch.float32)
+    plain = KVCache(*sizes)
+    shelf._free.append(plain)
+    assert shelf.take(*sizes) is plain
+    shelf._free.append(plain)
+    other = shelf.take(*sizes, layout="token_major", kept_tokens=66)
+    assert other is not plain and not other.keys[0].is_contiguous() and not shelf._free
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"layout": "token-major"}, "cache layout 'token-major': .* did you mean 'token_major'"),
+        ({"layout": "shared", "kept_tokens": 131}, r"kept_tokens=131: expected a number in 0 .. 130"),
+    ],
+)
+def test_bad_input_is_named(given, message):
+    with pytest.raises(OptionError, match=message):
+        KVCache(CONFIG, 2, 130, **given)
+
+
+def test_a_pipeline_in_another_layout_draws_the_same_image():
+    pipe = build()
+    expected = pipe(PROMPTS[:1], seed=3)
+    pipe.cache_layout = "token_major"
+    found = pipe(PROMPTS[:1], seed=3)
+    assert torch.equal(found.summed_codes, expected.summed_codes)
+    pipe.cache_layout = "packed"
+    with pytest.raises(OptionError, match="cache layout 'packed'"):
+        pipe(PROMPTS[:1], seed=3)
+
+
+def test_a_schedule_says_what_later_scales_read():
+    assert SQUARE.tokens_before_last == 66 and SQUARE.first(1).tokens_before_last == 0
+    assert dataclasses.replace(SQUARE, sides=((1, 1), (2, 2))).tokens_before_last == 1
