@@ -10,8 +10,7 @@ import contextlib
 import io
 import sys
 import time
-import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -48,20 +47,6 @@ def flash_attn_varlen_kvpacked_func(
     return mixed.transpose(1, 2).flatten(0, 1)
 
 
-@contextlib.contextmanager
-def _unused_packages() -> Iterator[None]:
-    """Stand-ins for what FastVAR imports and its transformer does not use."""
-    names = [name for name in ("cv2", "torchvision", "torchvision.transforms") if name not in sys.modules]
-    sys.modules.update({name: types.ModuleType(name) for name in names})
-    if "torchvision" in names:
-        vars(sys.modules["torchvision"])["transforms"] = sys.modules["torchvision.transforms"]
-    try:
-        yield
-    finally:
-        for name in names:
-            del sys.modules[name]
-
-
 class _Tokenizer:
     """What upstream wants of its image autoencoder: the quantiser; the decoder is not measured."""
 
@@ -88,7 +73,6 @@ class UpstreamTransformer:
         patchify = size == "8b"
         self.bits = 14 if patchify else 32
         with (
-            _unused_packages(),
             clone_on_path(clone, "infinity/models/infinity.py"),
             contextlib.redirect_stdout(io.StringIO()),
         ):
