@@ -10,7 +10,6 @@ import sympy
 import torch
 from torch import fx
 from torch._guards import TracingContext, tracing
-from torch._inductor.compile_fx import compile_fx
 
 from .graphs import add_inputs, clone_graph
 from .symbolic_inputs import SymbolicInputs
@@ -49,6 +48,8 @@ def compile_with_inductor(
     graphs are like that, and Inductor's disk cache forgets what it assumed about any other symbol. Where the
     value of one cannot be told, that cache is not used.
     """
+    from torch._inductor.compile_fx import compile_fx
+
     settings = {**(config or {}), **({"fx_graph_cache": False} if inputs.unreadable else {})}
     copied, values = clone_graph(graph), [*inputs.values, *inputs.unnamed_values]
     add_inputs(copied, len(inputs.unnamed))
@@ -67,4 +68,6 @@ def compile_with_dynamo_inputs(
     graph: fx.GraphModule, example_inputs: Sequence[object]
 ) -> Callable[..., object]:
     """Compile a graph as the plain Inductor backend would, inside Dynamo's own compilation."""
+    from torch._inductor.compile_fx import compile_fx
+
     return compile_fx(graph, example_inputs)  # type: ignore[arg-type, return-value]
