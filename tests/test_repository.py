@@ -93,6 +93,21 @@ def test_core_imports_need_torch_alone() -> None:
     assert result.stdout.strip() == "[]"
 
 
+def test_importing_the_package_does_not_import_the_compilers() -> None:
+    """Dynamo and Inductor take a second to import, which torch leaves to the first compilation."""
+    script = (
+        "import sys, torch, torch.fx.experimental.symbolic_shapes, torch.utils.flop_counter\n"
+        "before = set(sys.modules)\n"
+        "import toprovar_fx, toprovar_fx.backend\n"
+        "print(sorted(name for name in set(sys.modules) - before\n"
+        "             if name.startswith(('torch._dynamo', 'torch._inductor', 'torch._functorch'))))"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert result.stdout.strip() == "[]"
+
+
 def top_level_imports(path: Path) -> set[str]:
     names: set[str] = set()
     for node in ast.parse(path.read_text()).body:

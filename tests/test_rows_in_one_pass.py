@@ -11,7 +11,7 @@ from torch._inductor.choices import InductorChoices
 from torch._inductor.virtualized import V
 from torch.nn import functional as F
 
-from toprovar_fx._torch_private import rows_in_one_pass
+from toprovar_fx._torch_private.choices import rows_in_one_pass
 from toprovar_fx.lowering.region import Region
 from toprovar_fx.lowering.sizes import KEPT, tensor_spec
 

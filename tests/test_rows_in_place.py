@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
-from toprovar_fx.lowering.joined_step import JoinedLayer, Selection
+from toprovar_fx.lowering.joined_layers import JoinedLayer, Selection
 from toprovar_fx.lowering.linked_step import _Linker
 from toprovar_fx.lowering.rows_in_place import with_rows_in_place
 from toprovar_fx.program import StepProgram

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from ._torch_private import RESTARTS, compile_with_dynamo_inputs
+from ._torch_private import compile_with_dynamo_inputs, restarts
 from .analysis.reasons import Fallback, Reason, Unsupported
 from .dense_program import DenseProgram
 from .errors import GraphError, OptionError, ToProVARError
@@ -77,7 +77,7 @@ def toprovar(
             gm, example_inputs, settings, lowering, [PassRecord("analysis", fallbacks=[verdict.fallback])]
         )
     except Exception as error:
-        if settings.on_error == "raise" or isinstance(error, (ToProVARError, *RESTARTS)):
+        if settings.on_error == "raise" or isinstance(error, (ToProVARError, *restarts())):
             raise
         log.warning("toprovar: a pass failed", exc_info=True)
         why = Fallback(Reason.FAILED_REWRITE, detail=f"{type(error).__name__}: {error}")
@@ -118,7 +118,7 @@ def _dense(
     if not as_traced:
         try:
             call = compile_with_dynamo_inputs(gm, example_inputs)
-        except RESTARTS:
+        except restarts():
             raise
         except Exception as error:
             if failed is None:

@@ -13,6 +13,8 @@
 - `dynamo`: its settings, errors, registry and marks of sizes, for how a function is traced.
 - `dynamo_records`: its counters, metrics and compile ids, and torch's structured trace.
 
+None of them imports Dynamo or Inductor before it is used: they take longer to import than torch itself.
+
 Code outside this package imports from here, not from the files, and names nothing private of torch itself
 (`tests/test_repository.py`).
 """
@@ -21,14 +23,13 @@ from __future__ import annotations
 
 from torch.utils._pytree import tree_leaves
 
-from .choices import rows_in_one_pass
 from .dynamo import (
-    RESTARTS,
-    TRACING_FAILURES,
     compile_apart,
     is_compiled,
     named_as_backend,
     recompile_limit,
+    restarts,
+    tracing_failures,
     varies,
     with_dynamic_tokens,
 )
@@ -60,8 +61,6 @@ from .symbolic_numbers import depends_on_sizes, hint_of
 from .tensors import copy_all, storage_of, version_of
 
 __all__ = [
-    "RESTARTS",
-    "TRACING_FAILURES",
     "CompiledGraph",
     "DispatchMode",
     "FlopCounter",
@@ -91,11 +90,12 @@ __all__ = [
     "recompile_limit",
     "registered_name",
     "required_parameters",
-    "rows_in_one_pass",
+    "restarts",
     "shadow",
     "storage_of",
     "symbolic_values",
     "trace_artifact",
+    "tracing_failures",
     "tree_leaves",
     "uncompiled",
     "unique_graphs",

@@ -1,28 +1,38 @@
-"""How Dynamo traces a function: apart from others, with which sizes symbolic, how often, and how it fails."""
+"""How Dynamo traces a function: apart from others, with which sizes symbolic, how often, and how it fails.
+
+Dynamo is imported where it is used: importing this package must not take the second that torch leaves to the
+first compilation.
+"""
 
 from __future__ import annotations
 
 import inspect
+import sys
 import types
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 
 import torch
-from torch._dynamo import exc, maybe_mark_dynamic
-from torch._dynamo.backends import registry
-from torch._dynamo.eval_frame import OptimizedModule
 
-# Not failures: Dynamo asks itself to trace anew, or to leave a function alone.
-RESTARTS: tuple[type[Exception], ...] = (exc.RestartAnalysis, exc.SkipFrame)
 
-# Recompiling where a test forbade it is not among them.
-TRACING_FAILURES: tuple[type[Exception], ...] = (
-    exc.Unsupported,
-    exc.InternalTorchDynamoError,
-    exc.BackendCompilerFailed,
-    exc.TorchRuntimeError,
-    exc.FailOnRecompileLimitHit,
-)
+def restarts() -> tuple[type[Exception], ...]:
+    """What is no failure: Dynamo asks itself to trace anew, or to leave a function alone."""
+    from torch._dynamo import exc
+
+    return exc.RestartAnalysis, exc.SkipFrame
+
+
+def tracing_failures() -> tuple[type[Exception], ...]:
+    """How tracing and compiling fail; recompiling where a test forbade it is not among them."""
+    from torch._dynamo import exc
+
+    return (
+        exc.Unsupported,
+        exc.InternalTorchDynamoError,
+        exc.BackendCompilerFailed,
+        exc.TorchRuntimeError,
+        exc.FailOnRecompileLimitHit,
+    )
 
 
 def compile_apart(
@@ -49,7 +59,9 @@ def compile_apart(
 
 def recompile_limit(limit: int) -> AbstractContextManager[object]:
     """Let Dynamo make up to `limit` graphs of one function in the block."""
-    patched: AbstractContextManager[object] = torch._dynamo.config.patch(recompile_limit=limit)
+    from torch._dynamo import config
+
+    patched: AbstractContextManager[object] = config.patch(recompile_limit=limit)
     return patched
 
 
@@ -60,6 +72,8 @@ def with_dynamic_tokens(value: object) -> object:
     """
     if not isinstance(value, torch.Tensor) or value.dim() != 3 or not value.is_floating_point():
         return value
+    from torch._dynamo import maybe_mark_dynamic
+
     view = value.detach()
     maybe_mark_dynamic(view, 1)
     return view
@@ -67,6 +81,8 @@ def with_dynamic_tokens(value: object) -> object:
 
 def varies(tensor: torch.Tensor, dimension: int) -> torch.Tensor:
     """The same tensor, its size along `dimension` marked as one that differs between calls."""
+    from torch._dynamo import maybe_mark_dynamic
+
     maybe_mark_dynamic(tensor, dimension)
     return tensor
 
@@ -78,10 +94,14 @@ def is_compiled(model: object) -> bool:
 
 
 def _is_wrapper(part: object) -> bool:
+    from torch._dynamo.eval_frame import OptimizedModule
+
     compiled_call = getattr(part, "_compiled_call_impl", None)
     return isinstance(part, OptimizedModule) or compiled_call is not None
 
 
 def named_as_backend(name: str) -> bool:
     """Whether `torch.compile` looked a backend up by this name in this process."""
-    return name in registry._COMPILER_FNS
+    # Asked when the interpreter ends: where nothing was compiled it is not there, and is not imported for it.
+    registry = sys.modules.get("torch._dynamo.backends.registry")
+    return registry is not None and name in registry._COMPILER_FNS

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from torch._dynamo.utils import counters, get_compilation_metrics
 from torch._guards import CompileContext
 from torch._logging._internal import LazyTraceHandler, trace_log, trace_structured
 
@@ -34,6 +33,8 @@ class FrameCompilation:
 
 def frame_compilations() -> dict[str, FrameCompilation]:
     """The latest compilations of this process by compile id; torch keeps the last 64."""
+    from torch._dynamo.utils import get_compilation_metrics
+
     found = {}
     for metrics in get_compilation_metrics():
         if metrics.compile_id is not None and metrics.co_name is not None:
@@ -46,11 +47,15 @@ def frame_compilations() -> dict[str, FrameCompilation]:
 
 def graph_breaks() -> dict[str, int]:
     """How often Dynamo cut a graph in this process, by its reason."""
+    from torch._dynamo.utils import counters
+
     return dict(counters["graph_break"])
 
 
 def unique_graphs() -> int:
     """How many graphs Dynamo handed to a backend in this process."""
+    from torch._dynamo.utils import counters
+
     return int(counters["stats"]["unique_graphs"])
 
 

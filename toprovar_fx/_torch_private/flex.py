@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
+
 import torch
-from torch._dynamo._trace_wrapped_higher_order_op import TransformGetItemToIndex
 from torch.utils.flop_counter import FlopCounterMode, _FlopCounterMode
 
 # (q, k, v, score_mod, block_mask, scale, options, buffers, mask's buffers), as Dynamo writes it.
 flex_attention = torch.ops.higher_order.flex_attention
 
-# While it is entered, `table[index]` with a scalar tensor reads no number: `vmap` goes through it.
-index_by_tensors = TransformGetItemToIndex
+
+def index_by_tensors() -> AbstractContextManager[object]:
+    """While it is entered, `table[index]` with a scalar tensor reads no number: `vmap` goes through it."""
+    from torch._dynamo._trace_wrapped_higher_order_op import TransformGetItemToIndex
+
+    found: AbstractContextManager[object] = TransformGetItemToIndex()
+    return found
 
 
 class FlopCounter(FlopCounterMode):

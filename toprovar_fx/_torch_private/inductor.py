@@ -10,9 +10,7 @@ import sympy
 import torch
 from torch import fx
 from torch._guards import TracingContext, tracing
-from torch._inductor.compile_fx import compile_fx
 
-from .choices import rows_in_one_pass
 from .graphs import add_inputs, clone_graph
 from .symbolic_inputs import SymbolicInputs
 
@@ -50,6 +48,10 @@ def compile_with_inductor(
     graphs are like that, and Inductor's disk cache forgets what it assumed about any other symbol. Where the
     value of one cannot be told, that cache is not used.
     """
+    from torch._inductor.compile_fx import compile_fx
+
+    from .choices import rows_in_one_pass
+
     settings = {**(config or {}), **({"fx_graph_cache": False} if inputs.unreadable else {})}
     copied, values = clone_graph(graph), [*inputs.values, *inputs.unnamed_values]
     add_inputs(copied, len(inputs.unnamed))
@@ -69,4 +71,6 @@ def compile_with_dynamo_inputs(
     graph: fx.GraphModule, example_inputs: Sequence[object]
 ) -> Callable[..., object]:
     """Compile a graph as the plain Inductor backend would, inside Dynamo's own compilation."""
+    from torch._inductor.compile_fx import compile_fx
+
     return compile_fx(graph, example_inputs)  # type: ignore[arg-type, return-value]

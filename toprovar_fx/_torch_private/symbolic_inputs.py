@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping, Sequence
 
 import sympy
 import torch
-from torch._dynamo.source import LocalSource
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
 
@@ -60,6 +59,8 @@ class SymbolicInputs:
             )
 
     def _size(self, expression: sympy.Expr, hints: Mapping[sympy.Symbol, int]) -> int | torch.SymInt:
+        from torch._dynamo.source import LocalSource
+
         if expression.is_Integer:
             return int(expression)
         for symbol in sorted(expression.free_symbols, key=str):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from .._torch_private import TRACING_FAILURES, compile_apart
+from .._torch_private import compile_apart, tracing_failures
 from ..backend import toprovar
 from ..errors import ToProVARError
 from ..options import Options
@@ -40,7 +40,7 @@ class CompiledStep:
             return self._eager(*arguments)
         try:
             return self._compiled(*arguments)
-        except TRACING_FAILURES as error:
+        except tracing_failures() as error:
             cause = getattr(error, "inner_exception", error)
             if isinstance(cause, ToProVARError):
                 raise cause from None

@@ -13,7 +13,8 @@ from typing import Any
 
 from torch import fx, nn
 
-from .joined_step import JoinedLayer, Joiner, Selection
+from .joined_layers import JoinedLayer, Selection
+from .joined_step import Joiner
 from .region import Region
 
 

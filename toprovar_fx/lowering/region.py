@@ -10,7 +10,7 @@ from typing import Any
 import sympy
 from torch import fx
 
-from .._torch_private import RESTARTS, CompiledGraph, SymbolicInputs, compile_with_inductor
+from .._torch_private import CompiledGraph, SymbolicInputs, compile_with_inductor, restarts
 from ..analysis.caches import written_caches
 from ..analysis.reasons import Fallback, Reason
 from ..cost.expressions import Cost, GraphCosts, Sizes
@@ -113,7 +113,7 @@ class Region:
         try:
             return self._choose(arguments, sizes)
         except Exception as error:
-            if self._on_failure is None or isinstance(error, RESTARTS):
+            if self._on_failure is None or isinstance(error, restarts()):
                 raise
             self.failure = not_compiled(self.name, error)
             self._chosen = dict.fromkeys(self._chosen, self._as_traced)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..lowering.joined_step import JoinedStep
+from ..lowering.joined_layers import JoinedStep
 from ..lowering.region import Region
 from .step_account import Account, Places
 from .step_decision import LayerDecision

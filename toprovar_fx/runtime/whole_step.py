@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from ..analysis.shapes import size_of
-from ..lowering.joined_step import Extra, JoinedLayer, JoinedStep, Selection, join_step
+from ..lowering.joined_layers import Extra, JoinedLayer, JoinedStep, Selection
+from ..lowering.joined_step import join_step
 from ..lowering.linked_step import link_step
 from ..lowering.region import Region
 from ..lowering.rest import RegionModule
