@@ -61,16 +61,15 @@ def test_other_ranks_are_refused() -> None:
 def test_the_choice_at_the_sizes_of_a_model() -> None:
     from toprovar_fx.ops.attention_launch import choose_ranges
 
-    # Two rows of 16 heads: whole scales by the kernel alone, a few tokens in ranges, small scales as before.
+    # Two rows of 16 heads: whole scales in one range, few tokens in several, the first scales as before.
     expected = {
-        **{(576, 1497): 1, (1024, 2521): 1, (4096, 10521): 1},
-        **{(51, 1700): 4, (205, 10521): 2},
-        **{(1, 1): 0, (64, 157): 0, (256, 521): 0},
+        **{(256, 521): 1, (576, 1497): 1, (1024, 2521): 1, (4096, 10521): 1},
+        **{(51, 1700): 4, (205, 10521): 2, (256, 1753): 2, (512, 3000): 1},
+        **{(1, 1): 0, (64, 157): 0, (15, 10521): 0},
     }
     assert {shape: choose_ranges(*shape, 32, H100) for shape in expected} == expected
     # The tiles of a single head do not fill a card.
     assert choose_ranges(4096, 10521, 1, H100) == 4
-    assert choose_ranges(4096, 1000, 1, H100) == 0
 
 
 @needs_triton
@@ -194,4 +193,6 @@ def test_what_the_kernel_does_not_take_is_stock(queries: int) -> None:
     ):
         expected = F.scaled_dot_product_attention(*inputs, scale=0.5)
         assert torch.equal(attention(*inputs, 0.5), expected)
-    assert torch.equal(attention(q, k, v, -0.5), F.scaled_dot_product_attention(q, k, v, scale=-0.5))
+    # cuDNN of 2026 answers a negative factor with NaN; so does the operator then.
+    expected = F.scaled_dot_product_attention(q, k, v, scale=-0.5)
+    torch.testing.assert_close(attention(q, k, v, -0.5), expected, rtol=0, atol=0, equal_nan=True)
