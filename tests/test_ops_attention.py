@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
+from toprovar_fx.lowering.region import Region
 from toprovar_fx.ops import attention
 
+from .test_lowering_attentions import graph_of
 from .triton_runs import interpreted, needs_triton
 
 HALF = (torch.bfloat16, torch.float16)
@@ -180,6 +182,23 @@ def test_the_operator_by_itself_in_a_graph_and_compiled(queries: int, keys: int,
         lambda q, k, v: attention(q, k, v, 1.0).transpose(1, 2).flatten(2) + 1, fullgraph=True
     )
     assert torch.equal(compiled(*inputs), expected.transpose(1, 2).flatten(2) + 1)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("queries", [51, 600])
+def test_a_compiled_graph_calls_it_on_views_of_a_cache(launch, queries: int) -> None:
+    q, k, v = on_card(torch.bfloat16, queries, 1700, heads=16, key_heads=16)
+    k, v = (x.as_strided((2, 16, 1770, 128), x.stride()) for x in (k, v))
+
+    def block(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(q * 2, k[:, :, :1700], v[:, :, :1700], scale=1.0).transpose(
+            1, 2
+        )
+
+    graph = graph_of(block, q=tuple(q.shape), kv=tuple(k.shape), device="cuda:0")
+    found = Region(graph, "inductor")(q.contiguous(), k, v)
+    expected = launch(2 * q, k[:, :, :1700], v[:, :, :1700], 1.0, 4 if queries == 51 else 1)
+    assert torch.equal(found, expected.transpose(1, 2))
 
 
 @pytest.mark.gpu
