@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
+from toprovar_fx.flops import flop_counter
 from toprovar_fx.lowering.region import Region
 from toprovar_fx.ops import attention
 
@@ -51,6 +52,12 @@ def test_keys_that_rows_share_and_views_of_a_cache() -> None:
     torch.testing.assert_close(attention(q, cache[0, :, :, :9], cache[1, :, :, :9], 1.0), expected)
     expected = F.scaled_dot_product_attention(q, k[:1], v[:1], scale=1.0)
     torch.testing.assert_close(attention(q, k[:1], v[:1], 1.0), expected)
+
+
+def test_its_operations_are_counted() -> None:
+    with flop_counter() as counter:
+        attention(*operands(), 1.0)
+    assert counter.get_total_flops() == 4 * 2 * 4 * 5 * 9 * 8
 
 
 def test_other_ranks_are_refused() -> None:
