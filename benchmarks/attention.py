@@ -28,7 +28,8 @@ from benchmarks.attention_entropy import STOCK, Problem, medians, stock
 from toprovar_fx.ops import attention
 from toprovar_fx.ops.attention_launch import launch, ranges_for
 
-# Whole scales of a generation at 1024x1024, then scales of which few tokens are kept.
+# Whole scales of a generation at 1024x1024, the first ones apart; then scales of which few tokens are kept.
+FIRST = ((16, 21), (36, 57), (64, 121), (144, 265))
 DENSE = ((256, 521), (400, 921), (576, 1497), (1024, 2521), (1600, 4121), (2304, 6425), (4096, 10521))
 PRUNED = (
     (51, 1700),
@@ -116,7 +117,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         check(ranges)
         return
     pairs = arguments.shapes.split(":") if arguments.shapes else ()
-    shapes = [tuple(map(int, pair.split(","))) for pair in pairs] or [*PRUNED, *DENSE]
+    shapes = [tuple(map(int, pair.split(","))) for pair in pairs] or [*PRUNED, *FIRST, *DENSE]
     started = time.perf_counter()
     own = own_calls(checked(ranges))
     names = " ".join(f"{name:>9}" for name in (*STOCK, *own))

@@ -8,11 +8,13 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import sympy
 import torch
 from torch import fx
 from torch.nn import functional as F
 
 from toprovar_fx.lowering.attentions import with_attentions
+from toprovar_fx.lowering.region import Region
 from toprovar_fx.lowering.sizes import tensor_spec
 
 OURS = torch.ops.toprovar.attention.default
@@ -39,7 +41,8 @@ def graph_of(
     }
     for node in graph.graph.find_nodes(op="placeholder"):
         value = node.meta["example_value"] = given[node.target].to(dtype)
-        node.meta["toprovar_spec"] = tensor_spec(value.shape, dtype, torch.device(device))
+        shape = tuple(map(sympy.Integer, value.shape))
+        node.meta["toprovar_spec"] = tensor_spec(shape, dtype, torch.device(device))
     for node in graph.graph.find_nodes(op="call_function", target=sdpa):
         node.meta["example_value"] = torch.empty(*q[:-1], kv[-1], dtype=dtype)
     return graph
@@ -171,3 +174,21 @@ def test_one_of_two_attentions() -> None:
     assert node.args[3] == 1 / math.sqrt(16)
     (kept,) = replaced.graph.find_nodes(op="call_function", target=sdpa)
     assert kept.args[0] is node
+
+
+def test_views_of_a_cache_reach_the_operator_without_a_copy() -> None:
+    stand_in = pytest.importorskip(
+        "benchmarks.hopper_stand_in", reason="needs Triton, which is for Linux only"
+    )
+
+    def block(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        attended = sdpa(q.transpose(1, 2), k[:, :, :7], v[:, :, :7], scale=1.0)
+        return attended.transpose(1, 2).reshape(2, 5, 64)
+
+    # Queries [B, L, H, E], as a projection leaves them.
+    graph = graph_of(block, q=(2, 5, 4, 16))
+    (node,) = graph.graph.find_nodes(op="call_function", target=sdpa)
+    for changed in (node, node.args[0]):
+        changed.meta["example_value"] = torch.empty(Q, dtype=torch.bfloat16)
+    code = stand_in.generated_code(Region(graph, "inductor"), {})
+    assert [launch.name for launch in stand_in.read_launches(code)] == ["toprovar.attention"]

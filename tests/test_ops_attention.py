@@ -12,8 +12,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
+from toprovar_fx.flops import flop_counter
+from toprovar_fx.lowering.region import Region
 from toprovar_fx.ops import attention
 
+from .test_lowering_attentions import graph_of
 from .triton_runs import interpreted, needs_triton
 
 HALF = (torch.bfloat16, torch.float16)
@@ -51,6 +54,12 @@ def test_keys_that_rows_share_and_views_of_a_cache() -> None:
     torch.testing.assert_close(attention(q, k[:1], v[:1], 1.0), expected)
 
 
+def test_its_operations_are_counted() -> None:
+    with flop_counter() as counter:
+        attention(*operands(), 1.0)
+    assert counter.get_total_flops() == 4 * 2 * 4 * 5 * 9 * 8
+
+
 def test_other_ranks_are_refused() -> None:
     q, k, v = operands()
     with pytest.raises(ValueError, match=r"k \[4, 9, 8\]: expected four dimensions"):
@@ -61,16 +70,15 @@ def test_other_ranks_are_refused() -> None:
 def test_the_choice_at_the_sizes_of_a_model() -> None:
     from toprovar_fx.ops.attention_launch import choose_ranges
 
-    # Two rows of 16 heads: whole scales by the kernel alone, a few tokens in ranges, small scales as before.
+    # Two rows of 16 heads: whole scales in one range, few tokens in several, the first scales as before.
     expected = {
-        **{(576, 1497): 1, (1024, 2521): 1, (4096, 10521): 1},
-        **{(51, 1700): 4, (205, 10521): 2},
-        **{(1, 1): 0, (64, 157): 0, (256, 521): 0},
+        **{(256, 521): 1, (576, 1497): 1, (1024, 2521): 1, (4096, 10521): 1},
+        **{(51, 1700): 4, (205, 10521): 2, (256, 1753): 2, (512, 3000): 1},
+        **{(1, 1): 0, (64, 157): 0, (15, 10521): 0},
     }
     assert {shape: choose_ranges(*shape, 32, H100) for shape in expected} == expected
     # The tiles of a single head do not fill a card.
     assert choose_ranges(4096, 10521, 1, H100) == 4
-    assert choose_ranges(4096, 1000, 1, H100) == 0
 
 
 @needs_triton
@@ -185,6 +193,23 @@ def test_the_operator_by_itself_in_a_graph_and_compiled(queries: int, keys: int,
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("queries", [51, 600])
+def test_a_compiled_graph_calls_it_on_views_of_a_cache(launch, queries: int) -> None:
+    q, k, v = on_card(torch.bfloat16, queries, 1700, heads=16, key_heads=16)
+    k, v = (x.as_strided((2, 16, 1770, 128), x.stride()) for x in (k, v))
+
+    def block(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(q * 2, k[:, :, :1700], v[:, :, :1700], scale=1.0).transpose(
+            1, 2
+        )
+
+    graph = graph_of(block, q=tuple(q.shape), kv=tuple(k.shape), device="cuda:0")
+    found = Region(graph, "inductor")(q.contiguous(), k, v)
+    expected = launch(2 * q, k[:, :, :1700], v[:, :, :1700], 1.0, 4 if queries == 51 else 1)
+    assert torch.equal(found, expected.transpose(1, 2))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("queries", [51, 600])
 def test_what_the_kernel_does_not_take_is_stock(queries: int) -> None:
     q, k, v = on_card(torch.bfloat16, queries, 1700, heads=16, key_heads=16)
     for inputs in (
@@ -194,4 +219,6 @@ def test_what_the_kernel_does_not_take_is_stock(queries: int) -> None:
     ):
         expected = F.scaled_dot_product_attention(*inputs, scale=0.5)
         assert torch.equal(attention(*inputs, 0.5), expected)
-    assert torch.equal(attention(q, k, v, -0.5), F.scaled_dot_product_attention(q, k, v, scale=-0.5))
+    # cuDNN of 2026 answers a negative factor with NaN; so does the operator then.
+    expected = F.scaled_dot_product_attention(q, k, v, scale=-0.5)
+    torch.testing.assert_close(attention(q, k, v, -0.5), expected, rtol=0, atol=0, equal_nan=True)
