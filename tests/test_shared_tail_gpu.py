@@ -73,7 +73,7 @@ def test_tails_are_one_memory_and_prefixes_are_not():
     assert mapped_bytes("cuda") > before
     assert not any(each.any() for each in cache.keys + cache.values)
     shared = first_shared_slot(cache)
-    assert KEPT <= shared < TOKENS
+    assert KEPT <= shared < TOKENS < cache.keys[0].shape[2]
     for layer, (keys, values) in enumerate(zip(cache.keys, cache.values, strict=True)):
         keys[:, :, :KEPT], values[:, :, :KEPT] = layer + 1, -layer - 1
     cache.keys[0][0, :, shared:], cache.keys[0][1, :, shared:] = 7, 8
