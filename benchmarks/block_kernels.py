@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import get_args
 
 import torch
 
@@ -18,6 +19,8 @@ from benchmarks import infinity_variants as variants
 from benchmarks.hopper_stand_in import generated_code, launches
 from benchmarks.infinity_kernels import generate
 from toprovar_fx.lowering.region import Region
+from toprovar_fx.models.cache import DEFAULT_LAYOUT
+from toprovar_fx.models.cache_layout import CacheLayout
 from toprovar_fx.models.configs import InfinityConfig
 from toprovar_fx.options import Options
 from toprovar_fx.program import StepProgram, programs
@@ -28,15 +31,18 @@ DEPTH = 3
 SCALES = 3  # the last of them pruned
 
 
-def block_regions(config: InfinityConfig, schedule: Schedule) -> dict[str, Region]:
+def block_regions(
+    config: InfinityConfig, schedule: Schedule, layout: CacheLayout = DEFAULT_LAYOUT
+) -> dict[str, Region]:
     """The block graphs of a model by name: dense, with entropies, and pruned, traced on a CPU.
 
     Args:
         config: sizes; of the depth only three layers are built.
         schedule: of more than three scales.
+        layout: of keys and values in memory.
     """
     small = replace(config, depth=DEPTH, block_chunks=1, text_channels=64, text_pool_heads=2)
-    problem = variants.Problem("three layers", "cpu", torch.bfloat16, (small, schedule))
+    problem = variants.Problem("three layers", "cpu", torch.bfloat16, (small, schedule), layout)
     found: dict[str, Region] = {}
     keep = {scale: {0: 0.25, 1: 0.05, 2: 0.05} for scale in range(SCALES - 1, len(schedule))}
     pruned = {**variants.budget("2b", DEPTH, schedule, 0.25, 0.05), "keep": keep}
@@ -62,9 +68,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--model", choices=["2b", "8b"], default="2b")
     parser.add_argument("--code", metavar="BLOCK", help="print the code of this block instead")
+    parser.add_argument(
+        "--cache", choices=get_args(CacheLayout), default=DEFAULT_LAYOUT, help="layout of keys and values"
+    )
     arguments = parser.parse_args(argv)
     config, schedule = variants.MODELS[arguments.model]
-    regions = block_regions(config, schedule)
+    regions = block_regions(config, schedule, arguments.cache)
     if arguments.code is not None:
         if arguments.code not in regions:
             raise SystemExit(f"--code {arguments.code!r}: expected one of {', '.join(map(repr, regions))}")

@@ -3,6 +3,7 @@
     python -m benchmarks.infinity --model 2b --out infinity-2b.jsonl
     python -m benchmarks.infinity --model 8b --variants lossless,50-10,25-5 --seconds 600
     python -m benchmarks.infinity --model 2b --batch 1,2,4,8 --variants lossless,25-5
+    python -m benchmarks.infinity --model 2b --cache shared --variants lossless,25-5
     python -m benchmarks.infinity --model 2b --upstream PATH --fastvar PATH/Infinity
     python -m benchmarks.infinity --tiny --lowering eager       # a look on any machine
 

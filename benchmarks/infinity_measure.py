@@ -162,6 +162,8 @@ def measure(
     # Mapped caches are not torch's; they stay from before the first generation to the last.
     peak = (torch.cuda.max_memory_allocated() + mapped_bytes("cuda")) / 2**30 if on_cuda else None
     notes = [] if report is None else [*map(str, report.fallbacks), *report.to_json()["notes"]]
+    if on_cuda and hasattr(problem, "model") and problem.layout == "shared" and not mapped_bytes("cuda"):
+        notes.append("the device mapped no memory: the caches share none")
     warm_s = None
     if warm:
         torch.compiler.reset()

@@ -32,7 +32,7 @@ class MemoryNeed:
 
     Attributes:
         weights_bytes: by part: ``transformer``, ``autoencoder`` and, if there is one, ``text encoder``.
-        cache_bytes: keys and values of a generation.
+        cache_bytes: keys and values of a generation, in the layout that pipelines start with.
         images: in that generation.
         available_bytes: free on the device; None where that is not known.
         device: where the model will be.

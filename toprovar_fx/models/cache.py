@@ -27,7 +27,8 @@ class KVCache:
     more slots needs another cache.
 
     Attributes:
-        keys: per layer ``[R, H, max_tokens + 1, head_dim]``, L2-normalised and rotated.
+        keys: per layer ``[R, H, max_tokens + 1, head_dim]``, L2-normalised and rotated; shared ones have more
+            slots, up to whole pages.
         values: per layer, the same shape.
         sizes: what was asked for.
     """

@@ -42,11 +42,13 @@ class TokenMajor:
 
     A batch row is one stretch of addresses: first the pages that hold a slot below ``kept_slots``, which are
     the layer's own, then the others, which layers may share. A page that holds slots of both is the layer's.
+    Rows are padded to whole slots as well: a stride that does not follow from the shape would be a size of
+    its own, which no input of a graph tells once schedules, and so slots, differ.
 
     Attributes:
         rows: R.
         heads: H.
-        slots: per batch row.
+        slots: per batch row, at least.
         width: D.
         itemsize: bytes of a number.
         kept_slots: slots that a later scale reads.
@@ -69,12 +71,13 @@ class TokenMajor:
     @property
     def own_bytes(self) -> int:
         """Bytes of a batch row that belong to the layer."""
-        return self._in_pages(self.kept_slots)
+        return _rounded_up(self.kept_slots * self.token_bytes, self.page_bytes)
 
     @property
     def row_bytes(self) -> int:
         """Bytes of a batch row, from its first address to that of the next."""
-        return self._in_pages(self.slots)
+        whole = math.lcm(self.page_bytes, self.token_bytes)
+        return _rounded_up(self.slots * self.token_bytes, whole)
 
     @property
     def tail_bytes(self) -> int:
@@ -88,8 +91,8 @@ class TokenMajor:
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
-        """The shape that the model sees, ``[R, H, slots, D]``."""
-        return self.rows, self.heads, self.slots, self.width
+        """The shape that the model sees, ``[R, H, padded slots, D]``."""
+        return self.rows, self.heads, self.row_bytes // self.token_bytes, self.width
 
     @property
     def strides(self) -> tuple[int, int, int, int]:
@@ -100,5 +103,6 @@ class TokenMajor:
         """Memory of the keys and values of so many layers that share their tails."""
         return 2 * self.rows * (layers * self.own_bytes + self.tail_bytes)
 
-    def _in_pages(self, slots: int) -> int:
-        return math.ceil(slots * self.token_bytes / self.page_bytes) * self.page_bytes
+
+def _rounded_up(size: int, whole: int) -> int:
+    return -(-size // whole) * whole

@@ -141,8 +141,8 @@ def shared_caches(
         dtype: of ``layout.itemsize`` bytes.
 
     Returns:
-        Keys and values by layer, ``[R, H, slots, D]``. The memory is freed when the last of them, and of
-        their views, is gone.
+        Keys and values by layer, ``[R, H, padded slots, D]``. The memory is freed when the last of them, and
+        of their views, is gone.
 
     Raises:
         PagesError: the device refuses; nothing is left allocated.
