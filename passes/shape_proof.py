@@ -86,7 +86,7 @@ def _distinct(specs: list[InputSpec], source: fx.Graph, facts: BlockFacts) -> Va
     if facts.length.is_Integer:
         length = int(facts.length)
         room = min(fixed, default=2 * length + 64)
-        values = _beside(_constants(source), length, room)
+        values = _beside(_constants(source), length, room, facts)
         taken.add(values[KEPT])
     else:
         room = min(fixed, default=64)
@@ -113,12 +113,16 @@ def _distinct(specs: list[InputSpec], source: fx.Graph, facts: BlockFacts) -> Va
     return values
 
 
-def _beside(constants: set[int], length: int, room: int) -> Values:
+def _beside(constants: set[int], length: int, room: int, facts: BlockFacts) -> Values:
     """K and the first cache row where the token count is a number: K is no other number of the graph.
 
     All that counts is that sizes differ: where every smaller number is taken, K is larger than L.
     """
+    start = size_of(facts.writes[0].start) if facts.writes else None
     offset = min(1, room - length)
+    if start is not None and start.is_Integer:
+        # A value per key is as long as the trace had keys.
+        offset = int(start) if facts.position_of_keys else min(1, int(start))
     fewer, more = range(length - 1, 1, -1), range(length + 1, room - offset + 1)
     kept = next((size for size in (*fewer, *more) if size not in constants), max(1, length - 1))
     return {KEPT: kept, OFFSET: offset}
