@@ -19,12 +19,13 @@ class Reason(enum.Enum):
     )
     ONE_TOKEN = "a scale of one token has nothing to prune"
     AMBIGUOUS_LENGTH = (
-        "several inputs have as many rows as there are tokens; leave out dynamic=False, so that the token count "
-        "is a symbol, or pass the others in another shape"
+        "several inputs have as many rows as there are tokens, and each may hold them; leave out "
+        "dynamic=False, or pass the others in another shape"
     )
     RECOMPILE_LIMIT = (
-        "a constant token count takes a graph per scale, more than Dynamo compiles, and a scale that it runs "
-        "eagerly cannot read pruned caches; pass recompile_limit=64 to torch.compile, or leave out dynamic=False"
+        "a constant token count takes a graph per scale, more than Dynamo compiles, and scales that run "
+        "eagerly cannot read pruned caches; pass recompile_limit=64 to torch.compile, or leave out "
+        "dynamic=False"
     )
     NO_ATTENTION = "no self-attention was found; compile the scale step, not a part of it"
     MASKED_ATTENTION = (

@@ -5,8 +5,9 @@ operators on rows cost in proportion to the rows, attention in proportion to que
 
     cost = a L + b K + (c K + d L) (offset + L)        [K = 0 in a graph that computes all tokens]
 
-and a, b, c, d are told by four prices of the graph at its own L. What a block computes of the sample alone
-(its modulation) counts with the rows, so the law is a forecast, exact only for the scale that it is made from.
+and a, b, c, d are told by four prices of the graph at its own L; where pruned tokens leave no keys, those are
+offset + K, and L does not matter. It is a forecast: what a block computes of
+the sample alone, such as its modulation, counts with the rows, and so does attention without a cache.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ class AtOtherScales:
         graph: what is priced.
         length: its own L.
         start: first cache row of its scale.
-        of_rows: whether the graph computes K rows and nothing of the others, whatever L is.
+        of_rows: whether the graph computes K rows and nothing of the others, keys included.
     """
 
     graph: Priced
@@ -39,44 +40,39 @@ class AtOtherScales:
     of_rows: bool = False
 
     def cost(self, sizes: Sizes) -> Cost:
-        """FLOPs and bytes of one call."""
+        """FLOPs and bytes of one call; a forecast where `TOKENS` is not the graph's own count."""
         values = dict(sizes)
         wanted = values.pop(TOKENS, self.length)
-        if wanted == self.length or self.of_rows:
-            return self.graph.cost(tuple(values.items()))
         kept, offset = values.get(KEPT, 0), values.get(OFFSET, 0)
-        rows, queries, per_query, per_token = self._law(values)
-        parts = [
-            a * wanted + b * kept + (c * kept + d * wanted) * (offset + wanted)
-            for a, b, c, d in zip(rows, queries, per_query, per_token, strict=True)
-        ]
+        # Without a cache, where the scale begins at 0, its rows are all there is.
+        fits = self.start == 0 or offset + kept <= self.start + self.length
+        if wanted == self.length or (self.of_rows and fits):
+            return self.graph.cost(tuple(values.items()))
+        length, keys = (0, offset + kept) if self.of_rows else (wanted, offset + wanted)
+        parts = [a * length + b * kept + (c * kept + d * length) * keys for a, b, c, d in self._law(values)]
         return Cost(*(max(0, round(part)) for part in parts))
 
-    def _law(self, values: Values) -> tuple[tuple[float, ...], ...]:
-        """a, b, c and d, each for the three fields of a cost."""
+    def _law(self, values: Values) -> list[tuple[float, float, float, float]]:
+        """a, b, c and d for each of the three fields of a cost."""
         count, step = max(1, self.length // 2), min(1, self.start)
 
         def price(kept: int, offset: int) -> Cost:
             given = {**values, KEPT: kept, OFFSET: offset}
             return self.graph.cost(tuple(given.items()))
 
-        lower, upper = self.start - step, self.start
-        corners = [price(kept, offset) for kept in (count, count + 1) for offset in (lower, upper)]
-        found = [_solve(*each, count, lower, step, self.length) for each in zip(*corners, strict=True)]
-        return tuple(zip(*found, strict=True))
+        def solve(few: int, few_later: int, more: int, more_later: int) -> tuple[float, float, float, float]:
+            slope, keys = (few_later - few) / max(step, 1), self.start - step + self.length
+            if self.of_rows:
+                c = slope / count
+                return 0.0, few / count - c * (self.start - step + count), c, 0.0
+            c = (more_later - more) / max(step, 1) - slope
+            d = (slope - c * count) / self.length
+            b = more - few - c * keys
+            return (few - b * count - (c * count + d * self.length) * keys) / self.length, b, c, d
 
-
-def _solve(
-    low: int, low_more: int, high: int, high_more: int, count: int, offset: int, step: int, length: int
-) -> tuple[float, float, float, float]:
-    """The law from prices at K and K + 1 (`high`), each at an offset and `step` rows on (`more`)."""
-    slope, next_slope = ((low_more - low) / step, (high_more - high) / step) if step else (0.0, 0.0)
-    per_query = next_slope - slope
-    per_token = (slope - per_query * count) / length
-    keys = offset + length
-    queries = (high - low) - per_query * keys
-    rows = (low - queries * count - (per_query * count + per_token * length) * keys) / length
-    return rows, queries, per_query, per_token
+        offsets = self.start - step, self.start
+        corners = [price(kept, offset) for kept in (count, count + 1) for offset in offsets]
+        return [solve(*each) for each in zip(*corners, strict=True)]
 
 
 def at_other_scales(step: StepGraphs, length: int, start: int) -> StepGraphs:

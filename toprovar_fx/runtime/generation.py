@@ -111,9 +111,9 @@ class Generation:
         Raises:
             GraphError: it ran outside the compiled graphs, and the caches of a compiled model lack rows.
         """
-        ran = 0 <= self.scale and self.exited_at is None
+        ran = self.scale >= 0 and self.exited_at is None
         short = any(controller.caches.short for controller in self.controllers)
-        if ran and short and self.scale not in self._compiled_scales:
+        if ran and short and self._compiled_scales and self.scale not in self._compiled_scales:
             raise GraphError(
                 f"scale {self.scale} ran outside the compiled graphs, on keys and values of which earlier "
                 f"scales left out rows, so its result would be wrong: {_RAISE_LIMIT}"
