@@ -22,6 +22,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterable
 
+import sympy
 import torch
 from torch import fx
 
@@ -45,8 +46,9 @@ def canonical_caches(graph: fx.Graph) -> fx.Graph:
             changes.
     """
     calls = attention_calls(graph)
-    length = calls[0].query_length if calls else None
-    if length is None or length.is_Integer or not any(_is_other_form(node, length) for node in graph.nodes):
+    length = calls[0].query_length if calls else sympy.Integer(1)
+    # A scale of one token is not rewritten.
+    if length == 1 or not any(_is_other_form(node, length) for node in graph.nodes):
         return graph
     rewriter = _Rewriter(copy_graph(graph), length)
     rewriter.run()

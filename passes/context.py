@@ -89,7 +89,12 @@ class PassContext:
         return self._branched[key]
 
     def named_hints(self, length: Size) -> dict[str, int]:
-        """The hints with the token count under the name that the trace gave it."""
+        """The hints with the token count under the name that the trace gave it.
+
+        A graph of one token count runs at one scale: code is tuned for that, not for the largest.
+        """
+        if length.is_Integer:
+            return {"K": max(2, int(length) // 2)} if self.hints else {}
         return {str(length) if name == "L" else name: value for name, value in self.hints.items()}
 
     @property

@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import fx
 
-from ..analysis.operators import operator_name, states_length
-from ..analysis.shapes import same, shape_of, size_of
-from ..analysis.transfers import Axes
+from ..analysis.operators import dimension, operator_name, states_length
+from ..analysis.shapes import Size, same, shape_of, size_of
+from ..analysis.transfers import Axes, input_shape
 from .block_draft import BlockDraft
 
 
@@ -38,7 +38,7 @@ class RowSizes:
         if node in facts.keyed:
             self._resize_by_axis(node, copied)
         elif node in self._draft.kept and states_length(node, facts.length):
-            copied.args = self._kept_sizes(node.args, copied.args)
+            copied.args = self._kept_sizes(node, copied.args)
 
     def _resize_by_axis(self, node: fx.Node, copied: fx.Node) -> None:
         """As `resize`, where tokens and keys may be equally many: the sizes' places tell which is which."""
@@ -60,9 +60,23 @@ class RowSizes:
         operand = next(operand for operand in node.all_input_nodes if operand in axes)
         return self._draft.graph.call_method("size", (self._draft.mapped[operand], axes[operand].token))
 
-    def _kept_sizes(self, before: Any, after: Any) -> Any:
-        """Replace the token count among size arguments by the number of kept tokens."""
-        if isinstance(before, (tuple, list)):
-            return type(before)(self._kept_sizes(b, a) for b, a in zip(before, after, strict=True))
-        size = size_of(before)
-        return self.count(kept=True) if size is not None and same(size, self._draft.facts.length) else after
+    def _kept_sizes(self, node: fx.Node, after: tuple[Any, ...]) -> tuple[Any, ...]:
+        """The arguments `after` of a copied node, with K where the size of the token axis is stated.
+
+        The place tells, not the number: other sizes may be equal to a token count that is a constant.
+        """
+        facts, first = self._draft.facts, 1
+        axis = facts.axes[node].token
+        if operator_name(node) == "unflatten":
+            axis, first = axis - dimension(node, 1, len(input_shape(node))), 2
+        listed = isinstance(after[first], (tuple, list))
+        sizes = list(after[first] if listed else after[first:])
+        given = node.args[first] if listed else node.args[first:]
+        if 0 <= axis < len(sizes) and _states(given[axis], facts.length):  # type: ignore[index]
+            sizes[axis] = self.count(kept=True)
+        return (*after[:first], type(after[first])(sizes)) if listed else (*after[:first], *sizes)
+
+
+def _states(entry: object, length: Size) -> bool:
+    size = size_of(entry)
+    return size is not None and same(size, length)

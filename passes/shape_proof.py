@@ -10,12 +10,14 @@ from collections.abc import Iterator
 from typing import Any
 
 import sympy
+import torch
 from torch import fx
 
 from .._torch_private import SymbolicInputs, fake_run
 from ..analysis.block_facts import BlockFacts
+from ..analysis.operators import flat_arguments
 from ..analysis.reasons import Reason, Unsupported
-from ..analysis.shapes import dtype_of, shape_of, size_of
+from ..analysis.shapes import as_size, dtype_of, shape_of, size_of, value_of
 from ..lowering.sizes import IMAGES, KEPT, OFFSET, InputSpec, at_sizes, graph_specs, traced_sizes
 from .row_plan import BlockArm, GatherAt, RowPlan
 
@@ -36,7 +38,7 @@ def prove_shapes(source: fx.Graph, facts: BlockFacts, arm: BlockArm, plan: RowPl
     """
     specs = graph_specs(arm.graph.graph)
     failure = ""
-    for values in (_distinct(specs, facts), _as_traced(specs, source, facts)):
+    for values in (_distinct(specs, source, facts), _as_traced(specs, source, facts)):
         try:
             result: Any = fake_run(arm.graph, SymbolicInputs([at_sizes(spec, values) for spec in specs], {}))
         except Exception as error:
@@ -69,23 +71,30 @@ def _expected(facts: BlockFacts, plan: RowPlan, values: Values) -> Iterator[tupl
         yield rows, int(heads), values[KEPT] if kept else length, int(shape[3])
 
 
-def _distinct(specs: list[InputSpec], facts: BlockFacts) -> Values:
+def _distinct(specs: list[InputSpec], source: fx.Graph, facts: BlockFacts) -> Values:
     """A size for every symbol, none equal to another or to a constant of the inputs."""
     symbols: set[sympy.Symbol] = set().union(*(spec.symbols for spec in specs))
     taken = {int(size) for spec in specs for size in spec.shape or () if size.is_Integer}
     slots = [shape_of(write.cache)[write.axis] for write in facts.writes]
-    room = min((int(size) for size in slots if size.is_Integer), default=64)
+    fixed = [int(size) for size in slots if size.is_Integer]
 
     def largest_below(limit: int) -> int:
         free = next((size for size in range(limit - 1, 1, -1) if size not in taken), limit - 1)
         taken.add(free)
         return free
 
-    offset = 1 if room > 3 else 0
-    length = largest_below(room - offset)
-    values: Values = {KEPT: largest_below(length), OFFSET: offset}
-    (tokens,) = facts.length.free_symbols
-    values[tokens] = length
+    if facts.length.is_Integer:
+        length = int(facts.length)
+        room = min(fixed, default=2 * length + 64)
+        values = _beside(_constants(source), length, room, facts)
+        taken.add(values[KEPT])
+    else:
+        room = min(fixed, default=64)
+        offset = 1 if room > 3 else 0
+        length = largest_below(room - offset)
+        values = {KEPT: largest_below(length), OFFSET: offset}
+        (tokens,) = facts.length.free_symbols
+        values[tokens] = length
     rows = shape_of(facts.hidden)[0]
     if rows.is_Symbol:
         values[rows] = next(size for size in range(6, 99, 2) if size not in taken)
@@ -94,14 +103,37 @@ def _distinct(specs: list[InputSpec], facts: BlockFacts) -> Values:
     for spec in specs:
         # A number that comes in is a place in the schedule: the end of this scale, if nothing else is known.
         if spec.value is not None and spec.value.is_Symbol:
-            values.setdefault(spec.value, offset + length)
-    larger = room + offset + 1
+            values.setdefault(spec.value, values[OFFSET] + length)
+    larger = room + values[OFFSET] + 1
     for symbol in sorted(symbols - values.keys(), key=str):
         while larger in taken:
             larger += 1
         values[symbol] = larger
         taken.add(larger)
     return values
+
+
+def _beside(constants: set[int], length: int, room: int, facts: BlockFacts) -> Values:
+    """K and the first cache row where the token count is a number: K is no other number of the graph.
+
+    All that counts is that sizes differ: where every smaller number is taken, K is larger than L.
+    """
+    start = size_of(facts.writes[0].start) if facts.writes else None
+    offset = min(1, room - length)
+    if start is not None and start.is_Integer:
+        # A value per key is as long as the trace had keys.
+        offset = int(start) if facts.position_of_keys else min(1, int(start))
+    fewer, more = range(length - 1, 1, -1), range(length + 1, room - offset + 1)
+    kept = next((size for size in (*fewer, *more) if size not in constants), max(1, length - 1))
+    return {KEPT: kept, OFFSET: offset}
+
+
+def _constants(graph: fx.Graph) -> set[int]:
+    """The numbers among the sizes and the arguments of a graph."""
+    found = {entry for node in graph.nodes for entry in flat_arguments(node) if isinstance(entry, int)}
+    values = [value_of(node) for node in graph.nodes]
+    sizes = [as_size(size) for value in values if isinstance(value, torch.Tensor) for size in value.shape]
+    return found | {int(size) for size in sizes if size.is_Integer}
 
 
 def _meet_start(values: Values, facts: BlockFacts) -> None:

@@ -200,19 +200,6 @@ def test_gradients_are_refused():
     assert hidden.grad is not None
 
 
-@pytest.mark.filterwarnings("ignore:toprovar. this generation ran without a prunable graph:RuntimeWarning")
-@pytest.mark.parametrize("kind", [odd.TableInBlock, odd.LengthFactor, odd.TokenMean])
-def test_static_shapes_are_refused(kind):
-    """With dynamic=False every scale is a graph of its own, in which L is a number like any other."""
-    subject = odd.OddSubject(kind)
-    expected = generate(subject, subject.model)
-    outcome = generate(
-        subject, torch.compile(subject.model, backend="toprovar", dynamic=False, options=PRUNING)
-    )
-    assert identical(outcome.logits, expected.logits)
-    assert reasons(outcome) == {Reason.AMBIGUOUS_LENGTH}
-
-
 def test_a_scale_of_one_token_is_no_reason_to_complain():
     subject = odd.OddSubject(odd.Plain)
     outcome = generate(subject, compiled(subject, strict=True))
@@ -252,7 +239,9 @@ def test_every_reason_has_a_test():
     here |= {
         Reason.SHARED_STATE,
         Reason.GRADIENTS,
+        # tests/test_constant_lengths.py
         Reason.AMBIGUOUS_LENGTH,
+        Reason.RECOMPILE_LIMIT,
         Reason.ONE_TOKEN,
         Reason.VERIFICATION,
         Reason.GATE_ON_HOST,  # tests/test_graph_gates.py

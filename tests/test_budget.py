@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 import pytest
-import sympy
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from toprovar_fx.cost.budget import Place, Unreachable, solve_counts
-from toprovar_fx.cost.generation import StepGraphs
-from toprovar_fx.errors import GraphError, OptionError
+from toprovar_fx.errors import OptionError
 from toprovar_fx.flops import flop_counter
 from toprovar_fx.models.configs import CONFIGS
 from toprovar_fx.models.infinity import Infinity
 from toprovar_fx.options import Options
-from toprovar_fx.runtime.budget import StepBudget
-from toprovar_fx.runtime.controller import Controller
-from toprovar_fx.runtime.generation import Generation
 from toprovar_fx.runtime.report import GenerationReport, report_of
 from toprovar_fx.schedules import Schedule
 
 from .models.fixtures import traced
-from .models.subjects import OPEN, SQUARE, Outcome, TinyInfinity, Traced, generate, identical
+from .models.subjects import OPEN, Outcome, TinyInfinity, Traced, generate, identical
 
 WIDE_OPEN = {**OPEN, "min_scale": 2, "min_keep": 0.02}
 
@@ -117,13 +112,6 @@ def test_the_option_refuses_everything_else(value):
 def test_no_keep_ratios_besides_a_budget():
     with pytest.raises(OptionError, match="budget='2x': expected no keep ratios"):
         Options(budget="2x", keep={-1: 0.5})
-
-
-def test_a_graph_of_one_token_count_cannot_be_budgeted():
-    budget = StepBudget(StepGraphs({}, ()), sympy.Integer(2), sympy.Integer(64))
-    controller = Controller(Options(budget=2), Generation(SQUARE, 1))
-    with pytest.raises(GraphError, match="holds for 64 tokens alone"):
-        controller.ration(budget, {})
 
 
 PLACES = st.lists(

@@ -29,6 +29,7 @@ from .program import StepProgram, keeps_alive, remember
 from .recording import is_observed
 from .runtime.failures import on_failure
 from .runtime.generation import current_generation
+from .runtime.graphs_per_scale import refuse_unfinished
 from .runtime.silence import note_graph
 from .runtime.verify import PermutationCheck
 
@@ -72,6 +73,9 @@ def toprovar(
             on_failure=on_failure(settings),
         )
         step, records = rewrite_step(with_constant_floats(gm), settings, context)
+        for site in step.sites:
+            if site.block.facts is not None:
+                refuse_unfinished(site.block.facts.length, settings)
     except Unsupported as verdict:
         return _dense(
             gm, example_inputs, settings, lowering, [PassRecord("analysis", fallbacks=[verdict.fallback])]

@@ -10,16 +10,18 @@ import sympy
 from torch import fx
 
 from ._torch_private import compile_id
-from .analysis.shapes import shape_of
+from .analysis.block_facts import BlockFacts
+from .analysis.shapes import shape_of, size_of
 from .calibration.weights import KnownWeights
 from .cost.expressions import Sizes
 from .cost.generation import GenerationPrice
+from .cost.other_scales import at_other_scales
 from .cost.scale_sizes import ScaleSizes
 from .dense_program import DenseProgram
 from .errors import OptionError
 from .lowering.region import Region
 from .lowering.rest import RegionModule
-from .lowering.sizes import SizeReader, graph_specs, group_offset, spec_of, traced_sizes
+from .lowering.sizes import TOKENS, SizeReader, graph_specs, group_offset, spec_of, traced_sizes
 from .options import Options
 from .passes.context import PassContext
 from .passes.step import PassRecord, Step
@@ -68,11 +70,17 @@ class StepProgram:
                 setattr(step.graph, name, RegionModule(self._rest[-1], self._seen))
         self._graphs = step_graphs([(site.layer, step.module(site)) for site in step.sites], self._rest)
         self._rows, self._length = (spec_of(facts.hidden).shape or ())[:2]
+        slots = {shape_of(write.cache)[write.axis] for write in facts.writes}
+        # Where the token count is a constant, this step is that of one scale.
+        self._tokens = int(self._length) if self._length.is_Integer else None
+        if self._tokens is not None:
+            start = _traced_start(step, facts)
+            self._graphs, self._length = at_other_scales(self._graphs, self._tokens, start), TOKENS
+            slots.discard(sympy.Integer(start + self._tokens))
         self._weights = KnownWeights(step.graph, len(step.sites))
         self._branches = any(isinstance(step.module(site), GraphGate) for site in step.sites)
         wants_whole = options.unit == "step"
         self._whole = WholeStep(step, options, lowering, self._step_hints) if wants_whole else None
-        slots = {shape_of(write.cache)[write.axis] for write in facts.writes}
         # The others grow with the scales.
         self._slots = {size for size in slots if size.is_Integer or size.is_Symbol}
         self._cache_inputs = _cache_inputs(step)
@@ -101,7 +109,8 @@ class StepProgram:
             controller.ledger.fallbacks.extend(self._fallbacks)
         sizes = dict(self._read_sizes(arguments)) if self._budget or self._whole else {}
         if controller is not None and self._budget is not None:
-            controller.ration(self._budget, sizes)
+            one_scale = {} if self._tokens is None else {TOKENS: self._tokens}
+            controller.ration(self._budget, {**sizes, **one_scale})
         if controller is not None and self._whole is not None:
             results = self._whole.run(controller, arguments, sizes)
             if results is not None:
@@ -163,6 +172,8 @@ class StepProgram:
     def _sizes_of(self, schedule: Schedule, rows: int | None) -> ScaleSizes:
         """Sizes of the inputs at every scale, from those of the trace."""
         traced = traced_sizes(self.step.graph.graph)
+        if self._tokens is not None:
+            traced[TOKENS] = self._tokens
         if rows is not None and self._rows in traced:
             traced[self._rows] = rows
         elif rows is not None and self._rows != rows:
@@ -189,7 +200,7 @@ class StepProgram:
     def _step_hints(self, sizes: Mapping[sympy.Symbol, int], more: Mapping[str, int]) -> dict[str, int]:
         """Sizes at the last scale of the generation that runs, told from those of the scale that runs."""
         running = current_generation()
-        if running is None:
+        if running is None or self._tokens is not None:
             return {}
         schedule, scale = running.schedule, running.scale
         follows = ScaleSizes(schedule, [(scale, sizes)], {self._length}, {self._rows, *self._slots})
@@ -208,6 +219,12 @@ class StepProgram:
         controller = self._controller()
         if controller is not None:
             controller.ledger.ran_outside(controller.scale, region, sizes)
+
+
+def _traced_start(step: Step, facts: BlockFacts) -> int:
+    """The first cache row that a layer wrote when the step was traced; 0 without a cache."""
+    start = size_of(facts.writes[0].start) if facts.writes else None
+    return 0 if start is None else int(start.xreplace(traced_sizes(step.graph.graph)))
 
 
 def _cache_inputs(step: Step) -> dict[int, set[int]]:

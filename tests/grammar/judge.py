@@ -151,6 +151,8 @@ class Runner:
 
         def is_inside(layer: int) -> bool:
             block = self.case.blocks[layer]
+            if block.mixer == "length_factor" and self.case.trace == "static":
+                return False  # a number like any other, and that of all tokens
             late = block.mixer in HIDDEN_MIXERS and block.mixer_at == "mlp" and block.branches == "serial"
             last = STAGES.index(sites.last_stage.get(layer, STAGES[-1]))
             return not late or last >= STAGES.index("mlp_sum")

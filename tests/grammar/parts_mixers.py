@@ -30,7 +30,12 @@ assert set(_MIX) == set(HIDDEN_MIXERS)
 
 
 class Mixer(nn.Module):
-    """One of `HIDDEN_MIXERS` of [R, L, C]; it has no `at`, since it computes all tokens or nothing."""
+    """One of `HIDDEN_MIXERS` of [R, L, C]; it has no `at`, since it computes all tokens or nothing.
+
+    But for the factor made of L, where that is a constant: `tokens` says how many there are, if x has some.
+    """
+
+    tokens: int | None = None
 
     def __init__(self, kind: str, width: int) -> None:
         super().__init__()
@@ -38,4 +43,6 @@ class Mixer(nn.Module):
         self.weight = nn.Parameter(torch.randn(width, width, 3) / (2 * width**0.5))
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.kind == "length_factor" and self.tokens is not None:
+            return x * (4.0 / self.tokens)
         return _MIX[self.kind](x, self.weight)

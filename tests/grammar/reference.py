@@ -68,6 +68,9 @@ def replay(
     found, memories, updates = Replay(), [Memory() for _ in case.blocks], {}
     shared = model.shared_modulation(inputs.condition)
     for scale, tokens in enumerate(case.scales.tokens):
+        for block in model.blocks:
+            if block.mixer is not None:
+                block.mixer.tokens = tokens
         start = case.scales.ends[scale] - tokens
         x = inputs.hidden(scale)
         positions = torch.arange(start, start + tokens).expand(case.batch, -1)
@@ -98,6 +101,9 @@ def replay(
             for stage in STAGES[stages:]:
                 x = getattr(block, stage)(x, given)
         found.outputs.append(model.leave(x, inputs.condition))
+    for block in model.blocks:
+        if block.mixer is not None:
+            block.mixer.tokens = None
     return found
 
 

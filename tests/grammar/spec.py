@@ -179,10 +179,9 @@ def constructs_of(case: CaseSpec) -> set[str]:
 def expected_dense(case: CaseSpec) -> set[str]:
     """Valid constructs of a case that the analysis is known to refuse, as "field=value".
 
-    A value per key (a mask's columns, a score_mod of the key's position) needs the keys of all tokens, and a
-    constant token count cannot be told from other numbers.
+    A value per key (a mask's columns, a score_mod of the key's position) needs the keys of all tokens.
     """
-    found = {"trace=static"} if case.trace == "static" else set()
+    found: set[str] = set()
     for block in case.blocks:
         per_key = block.attention in PER_KEY
         lost = case.pruned_kv == "drop" and block.cache != "none"

@@ -35,6 +35,7 @@ from .dynamo import (
 )
 from .dynamo_records import (
     FrameCompilation,
+    compilations_left,
     compile_id,
     frame_compilations,
     graph_breaks,
@@ -67,6 +68,7 @@ __all__ = [
     "FrameCompilation",
     "SymbolicInputs",
     "clone_graph",
+    "compilations_left",
     "compile_apart",
     "compile_id",
     "compile_with_dynamo_inputs",

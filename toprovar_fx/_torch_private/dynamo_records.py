@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch._guards import CompileContext
 from torch._logging._internal import LazyTraceHandler, trace_log, trace_structured
 
@@ -16,6 +17,17 @@ def compile_id() -> str | None:
     """
     found = CompileContext.current_compile_id()
     return None if found is None else str(found)
+
+
+def compilations_left() -> int | None:
+    """How many more compilations of the function that is compiled Dynamo makes; None outside of one.
+
+    After them it runs the function eagerly, without an error.
+    """
+    found = CompileContext.current_compile_id()
+    if found is None or found.frame_compile_id is None:
+        return None
+    return max(0, int(torch._dynamo.config.recompile_limit) - found.frame_compile_id - 1)
 
 
 @dataclass(frozen=True)

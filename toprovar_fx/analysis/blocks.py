@@ -76,10 +76,6 @@ def read_step(graph: fx.Graph) -> StepFacts:
     if not own:
         nothing = Unsupported(Reason.NO_ATTENTION, calls[0].node, "no attention over the scale's own tokens")
         raise refused(graph) or nothing
-    if length.is_Integer:
-        # Arithmetic on a constant L leaves no trace, and the graph of a later scale could turn out not
-        # prunable: it would read a cache that this one left shorter than it expects.
-        raise Unsupported(Reason.AMBIGUOUS_LENGTH, hidden, f"the trace fixed it to {length}")
     refuse_float_sizes(graph)
     order = {node: at for at, node in enumerate(graph.nodes)}
     cuts = find_cuts(graph, hidden, dependent, length)

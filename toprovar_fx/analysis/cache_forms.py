@@ -56,7 +56,18 @@ def read_form(node: fx.Node, length: Size) -> CacheForm | None:
     """
     if node.op not in ("call_function", "call_method"):
         return None
-    name = operator_name(node)
+    form = _read(node, operator_name(node), length)
+    if form is not None and _is_negative(form.start):
+        raise Unsupported(Reason.CACHE_LAYOUT, node, "the rows that are written count from the cache's end")
+    return form
+
+
+def _is_negative(start: tuple[Term, ...] | None) -> bool:
+    terms = [term for term in start or () if isinstance(term, int)]
+    return len(terms) == len(start or ()) and sum(terms) < 0
+
+
+def _read(node: fx.Node, name: str, length: Size) -> CacheForm | None:
     if name in _JOINS:
         return _joined(node, length)
     if name == "setitem":

@@ -18,7 +18,15 @@ class Reason(enum.Enum):
         "no input of shape [rows, tokens, width] feeds an attention; compile the scale step of the model"
     )
     ONE_TOKEN = "a scale of one token has nothing to prune"
-    AMBIGUOUS_LENGTH = "the token count is a constant or equals another size; do not trace with dynamic=False"
+    AMBIGUOUS_LENGTH = (
+        "several inputs have as many rows as there are tokens, and each may hold them; leave out "
+        "dynamic=False, or pass the others in another shape"
+    )
+    RECOMPILE_LIMIT = (
+        "a constant token count takes a graph per scale, more than Dynamo compiles, and scales that run "
+        "eagerly cannot read pruned caches; pass recompile_limit=64 to torch.compile, or leave out "
+        "dynamic=False"
+    )
     NO_ATTENTION = "no self-attention was found; compile the scale step, not a part of it"
     MASKED_ATTENTION = (
         "self-attention is causal, or a value per key goes into it and pruned tokens leave no keys; a "

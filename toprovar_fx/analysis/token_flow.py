@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 
 import torch
 from torch import fx
@@ -11,7 +12,9 @@ from .attention import AttentionCall
 from .caches import written_caches
 from .operators import operator_name
 from .reasons import Reason, Unsupported
+from .rules import transfer
 from .shapes import Size, is_tensor, same, shape_of, size_of, value_of
+from .transfers import Axes
 
 
 def refuse_float_sizes(graph: fx.Graph) -> None:
@@ -52,12 +55,46 @@ def _token_input(graph: fx.Graph, call: AttentionCall, length: Size) -> fx.Node:
         and len(shape_of(node)) == 3
         and same(shape_of(node)[1], length)
     ]
+    if len(found) > 1 and length.is_Integer:
+        return _with_token_rows(graph, call, length, found)
     if len(found) != 1:
         raise Unsupported(Reason.NO_TOKEN_AXIS, call.node, f"candidates: {[node.name for node in found]}")
-    # One token is never pruned, so it does not matter which size it is.
-    if length != 1 and sum(same(size, length) for size in shape_of(found[0])) != 1:
+    # A number may be that of other sizes too: rows are told by their axis, and one token is never pruned.
+    if not length.is_Integer and sum(same(size, length) for size in shape_of(found[0])) != 1:
         raise Unsupported(Reason.AMBIGUOUS_LENGTH, found[0], f"shape {list(shape_of(found[0]))}")
     return found[0]
+
+
+def _with_token_rows(
+    graph: fx.Graph, call: AttentionCall, length: Size, candidates: Sequence[fx.Node]
+) -> fx.Node:
+    """The one input whose row i alone, by the rules of all operators between, makes query i.
+
+    Where the token count is a number, another input may have as many rows of another kind: the six vectors
+    of a modulation, or the tokens of a text.
+
+    Raises:
+        Unsupported: none is proven to be it, or several are.
+    """
+    proven = [node for node in candidates if _rows_arrive(graph, node, call, length)]
+    if len(proven) != 1:
+        names = ", ".join(node.name for node in proven or candidates)
+        raise Unsupported(
+            Reason.AMBIGUOUS_LENGTH, call.node, f"{length} rows may be the tokens of each of {names}"
+        )
+    return proven[0]
+
+
+def _rows_arrive(graph: fx.Graph, hidden: fx.Node, call: AttentionCall, length: Size) -> bool:
+    tagged = {hidden: Axes(0, 1)}
+    for node in graph.nodes:
+        if any(operand in tagged for operand in node.all_input_nodes):
+            with suppress(Unsupported):
+                tagged[node] = transfer(node, tagged, length).axes
+        if node is call.query:
+            break
+    found = tagged.get(call.query)
+    return found is not None and found.token == call.query_axis
 
 
 def token_dependent(graph: fx.Graph, hidden: fx.Node) -> set[fx.Node]:

@@ -16,6 +16,8 @@ from ..analysis.shapes import as_size, as_traced, value_of
 KEPT = sympy.Symbol("K", integer=True, positive=True)
 IMAGES = sympy.Symbol("images", integer=True, positive=True)
 OFFSET = sympy.Symbol("offset", integer=True, nonnegative=True)
+# The token count of the scale that is priced, where that of the graph is a constant.
+TOKENS = sympy.Symbol("tokens", integer=True, positive=True)
 
 
 def group_count(group: int) -> sympy.Symbol:

@@ -18,7 +18,7 @@ from ..cost.budget import Counts, Place, Unreachable, solve_counts
 from ..cost.expressions import Cost
 from ..cost.generation import WHOLE, ScalePlan, StepGraphs, price_scales
 from ..cost.scale_sizes import Observed, ScaleSizes
-from ..errors import GraphError, OptionError
+from ..errors import OptionError
 from ..options import Options
 from ..schedules import Schedule
 from .ledger import Ledger
@@ -67,7 +67,7 @@ class StepBudget:
 
     Args:
         step: the graphs of the step.
-        rows, length: sizes of the hidden state [R, L, C] in the trace.
+        rows, length: symbols of the batch rows and of the token count; rows may be a number.
     """
 
     def __init__(self, step: StepGraphs, rows: sympy.Expr, length: sympy.Expr) -> None:
@@ -83,14 +83,7 @@ class StepBudget:
 
         Raises:
             OptionError: before anything was pruned, a budget that cannot be met.
-            GraphError: the step was traced for one token count alone.
         """
-        if not self._length.free_symbols:
-            raise GraphError(
-                f"budget='{ask.options.budget:g}x': the graph of scale {ask.scale} holds for {self._length} "
-                "tokens alone, expected a symbolic token count to price the other scales; do not trace with "
-                "dynamic=False"
-            )
         at_scale = ScaleSizes(ask.schedule, observed, {self._length}, {self._rows})
         spent, spent_dense = _spent(ask.ledger)
         places = [place for place in self._places(ask) if self._ready(ask, place)]

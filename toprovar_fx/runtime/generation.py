@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
+from ..errors import GraphError
 from ..options import Options
 from ..schedules import Schedule
 from ..user_line import warn_at_user_line
@@ -18,6 +19,11 @@ if TYPE_CHECKING:
     from .controller import Controller
     from .dense_calls import DenseCalls
     from .short_caches import ShortCaches
+
+_RAISE_LIMIT = (
+    "most likely because Dynamo's recompile limit was hit; raise it with torch.compile(..., "
+    "recompile_limit=64) or torch._dynamo.config.patch(recompile_limit=64)"
+)
 
 _CURRENT: ContextVar[Generation | None] = ContextVar("toprovar_generation", default=None)
 
@@ -56,7 +62,12 @@ class Generation:
         return tuple(self._controllers.values())
 
     def begin_scale(self, scale: int) -> bool:
-        """Announce scale `scale`; False if it and all later ones are not to be run."""
+        """Announce scale `scale`; False if it and all later ones are not to be run.
+
+        Raises:
+            GraphError: the scale before ran eagerly on caches that lack rows.
+        """
+        self.refuse_eager_reads()
         for controller in self.controllers:
             controller.end_scale()
         if self.exited_at is None and any(controller.exits(scale) for controller in self.controllers):
@@ -101,6 +112,20 @@ class Generation:
         """Note that this scale runs in a graph of this backend."""
         self._compiled_scales.add(self.scale)
 
+    def refuse_eager_reads(self) -> None:
+        """Refuse to go on where the scale that ran may have read rows that pruning left out.
+
+        Raises:
+            GraphError: it ran outside the compiled graphs, and the caches of a compiled model lack rows.
+        """
+        ran = self.scale >= 0 and self.exited_at is None
+        short = any(controller.caches.short for controller in self.controllers)
+        if ran and short and self._compiled_scales and self.scale not in self._compiled_scales:
+            raise GraphError(
+                f"scale {self.scale} ran outside the compiled graphs, on keys and values of which earlier "
+                f"scales left out rows, so its result would be wrong: {_RAISE_LIMIT}"
+            )
+
     @property
     def eager_scales(self) -> list[int]:
         """Scales that ran outside the compiled graphs although another ran in one."""
@@ -112,11 +137,7 @@ class Generation:
         """Say loudly that Dynamo stopped compiling half-way: those scales ran eagerly, unpruned."""
         missing = self.eager_scales
         if missing:
-            warn_at_user_line(
-                f"toprovar: scales {missing} ran outside the compiled graphs, most likely because Dynamo's "
-                "recompile limit was hit; raise it with torch.compile(..., recompile_limit=64) or "
-                "torch._dynamo.config.patch(recompile_limit=64)"
-            )
+            warn_at_user_line(f"toprovar: scales {missing} ran outside the compiled graphs, {_RAISE_LIMIT}")
 
     def controller(self, options: Options, layers: int, parts: int = 1) -> Controller:
         """The controller for these options, made on first use.
@@ -155,11 +176,15 @@ def generation(schedule: Schedule, images: int = 1) -> Iterator[Generation]:
     Args:
         schedule: the scales.
         images: B; the model's batch rows are B, or 2B with guidance: [conditional, unconditional].
+
+    Raises:
+        GraphError: at the end, or at a scale's begin: a scale ran eagerly on caches that lack rows.
     """
     opened = Generation(schedule, images)
     token = _CURRENT.set(opened)
     try:
         yield opened
+        opened.refuse_eager_reads()
         opened.warn_if_eager()
         opened.warn_if_not_asked()
         for controller in opened.controllers:

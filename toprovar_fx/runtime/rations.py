@@ -53,7 +53,6 @@ class Rations:
 
         Raises:
             OptionError: a budget that cannot be met.
-            GraphError: the step was traced for one token count alone.
         """
         scale = self._generation.scale
         if scale in self._counts:

@@ -12,8 +12,11 @@ from numpy.typing import NDArray
 
 from ..analysis.reasons import Fallback
 from ..cost.expressions import NOTHING, Cost, Sizes
+from ..cost.generation import Priced
+from ..cost.other_scales import AtOtherScales
 from ..cost.scale_sizes import ScaleSizes
 from ..lowering.region import Region
+from ..lowering.sizes import TOKENS
 from ..schedules import Schedule
 from .controller import Controller
 from .generation import Generation
@@ -66,11 +69,25 @@ class GenerationReport:
         if self.exited_at is None:
             return ran
         last = max((run.scale for run in self.runs), default=-1)
-        pattern = [(region, self._sizes_of(region, calls)) for scale, region, _ in calls if scale == last]
+        pattern = [
+            (self._at_other_scales(region, last), self._sizes_of(region, calls))
+            for scale, region, _ in calls
+            if scale == last
+        ]
         missing = range(self.exited_at, len(self.schedule))
         return ran + sum(
-            region.flops(tuple(sizes.at(scale).items())) for scale in missing for region, sizes in pattern
+            graph.cost(tuple({**sizes.at(scale), TOKENS: self.schedule.tokens[scale]}.items())).flops
+            for scale in missing
+            for graph, sizes in pattern
         )
+
+    def _at_other_scales(self, region: Region, last: int) -> Priced:
+        """A graph that ran at scale `last`, priced at any: by a law where its token count is a constant."""
+        hidden = [run.dense.specs[0].shape or () for run in self.runs if run.scale == last]
+        if not all(shape[1].is_Integer for shape in hidden):
+            return region
+        length = self.schedule.tokens[last]
+        return AtOtherScales(region, length, self.schedule.ends[last] - length)
 
     def _sizes_of(self, region: Region, calls: Sequence[tuple[int, Region, Sizes]]) -> ScaleSizes:
         """Sizes of a dense graph at any scale, told from its calls."""
