@@ -209,8 +209,11 @@ def test_a_compiled_graph_calls_it_on_views_of_a_cache(launch, queries: int) -> 
 
 
 @pytest.mark.gpu
+@pytest.mark.usefixtures("launch")
 @pytest.mark.parametrize("queries", [51, 600])
 def test_what_the_kernel_does_not_take_is_stock(queries: int) -> None:
+    from toprovar_fx.ops.attention_launch import ranges_for
+
     q, k, v = on_card(torch.bfloat16, queries, 1700, heads=16, key_heads=16)
     for inputs in (
         (q.float(), k.float(), v.float()),
@@ -219,6 +222,5 @@ def test_what_the_kernel_does_not_take_is_stock(queries: int) -> None:
     ):
         expected = F.scaled_dot_product_attention(*inputs, scale=0.5)
         assert torch.equal(attention(*inputs, 0.5), expected)
-    # cuDNN of 2026 answers a negative factor with NaN; so does the operator then.
-    expected = F.scaled_dot_product_attention(q, k, v, scale=-0.5)
-    torch.testing.assert_close(attention(q, k, v, -0.5), expected, rtol=0, atol=0, equal_nan=True)
+    # The kernel starts from a peak of -inf; and cuDNN answers a negative factor with NaN, so no comparison.
+    assert [ranges_for(q, k, v, scale) > 0 for scale in (-0.5, 0.0, 0.5)] == [False, False, True]
