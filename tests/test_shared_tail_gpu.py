@@ -21,7 +21,7 @@ from .models.subjects import CONFIG, MANY_GRAPHS, OPEN, Outcome, State, TinyInfi
 
 pytestmark = pytest.mark.gpu
 
-LARGE = dataclasses.replace(CONFIG, width=512, heads=4, rope_grid=64)
+LARGE = dataclasses.replace(CONFIG, depth=3, width=512, heads=4, rope_grid=64)
 SCHEDULE = Schedule(tuple((side, side) for side in (1, 2, 4, 8, 16, 32, 48, 64)))
 KEPT, TOKENS = SCHEDULE.tokens_before_last, SCHEDULE.ends[-1]
 MEBIBYTE = 2**20
@@ -77,7 +77,7 @@ def test_tails_are_one_memory_and_prefixes_are_not():
     for layer, (keys, values) in enumerate(zip(cache.keys, cache.values, strict=True)):
         keys[:, :, :KEPT], values[:, :, :KEPT] = layer + 1, -layer - 1
     cache.keys[0][0, :, shared:], cache.keys[0][1, :, shared:] = 7, 8
-    cache.values[3][:, :, shared:] = 9
+    cache.values[2][:, :, shared:] = 9
     for layer, (keys, values) in enumerate(zip(cache.keys, cache.values, strict=True)):
         assert (keys[:, :, :KEPT] == layer + 1).all() and (values[:, :, :KEPT] == -layer - 1).all()
         assert (keys[0, :, shared:] == 7).all() and (keys[1, :, shared:] == 8).all()
@@ -90,7 +90,7 @@ def test_the_device_gives_out_what_was_promised_and_gets_it_back():
     before, mapped = free_bytes(), mapped_bytes("cuda")
     cache = new_cache("shared")
     taken, promised = before - free_bytes(), cache.sizes.memory_bytes(cuda_pages(0).page_bytes)
-    assert mapped_bytes("cuda") - mapped == promised < cache.sizes.separate_bytes - 32 * MEBIBYTE
+    assert mapped_bytes("cuda") - mapped == promised < cache.sizes.separate_bytes - 16 * MEBIBYTE
     # Page tables come on top.
     assert promised <= taken <= promised + 8 * MEBIBYTE
     view = cache.keys[2][:1, :, 5:9]
@@ -172,7 +172,7 @@ def test_an_eager_generation_does_not_depend_on_the_layout(subject, layout):
 
 OPTIONS = {
     "dense": {"preset": "lossless"},
-    "pruned": {**OPEN, "keep": {6: 0.5, 7: {1: 0.25, 2: 0.5, 3: 0.25}}, "entropy_source": "previous_scale"},
+    "pruned": {**OPEN, "keep": {6: 0.5, 7: {1: 0.25, 2: 0.5}}, "entropy_source": "previous_scale"},
     "compacted": {**OPEN, "cache_policy": "hack", "cache_budget": 0.5},
 }
 
@@ -193,18 +193,35 @@ def test_a_compiled_generation_does_not_depend_on_the_layout(subject, options, u
         assert not report_of(ours.run).fallbacks
 
 
+def unshared(cache: KVCache) -> KVCache:
+    """A cache of the same shapes and strides in which no layers share memory."""
+    other = new_cache("plain")
+    for name in ("keys", "values"):
+        held = [
+            torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=x.device)
+            for x in getattr(cache, name)
+        ]
+        setattr(other, name, [each.zero_() for each in held])
+    return other
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("code", ["shared", "fused"])
 @pytest.mark.parametrize("options", [OPTIONS["dense"], OPTIONS["pruned"]], ids=["dense", "pruned"])
-def test_inductor_writes_what_it_writes_without_sharing(subject, options, code):
-    """Kernels for the same strides: bit for bit."""
-    found = {}
-    for layout in ("token_major", "shared"):
-        torch.compiler.reset()
-        forward = torch.compile(
-            subject.model, backend="toprovar", options={**options, "unit": "step", "step_code": code}
-        )
+def test_inductor_computes_what_it_computes_without_sharing(subject, options, code):
+    """The same compiled code on caches of the same strides: bit for bit."""
+    torch.compiler.reset()
+    settings = {**options, "unit": "step", "step_code": code}
+    forward = torch.compile(subject.model, backend="toprovar", options=settings)
+    shared = new_cache("shared")
+    found: dict[str, list[Outcome]] = {}
+    for name, cache in (("shared", shared), ("unshared", unshared(shared))):
+        subject.cache = cache
         with MANY_GRAPHS:
-            found[layout] = drawn(subject, layout, forward, times=2)
-    for ours, theirs in zip(found["shared"], found["token_major"], strict=True):
-        assert identical(ours.logits, theirs.logits)
+            found[name] = [generate(subject, forward, schedule=SCHEDULE, seed=1 + at) for at in range(2)]
+    subject.cache = None
+    for at, (ours, theirs) in enumerate(zip(found["shared"], found["unshared"], strict=True)):
+        by_scale = [float((a - b).abs().max()) for a, b in zip(ours.logits, theirs.logits, strict=True)]
+        assert identical(ours.logits, theirs.logits), (
+            f"generation {at}: largest difference by scale {by_scale}"
+        )

@@ -4,9 +4,12 @@ Each layer has a tensor with addresses of its own; behind the addresses of its t
 behind the tails of all other layers too. Neither the model, nor its graph, nor a kernel sees a difference.
 
 It is right because nobody reads a slot of the last scale but the layer that wrote it, in that scale: layer l
-writes its rows and attends, and what layer l + 1 writes is computed from what layer l attended to. The order
-therefore follows from the data, on one stream, in whatever way a compiler orders the kernels. Afterwards the
-tails of all layers hold the rows of the last layer that ran.
+writes its rows and attends before layer l + 1 writes. Eagerly, and where blocks are compiled and called in
+turn (the backend's default), that is the order of the calls on one stream. In one graph of all layers it
+follows from the data, as layer l + 1 writes what is computed from what layer l attended to, provided that the
+compiler writes caches in place: a copy of a whole cache back to its memory could come between. Inductor does
+for our models (`tests/test_shared_tail_code.py`). Afterwards all tails hold the rows of the last layer that
+ran.
 """
 
 from __future__ import annotations
