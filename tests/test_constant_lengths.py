@@ -6,11 +6,14 @@ not taken for it. The proofs are those of symbolic counts; besides, both must ag
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Mapping
 from functools import cache
+from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -72,7 +75,7 @@ def test_keeping_everything_is_the_untouched_model(name):
 @pytest.mark.parametrize("name", EVERY)
 @pytest.mark.parametrize("pruned_kv", ["drop", pytest.param("keep", marks=pytest.mark.nightly)])
 def test_a_pruned_generation_is_the_oracles(name, pruned_kv):
-    """The last scale has as many tokens as channels, the third from it as many as two heads of layers."""
+    """The last scale has as many tokens as the models have channels, the second as many as batch rows."""
     given = {**OPEN, **KEEP, "pruned_kv": pruned_kv, "strict": True, "verify": "always"}
     found = static(name)(given, images=2)
     assert found.arms(5)[1:] == ["pruned", "pruned", "skipped"]
@@ -216,9 +219,9 @@ class Polynomial:
 def test_the_law_of_prices(factors, own, asked, of_rows):
     graph = Polynomial(factors, *own, of_rows)
     length, kept, offset = asked
+    assume(length != own[0])
     found = AtOtherScales(graph, *own, of_rows).cost(((TOKENS, length), (KEPT, kept), (OFFSET, offset)))
-    if length != own[0]:
-        assert found == Cost(*(scale * graph.at(length, kept, offset) for scale in (1, 2, 3)))
+    assert found == Cost(*(scale * graph.at(length, kept, offset) for scale in (1, 2, 3)))
 
 
 # Numbers that are equal to the token count.
@@ -302,12 +305,17 @@ class FromTheEnd(odd.Plain):
 
 
 def run_static(
-    subject: Subject, limit: int = 256, dynamic: bool | None = False, **options: object
+    subject: Subject,
+    limit: int = 256,
+    dynamic: bool | None = False,
+    compiling: Mapping[str, Any] | None = None,
+    **options: object,
 ) -> Outcome:
     torch.compiler.reset()
     given = {"lowering": "eager", "score": "random", "protected_layers_first": 0, "protected_layers_last": 0}
     given |= {"keep": {3: 0.5, 4: 0.5, 5: 0.25}, **options}
-    forward = torch.compile(subject.model, backend="toprovar", dynamic=dynamic, options=given)
+    more = {"dynamic": dynamic, **(compiling or {})}
+    forward = torch.compile(subject.model, backend="toprovar", options=given, **more)
     with MANY_GRAPHS, torch._dynamo.config.patch(recompile_limit=limit, fail_on_recompile_limit_hit=False):
         return generate(subject, forward)
 
@@ -363,6 +371,17 @@ def test_nothing_is_pruned_where_dynamo_will_stop_half_way():
     assert found.run.eager_scales == [5]
     assert identical(found.logits, generate(subject, subject.model).logits)
     assert not run_static(subject, limit=6).controller.ledger.fallbacks
+
+
+@pytest.mark.skipif(
+    "recompile_limit" not in inspect.signature(torch.compile).parameters,
+    reason="older torch takes none",
+)
+def test_the_advice_about_the_limit_helps():
+    subject = odd.OddSubject(odd.Plain)
+    found = run_static(subject, limit=2, compiling={"recompile_limit": 64})
+    assert found.arms(5) == ["pruned", "pruned"]
+    assert not found.run.eager_scales
 
 
 def test_a_scale_that_runs_eagerly_on_short_caches_is_an_error(monkeypatch):

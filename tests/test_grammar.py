@@ -6,7 +6,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing import get_context
 from random import Random
 
@@ -105,6 +105,15 @@ def test_three_hundred_drawn_models(record_property):
     report(tally, record_property)
     assert tally.share("cases") >= 0.7, str(tally)
     assert tally.seen == all_constructs(), str(tally)
+
+
+@pytest.mark.nightly
+@pytest.mark.timeout(3600)
+def test_drawn_models_with_constant_token_counts(record_property):
+    drawn = [case for start in range(30, 36) for case in deal(Random(start), 10)]
+    tally = in_processes([replace(case, trace="static") for case in drawn])
+    report(tally, record_property)
+    assert tally.share("cases") >= 0.7, str(tally)
 
 
 @pytest.mark.nightly
