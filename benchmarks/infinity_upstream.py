@@ -10,9 +10,10 @@ import contextlib
 import io
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.nn.functional as F
@@ -47,6 +48,18 @@ def flash_attn_varlen_kvpacked_func(
     return mixed.transpose(1, 2).flatten(0, 1)
 
 
+@contextlib.contextmanager
+def _drawn_in_place() -> Iterator[None]:
+    """Let initial values be drawn where the parameters are: upstream names a generator on the CPU."""
+    draw = torch.nn.init.trunc_normal_
+
+    def anywhere(tensor: Tensor, *given: Any, generator: object = None, **named: Any) -> Tensor:
+        return draw(tensor, *given, **named)
+
+    with mock.patch.object(torch.nn.init, "trunc_normal_", anywhere):
+        yield
+
+
 class _Tokenizer:
     """What upstream wants of its image autoencoder: the quantiser; the decoder is not measured."""
 
@@ -75,12 +88,16 @@ class UpstreamTransformer:
         with (
             clone_on_path(clone, "infinity/models/infinity.py"),
             contextlib.redirect_stdout(io.StringIO()),
+            _drawn_in_place(),
         ):
             from infinity.models import basic
             from infinity.models import infinity as upstream
             from infinity.models.bsq_vae.multiscale_bsq import MultiScaleBSQ
+            from infinity.utils import dist
             from infinity.utils.dynamic_resolution import dynamic_resolution_h_w
 
+            # Where upstream makes its generator of random numbers; its own set-up is for clusters.
+            vars(dist)["__device"] = device
             for module in (basic, sys.modules.get("infinity.models.fastvar_basic")):
                 if module is not None:
                     vars(module)["flash_attn_func"] = flash_attn_func

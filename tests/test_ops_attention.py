@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from itertools import product
 
 import pytest
@@ -13,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from toprovar_fx.flops import flop_counter
-from toprovar_fx.lowering.region import Region
+from toprovar_fx.lowering.region import Region, for_device
 from toprovar_fx.ops import attention
 
 from .test_lowering_attentions import graph_of
@@ -203,6 +204,9 @@ def test_a_compiled_graph_calls_it_on_views_of_a_cache(launch, queries: int) -> 
         )
 
     graph = graph_of(block, q=tuple(q.shape), kv=tuple(k.shape), device="cuda:0")
+    (doubled,) = graph.graph.find_nodes(op="call_function", target=operator.mul)
+    doubled.meta["example_value"] = torch.empty(q.shape, dtype=q.dtype)
+    assert "toprovar.attention" in for_device(graph).code
     found = Region(graph, "inductor")(q.contiguous(), k, v)
     expected = launch(2 * q, k[:, :, :1700], v[:, :, :1700], 1.0, 4 if queries == 51 else 1)
     assert torch.equal(found, expected.transpose(1, 2))

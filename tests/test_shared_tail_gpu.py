@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import os
 
 import pytest
 import torch
@@ -84,6 +85,7 @@ def test_tails_are_one_memory_and_prefixes_are_not():
         assert (values[:, :, shared:] == 9).all()
 
 
+@pytest.mark.skipif("PYTEST_XDIST_WORKER" in os.environ, reason="other processes take memory of the device")
 def test_the_device_gives_out_what_was_promised_and_gets_it_back():
     warm = new_cache("shared")
     del warm
