@@ -29,7 +29,7 @@ from toprovar_fx.program import StepProgram, programs
 from toprovar_fx.runtime.report import report_of
 
 from .models import families as parts
-from .models import odd
+from .models import odd, odd_packed
 from .models.coincidences import CoincidentSubject, Sizes, plainly
 from .models.families import Family
 from .models.fixtures import NAMES, eager, traced
@@ -46,8 +46,10 @@ from .models.subjects import (
     worst,
 )
 from .oracles import replay
+from .test_analysis_refusals import CASES
 from .test_families import COMBINATIONS, label
 from .test_families import OPEN as EVERY_LAYER
+from .test_packed_rows import WRONG
 
 STATIC = {"dynamic": False}
 KEEP = {"keep": {-2: 0.5, -1: {1: 0.25, 2: 0.5, 3: 0.0}}, "entropy_source": "previous_scale"}
@@ -349,6 +351,30 @@ def test_what_cannot_be_told_stays_dense(subject, reason):
     found = run_static(subject)
     assert {fallback.reason for fallback in found.controller.ledger.fallbacks} == {reason}
     assert identical(found.logits, generate(subject, subject.model).logits)
+
+
+# A number made of the token count is a number: see the factor below.
+REFUSED = [(kind, reason) for kind, reason in CASES if reason is not Reason.LENGTH_IN_ARITHMETIC]
+REFUSED += [(kind, Reason.PACKED_ROWS) for kind in WRONG]
+
+
+@pytest.mark.nightly
+@pytest.mark.filterwarnings("ignore:toprovar. this generation ran without a prunable graph:RuntimeWarning")
+@pytest.mark.parametrize(("kind", "reason"), REFUSED, ids=[kind.__name__ for kind, _ in REFUSED])
+def test_what_is_refused_with_a_symbol_is_refused_with_a_number(kind, reason):
+    subject = odd.OddSubject(kind)
+    found = run_static(subject)
+    assert {fallback.reason for fallback in found.controller.ledger.fallbacks} == {reason}
+    assert identical(found.logits, generate(subject, subject.model).logits)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("kind", [odd_packed.Packed, odd.NarrowWrite, odd.TableInBlock])
+def test_what_is_pruned_with_a_symbol_is_pruned_with_a_number(kind):
+    subject = odd.OddSubject(kind)
+    found, expected = run_static(subject, strict=True), run_static(subject, dynamic=None, strict=True)
+    assert found.arms(5) == ["pruned", "pruned"]
+    assert identical(found.logits, expected.logits)
 
 
 def test_the_rows_of_another_model_are_not_the_tokens_of_the_scale(fresh_dynamo):
