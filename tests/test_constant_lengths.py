@@ -29,7 +29,7 @@ from toprovar_fx.program import StepProgram, programs
 from toprovar_fx.runtime.report import report_of
 
 from .models import families as parts
-from .models import odd
+from .models import odd, odd_packed
 from .models.coincidences import CoincidentSubject, Sizes, plainly
 from .models.families import Family
 from .models.fixtures import NAMES, eager, traced
@@ -46,8 +46,10 @@ from .models.subjects import (
     worst,
 )
 from .oracles import replay
+from .test_analysis_refusals import CASES
 from .test_families import COMBINATIONS, label
 from .test_families import OPEN as EVERY_LAYER
+from .test_packed_rows import WRONG
 
 STATIC = {"dynamic": False}
 KEEP = {"keep": {-2: 0.5, -1: {1: 0.25, 2: 0.5, 3: 0.0}}, "entropy_source": "previous_scale"}
@@ -294,6 +296,19 @@ class ConditionedSubject(odd.OddSubject):
         return hidden.clone(), hidden.sin(), state.keys, state.values, end
 
 
+class WithText(odd.Plain):
+    """Attends over the rows of a text as well."""
+
+    def forward(self, hidden: Tensor, text: Tensor, keys: list[Tensor], values: list[Tensor], end: int):
+        text = text + torch.nn.functional.scaled_dot_product_attention(text, text, text)
+        return super().forward(hidden + text.mean(1, keepdim=True), keys, values, end)
+
+
+class WithTextSubject(odd.OddSubject):
+    def arguments(self, hidden, state, end):
+        return hidden.clone(), torch.linspace(-1, 1, 9 * 2 * 16).view(2, 9, 16), state.keys, state.values, end
+
+
 class FromTheEnd(odd.Plain):
     """Not odd to torch: rows of the cache that are counted from its end."""
 
@@ -325,16 +340,64 @@ def run_static(
     ("subject", "reason"),
     [
         (lambda: ConditionedSubject(Conditioned), Reason.AMBIGUOUS_LENGTH),
+        (lambda: WithTextSubject(WithText), Reason.AMBIGUOUS_LENGTH),
         (lambda: odd.OddSubject(FromTheEnd), Reason.CACHE_LAYOUT),
         (lambda: odd.OddSubject(odd.TokenMean), Reason.TOKEN_MIXING),
     ],
-    ids=["two inputs of tokens", "counted from the end", "mean over the tokens"],
+    ids=["two inputs of tokens", "a text's tokens too", "counted from the end", "mean over the tokens"],
 )
 def test_what_cannot_be_told_stays_dense(subject, reason):
     subject = subject()
     found = run_static(subject)
     assert {fallback.reason for fallback in found.controller.ledger.fallbacks} == {reason}
     assert identical(found.logits, generate(subject, subject.model).logits)
+
+
+# A number made of the token count is a number: see the factor below.
+REFUSED = [(kind, reason) for kind, reason in CASES if reason is not Reason.LENGTH_IN_ARITHMETIC]
+REFUSED += [(kind, Reason.PACKED_ROWS) for kind in WRONG]
+
+
+@pytest.mark.nightly
+@pytest.mark.filterwarnings("ignore:toprovar. this generation ran without a prunable graph:RuntimeWarning")
+@pytest.mark.parametrize(("kind", "reason"), REFUSED, ids=[kind.__name__ for kind, _ in REFUSED])
+def test_what_is_refused_with_a_symbol_is_refused_with_a_number(kind, reason):
+    subject = odd.OddSubject(kind)
+    found = run_static(subject)
+    assert {fallback.reason for fallback in found.controller.ledger.fallbacks} == {reason}
+    assert identical(found.logits, generate(subject, subject.model).logits)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("kind", [odd_packed.Packed, odd.NarrowWrite, odd.TableInBlock])
+def test_what_is_pruned_with_a_symbol_is_pruned_with_a_number(kind):
+    subject = odd.OddSubject(kind)
+    found, expected = run_static(subject, strict=True), run_static(subject, dynamic=None, strict=True)
+    assert found.arms(5) == ["pruned", "pruned"]
+    assert identical(found.logits, expected.logits)
+
+
+def test_the_rows_of_another_model_are_not_the_tokens_of_the_scale(fresh_dynamo):
+    """A decoder that runs between two scales, on as many rows at each of them."""
+    step, decoder = odd.OddSubject(odd.Plain), odd.OddSubject(odd.Plain)
+    options = {"lowering": "eager", "score": "random", "keep": {4: 0.5, 5: 0.5}, "protected_layers_first": 0}
+    options |= {"protected_layers_last": 0}
+
+    def forward(*given: Any) -> Tensor:
+        with MANY_GRAPHS:
+            logits = torch.compile(step.model, backend="toprovar", options=options, dynamic=False)(*given)
+            rows, state = decoder.hidden(1, 2, SQUARE), decoder.state(1, SQUARE)
+            given = decoder.arguments(rows, state, 9)
+            made = torch.compile(decoder.model, backend="toprovar", options=options, dynamic=False)(*given)
+        expected.append((made, decoder.model(*decoder.arguments(rows, decoder.state(1, SQUARE), 9))))
+        return logits
+
+    expected: list[tuple[Tensor, Tensor]] = []
+    found = generate(step, forward)
+    reasons = {fallback.reason for fallback in found.controller.ledger.fallbacks}
+    assert reasons == {Reason.AMBIGUOUS_LENGTH}
+    assert pruned_at(found, 5)
+    assert all(torch.equal(*pair) for pair in expected)
 
 
 def test_a_table_that_is_cut_inside_a_block():

@@ -11,6 +11,7 @@ from torch import fx
 
 from ._torch_private import compile_id
 from .analysis.block_facts import BlockFacts
+from .analysis.reasons import Fallback, Reason
 from .analysis.shapes import shape_of, size_of
 from .calibration.weights import KnownWeights
 from .cost.expressions import Sizes
@@ -29,8 +30,9 @@ from .recording import note_called, note_compiled
 from .runtime.budget import StepBudget
 from .runtime.controller import Controller
 from .runtime.failures import on_failure
-from .runtime.generation import current_generation
+from .runtime.generation import Generation, current_generation, outside_generations
 from .runtime.graph_gate import GraphGate
+from .runtime.graphs_per_scale import at_other_tokens
 from .runtime.pricing import price_plan
 from .runtime.short_caches import may_be_caches, refuse_short_caches
 from .runtime.silence import warn_outside_generation
@@ -95,6 +97,9 @@ class StepProgram:
         """
         self.options.extensions.refuse_stale()
         note_called(self)
+        other = at_other_tokens(self._tokens)
+        if other is not None:
+            return self._run_apart(other, arguments)
         controller = self._controller()
         if controller is None and not self._warned:
             self._warned = True
@@ -103,10 +108,11 @@ class StepProgram:
             self._refuse_short_caches(controller, arguments)
             controller.enter()
             controller.branch(self._branches)
+            # Scales may have programs of their own.
+            controller.ledger.add_fallbacks(self._fallbacks)
         if controller is not None and not controller.ledger.prunable:
             self._recognise(controller, arguments)
             controller.ledger.prunable = True
-            controller.ledger.fallbacks.extend(self._fallbacks)
         sizes = dict(self._read_sizes(arguments)) if self._budget or self._whole else {}
         if controller is not None and self._budget is not None:
             one_scale = {} if self._tokens is None else {TOKENS: self._tokens}
@@ -117,6 +123,18 @@ class StepProgram:
                 self._hold_caches(controller, arguments)
                 return results
         return self.step.graph(*arguments)
+
+    def _run_apart(self, running: Generation, arguments: tuple[Any, ...]) -> Any:
+        """Run all rows of a graph whose constant token count is not that of the scale that runs."""
+        controller = running.controller(self.options, 0)
+        others = [each.caches for each in running.controllers]
+        refuse_short_caches(controller.caches, others, {}, arguments)
+        controller.enter()
+        count = running.schedule.tokens[running.scale]
+        detail = f"a graph of {self._tokens} rows ran at a scale of {count} tokens"
+        controller.ledger.add_fallbacks([Fallback(Reason.AMBIGUOUS_LENGTH, detail=detail)])
+        with outside_generations():
+            return self.step.graph(*arguments)
 
     def _hold_caches(self, controller: Controller, arguments: tuple[Any, ...]) -> None:
         """Note the caches of all layers, as their gates do where a step runs by blocks."""

@@ -24,7 +24,7 @@ from .reasons import Reason, Unsupported
 from .residual import SUMS, carries, ends_with_sum
 from .shapes import Size, is_tensor, same, shape_of, value_of
 from .signature import signature
-from .token_flow import find_cuts, find_tokens, refuse_float_sizes, token_dependent
+from .token_flow import find_cuts, find_tokens, refuse_float_sizes, refuse_other_tokens, token_dependent
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,8 @@ def read_step(graph: fx.Graph) -> StepFacts:
     length, hidden = find_tokens(graph, calls)
     if same(length, sympy.Integer(1)):
         raise Unsupported(Reason.ONE_TOKEN, calls[0].node)
+    if length.is_Integer:
+        refuse_other_tokens(graph, calls, hidden)
     dependent = token_dependent(graph, hidden)
     own = [call for call in calls if call.key in dependent and same(call.query_length, length)]
     if not own:

@@ -19,8 +19,8 @@ class Reason(enum.Enum):
     )
     ONE_TOKEN = "a scale of one token has nothing to prune"
     AMBIGUOUS_LENGTH = (
-        "several inputs have as many rows as there are tokens, and each may hold them; leave out "
-        "dynamic=False, or pass the others in another shape"
+        "the token count is a constant, and it is not certain which rows are the scale's tokens; leave out "
+        "dynamic=False, or pass what is no token in another shape"
     )
     RECOMPILE_LIMIT = (
         "a constant token count takes a graph per scale, more than Dynamo compiles, and scales that run "

@@ -37,6 +37,20 @@ def find_tokens(graph: fx.Graph, calls: Sequence[AttentionCall]) -> tuple[Size, 
     raise verdicts[0]
 
 
+def refuse_other_tokens(graph: fx.Graph, calls: Sequence[AttentionCall], hidden: fx.Node) -> None:
+    """Refuse a graph of constant sizes in which attention runs over the rows of several inputs.
+
+    Nothing but the numbers would say which of them are the scale's tokens, and which are those of a text.
+    """
+    for call in calls:
+        other = None
+        with suppress(Unsupported):
+            other = _token_input(graph, call, call.query_length)
+        if other not in (None, hidden):
+            detail = f"attention runs over the rows of {hidden.name} and of {other.name}"
+            raise Unsupported(Reason.AMBIGUOUS_LENGTH, call.node, detail)
+
+
 def _token_input(graph: fx.Graph, call: AttentionCall, length: Size) -> fx.Node:
     """The graph input [R, L, C] that the first attention's queries depend on."""
     ancestors: set[fx.Node] = set()

@@ -163,6 +163,16 @@ def current_generation() -> Generation | None:
 
 
 @contextmanager
+def outside_generations() -> Iterator[None]:
+    """Run the block as if no generation were open: all gates are shut."""
+    token = _CURRENT.set(None)
+    try:
+        yield
+    finally:
+        _CURRENT.reset(token)
+
+
+@contextmanager
 def generation(schedule: Schedule, images: int = 1) -> Iterator[Generation]:
     """Open a generation; the pipeline does this, and so does a user who runs the scale loop by hand.
 

@@ -1,7 +1,8 @@
 """Steps with a constant token count take a graph per scale: whether Dynamo will make them all.
 
 After its recompile limit Dynamo runs a function eagerly, without an error. Such a scale writes and reads its
-caches as if nothing had been pruned before it, so nothing may be.
+caches as if nothing had been pruned before it, so nothing may be. And whether the graph that runs is that of
+the scale at all: a text encoder's, or a decoder's, has a constant count too.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from .._torch_private import compilations_left
 from ..analysis.reasons import Reason, Unsupported
 from ..analysis.shapes import Size
 from ..options import Options
-from .generation import current_generation
+from .generation import Generation, current_generation
 
 
 def refuse_unfinished(length: Size, options: Options) -> None:
@@ -33,3 +34,15 @@ def refuse_unfinished(length: Size, options: Options) -> None:
     if left < needed:
         detail = f"{needed} scales follow this one, and Dynamo compiles its function {left} more times"
         raise Unsupported(Reason.RECOMPILE_LIMIT, None, detail)
+
+
+def at_other_tokens(tokens: int | None) -> Generation | None:
+    """The generation that runs, if its scale has another token count than a graph made for `tokens` alone.
+
+    Args:
+        tokens: the constant count of the graph; None where it is a symbol.
+    """
+    running = current_generation()
+    if running is None or tokens is None or not 0 <= running.scale < len(running.schedule):
+        return None
+    return running if running.schedule.tokens[running.scale] != tokens else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -95,6 +95,10 @@ class Ledger:
         """Write down what a gate decided."""
         asked, fired = self.gates.get((gate, layer), (0, 0))
         self.gates[gate, layer] = asked + 1, fired + yes
+
+    def add_fallbacks(self, found: Iterable[Fallback]) -> None:
+        """Write down what stayed dense, unless it is known."""
+        self.fallbacks.extend(each for each in found if each not in self.fallbacks)
 
     def note(self, scale: int, why: Fallback) -> None:
         """Write down that a scale ran otherwise than was asked for."""
