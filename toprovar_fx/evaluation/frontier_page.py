@@ -54,12 +54,14 @@ def latency_plot(result: Json, device: str) -> bytes:
 
 
 def _plot(result: Json, cost: Callable[[Json], float | None], label: str) -> bytes:
+    import matplotlib
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 5.5), dpi=110, layout="constrained")
     axes = figure.subplots()
     axes.axhline(0, color="grey", linewidth=0.8)
-    methods = dict.fromkeys(row["method"] for row in result["rows"].values())
+    methods = list(dict.fromkeys(row["method"] for row in result["rows"].values()))
+    colours = matplotlib.colormaps["tab10" if len(methods) <= 10 else "tab20"].colors  # type: ignore[attr-defined]
     for at, method in enumerate(methods):
         rows = [row for row in result["rows"].values() if row["method"] == method]
         points = sorted(
@@ -71,7 +73,7 @@ def _plot(result: Json, cost: Callable[[Json], float | None], label: str) -> byt
             [spent for spent, _, _ in points],
             [change for _, change, _ in points],
             yerr=[interval for _, _, interval in points],
-            color=f"C{at % 10}",
+            color=colours[at % len(colours)],
             marker=MARKERS[at % len(MARKERS)],
             markersize=5,
             capsize=3,

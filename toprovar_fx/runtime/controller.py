@@ -121,7 +121,6 @@ class Controller:
 
         Raises:
             OptionError: a budget that cannot be met.
-            GraphError: the step was traced for one token count alone.
         """
         if self._rations is not None:
             self._rations.solve(budget, sizes)
