@@ -46,6 +46,7 @@ def test_a_model_that_nobody_compiled_is_not_talked_about():
 
 
 @pytest.mark.parametrize(("preset", "warned"), [("criterion", 1), ("lossless", 0)])
+@pytest.mark.usefixtures("fresh_dynamo")
 def test_a_prunable_graph_outside_a_generation_is_said_once(preset, warned):
     model = PreNorm().eval()
     options = {"preset": preset, "lowering": "eager", "beta": 0.0123}
