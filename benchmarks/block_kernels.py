@@ -18,12 +18,13 @@ import torch
 from benchmarks import infinity_variants as variants
 from benchmarks.hopper_stand_in import generated_code, launches
 from benchmarks.infinity_kernels import generate
+from toprovar_fx.live_programs import programs
 from toprovar_fx.lowering.region import Region
 from toprovar_fx.models.cache import DEFAULT_LAYOUT
 from toprovar_fx.models.cache_layout import CacheLayout
 from toprovar_fx.models.configs import InfinityConfig
 from toprovar_fx.options import Options
-from toprovar_fx.program import StepProgram, programs
+from toprovar_fx.program import StepProgram
 from toprovar_fx.schedules import Schedule
 
 # Layers are alike; the one in the middle ranks the tokens of all.

@@ -23,7 +23,7 @@ import torch
 from benchmarks.upstream_models import Outcome, Upstream, UpstreamInfinity, UpstreamVAR
 from benchmarks.upstream_oracle import PlainPruning
 from toprovar_fx import Accelerated, accelerate
-from toprovar_fx.program import programs
+from toprovar_fx.live_programs import programs
 
 KEEP = {-3: 0.5, -2: {0: 0.25, 1: 0.0, 2: 0.5, -1: 0.75}, -1: 0.4}
 SUBSET = {

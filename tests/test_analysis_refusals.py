@@ -9,8 +9,8 @@ from toprovar_fx.analysis.attention import attention_calls
 from toprovar_fx.analysis.reasons import Reason
 from toprovar_fx.dense_program import DenseProgram
 from toprovar_fx.errors import GraphError
+from toprovar_fx.live_programs import programs
 from toprovar_fx.passes.row_sizes import RowSizes
-from toprovar_fx.program import programs
 from toprovar_fx.runtime.generation import generation
 
 from .models import odd, odd_attention, odd_packed

@@ -12,10 +12,11 @@ import torch
 from toprovar_fx.backend import toprovar
 from toprovar_fx.dense_program import DenseProgram
 from toprovar_fx.errors import OptionError
+from toprovar_fx.live_programs import programs
 from toprovar_fx.models.configs import InfinityConfig
 from toprovar_fx.models.infinity import Infinity
 from toprovar_fx.options import Options
-from toprovar_fx.program import StepProgram, programs
+from toprovar_fx.program import StepProgram
 
 from .models import odd
 from .models.subjects import MANY_GRAPHS, OPEN, SQUARE, TinyInfinity, TinyPreNorm, generate, identical

@@ -11,13 +11,14 @@ import sympy
 import torch
 
 from toprovar_fx.errors import OptionError
+from toprovar_fx.live_programs import programs
 from toprovar_fx.loading import memory
 from toprovar_fx.models.cache import CacheShelf, KVCache
 from toprovar_fx.models.cache_memory import CacheSizes
 from toprovar_fx.models.configs import CONFIGS
 from toprovar_fx.models.shared_tail import PagesError
 from toprovar_fx.options import Options
-from toprovar_fx.program import StepProgram, programs
+from toprovar_fx.program import StepProgram
 from toprovar_fx.runtime.report import report_of
 from toprovar_fx.schedules import Schedule
 

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from toprovar_fx.backend import toprovar
+from toprovar_fx.live_programs import programs
 from toprovar_fx.options import Options
-from toprovar_fx.program import programs
 from toprovar_fx.runtime.report import report_of
 
 from .models.fixtures import NAMES, eager, traced

@@ -9,10 +9,11 @@ import sympy
 import torch
 from torch import fx
 
+from toprovar_fx.live_programs import programs
 from toprovar_fx.lowering.region import Region
 from toprovar_fx.lowering.sizes import tensor_spec
 from toprovar_fx.options import Options
-from toprovar_fx.program import StepProgram, programs
+from toprovar_fx.program import StepProgram
 
 from .models.subjects import MANY_GRAPHS, OPEN, Outcome, Subject, TinyInfinity, generate, identical, worst
 

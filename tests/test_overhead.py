@@ -19,10 +19,10 @@ from toprovar_fx import backend
 from toprovar_fx.analysis.reasons import Unsupported
 from toprovar_fx.backend import toprovar
 from toprovar_fx.dense_program import DenseProgram
+from toprovar_fx.live_programs import programs
 from toprovar_fx.options import Options
 from toprovar_fx.passes.context import PassContext
 from toprovar_fx.passes.pipeline import rewrite_step
-from toprovar_fx.program import programs
 from toprovar_fx.runtime.generation import generation
 from toprovar_fx.runtime.verify import PermutationCheck
 from toprovar_fx.schedules import Schedule

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
+from toprovar_fx.live_programs import programs
 from toprovar_fx.options import Options
-from toprovar_fx.program import programs
 from toprovar_fx.runtime.controller import Controller
 
 from .models.subjects import MANY_GRAPHS, OPEN, Outcome, TinyPreNorm, generate, identical, worst

@@ -8,9 +8,10 @@ from dataclasses import replace
 import pytest
 import torch
 
+from toprovar_fx.live_programs import programs
 from toprovar_fx.models.configs import CONFIGS
 from toprovar_fx.options import Options
-from toprovar_fx.program import StepProgram, programs
+from toprovar_fx.program import StepProgram
 from toprovar_fx.schedules import Schedule
 
 from .models.subjects import OPEN

@@ -11,9 +11,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from toprovar_fx.analysis.reasons import Reason
 from toprovar_fx.errors import OptionError
+from toprovar_fx.live_programs import programs
 from toprovar_fx.options import Options
 from toprovar_fx.passes import rows as rows_module
-from toprovar_fx.program import StepProgram, programs
+from toprovar_fx.program import StepProgram
 from toprovar_fx.runtime.report import report_of
 
 from .models.fixtures import NAMES, eager, traced

@@ -19,13 +19,14 @@ from ._torch_private import compile_with_dynamo_inputs, restarts
 from .analysis.reasons import Fallback, Reason, Unsupported
 from .dense_program import DenseProgram
 from .errors import GraphError, OptionError, ToProVARError
+from .live_programs import keeps_alive, remember
 from .lowering.constant_floats import hold_floats, with_constant_floats
 from .lowering.region import Region, not_compiled
 from .options import Options
 from .passes.context import PassContext
 from .passes.pipeline import rewrite_step
 from .passes.step import PassRecord
-from .program import StepProgram, keeps_alive, remember
+from .program import StepProgram
 from .recording import is_observed
 from .runtime.failures import on_failure
 from .runtime.generation import current_generation

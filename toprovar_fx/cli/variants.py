@@ -135,7 +135,8 @@ def room_for_graphs() -> AbstractContextManager[object]:
 def compiled_graphs() -> int:
     """Return how many graphs this process has compiled, to see whether a timed round compiled."""
     from .._torch_private import unique_graphs
-    from ..program import StepProgram, programs
+    from ..live_programs import programs
+    from ..program import StepProgram
 
     # Programs that nobody holds any more must not leave between two counts.
     gc.collect()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NoReturn
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from ..criteria.selection import round_to_bucket
 from ..errors import GraphError
 from ..options import Options
 from ..schedules import Schedule
+from .deciders import Deciders
 from .layer_plan import FEWEST_TOKENS
 from .ledger import Ledger, Run
 from .on_device import DepthOnDevice, ScopeOnDevice
@@ -54,7 +56,7 @@ class BranchedRun:
 
 
 def begin_branching(
-    options: Options, schedule: Schedule, images: int, layers: int, measured_at: int, ledger: Ledger
+    options: Options, schedule: Schedule, images: int, deciders: Deciders, ledger: Ledger
 ) -> Branching | None:
     """Let the layers of a generation decide themselves, from its first scale on.
 
@@ -62,8 +64,7 @@ def begin_branching(
         options: the settings.
         schedule: the scales.
         images: B.
-        layers: number of layers of the model.
-        measured_at: the scale at which R is measured; 0 where it is not.
+        deciders: get a D and an R that stay on the device.
         ledger: gets the reason if the host has to decide.
 
     Returns:
@@ -73,6 +74,7 @@ def begin_branching(
         GraphError: the schedule does not let them, with `strict`.
     """
     depth = DepthOnDevice(options, len(schedule), images, ledger)
+    measured_at = deciders.scope.measured_at
     if measured_at > depth.first:
         detail = f"R is measured at scale {measured_at}, where layers may be pruned already"
         fallback = Fallback(Reason.GATE_ON_HOST, detail=detail)
@@ -81,8 +83,10 @@ def begin_branching(
         if fallback not in ledger.fallbacks:
             ledger.fallbacks.append(fallback)
         return None
-    depth.adopt(layers)
-    return Branching(options, schedule, images, depth, ScopeOnDevice(options, schedule, ledger), ledger)
+    depth.adopt(deciders.layers)
+    scope = ScopeOnDevice(options, schedule, ledger)
+    deciders.replace(depth, scope)
+    return Branching(options, schedule, images, depth, scope, ledger)
 
 
 class Branching:
@@ -108,6 +112,17 @@ class Branching:
         self.depth, self.scope, self._ledger = depth, scope, ledger
         self._missing: dict[int, Tensor] = {}
         self._runs: list[BranchedRun] = []
+
+    def refuse_host(self, scale: int) -> NoReturn:
+        """Refuse a step whose layers the host would have to decide about.
+
+        Raises:
+            GraphError: always.
+        """
+        raise GraphError(
+            f"scale {scale} runs in another graph than the scales before, whose layers decided "
+            "themselves: expected one graph for all of them; nearest valid: gate='host'"
+        )
 
     def counts(self, length: int) -> Counts:
         """K of a layer of `length` tokens that is neither whole nor skipped."""

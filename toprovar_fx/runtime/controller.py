@@ -1,9 +1,4 @@
-"""The controller of one compiled model in one generation: it reads the entropies and answers the gates.
-
-Causality decides what it may use: rho_s exists only after scale s has run, a layer's entropies only after
-that layer's attention. So depth is decided for the scales after the one it was read at, and a pruned layer is
-ranked by a map that is already there (`entropy_source`).
-"""
+"""The controller of one compiled model in one generation: it reads the entropies and answers the gates."""
 
 from __future__ import annotations
 
@@ -15,23 +10,21 @@ from torch import Tensor
 
 from ..analysis.cache_layout import CacheLayout
 from ..criteria.restore import scatter_rows
-from ..criteria.score_registry import ScoreContext
-from ..errors import GraphError
 from ..options import Options
 from .branching import Branching, begin_branching
 from .budget import StepBudget
 from .compaction import Compaction
-from .depth import DepthTracker
+from .deciders import Deciders
 from .generation import Generation
 from .graph_updates import GraphUpdates
-from .layer_plan import LayerPlan, LayerQuestion
+from .layer_plan import LayerPlan
+from .layer_plans import LayerPlans
 from .ledger import Ledger
+from .outlook import Outlook
 from .ranking import Ranking
 from .rations import Rations
-from .scope import ScopeTracker
 from .short_caches import ShortCaches
 from .silence import warn_if_idle
-from .taps import ranks_others
 
 
 class Controller:
@@ -39,7 +32,6 @@ class Controller:
 
     Attributes:
         options: the settings.
-        layers: number of layers of the model; of its sublayers where the policy decides about these.
         policy: what decides.
         ledger: what was run, for the report.
         branching: what is known on the device alone where graphs decide, or None.
@@ -47,26 +39,20 @@ class Controller:
     """
 
     def __init__(self, options: Options, generation: Generation) -> None:
-        self.options, self.layers = options, 0
-        self.ledger = Ledger()
-        self._generation = generation
-        schedule = generation.schedule
-        self._scales = len(schedule)
-        self._depth = DepthTracker(options, self._scales, generation.images, self.ledger)
-        self.policy = options.deciding(options, schedule, generation.images, self._depth)
-        self._scope = ScopeTracker(options, schedule, self.ledger)
+        self.options, self._generation = options, generation
+        schedule, ledger = generation.schedule, Ledger()
+        self.ledger = ledger
+        self._deciders = Deciders.begin(options, schedule, generation.images, ledger)
+        self.policy = self._deciders.policy
         self._ranking = Ranking(options, schedule)
         self._updates = GraphUpdates(schedule)
         self.branching: Branching | None = None
         self.caches = ShortCaches(generation.short_caches)
-        self._compaction = (
-            Compaction(options, schedule, self.caches, self.ledger) if options.compacts else None
-        )
-        self._plans: dict[int, LayerPlan] = {}
-        self._rations: Rations | None = None
-        if options.budget is not None:
-            deciding = self.policy, self._depth, self._scope
-            self._rations = Rations(options, generation, *deciding, self.caches.dropped, self.ledger)
+        self._compaction = Compaction(options, schedule, self.caches, ledger) if options.compacts else None
+        deciding = self._deciders, self.caches.dropped, ledger
+        self._rations = None if options.budget is None else Rations(options, generation, *deciding)
+        self._outlook = Outlook(options, generation, self._deciders, self._rations, self._updates)
+        self._plans = LayerPlans(options.seed, generation, self._deciders, self._outlook, self._ranking)
 
     @property
     def scale(self) -> int:
@@ -78,6 +64,11 @@ class Controller:
         """B."""
         return self._generation.images
 
+    @property
+    def layers(self) -> int:
+        """Number of layers of the model; of its sublayers where the policy decides about these."""
+        return self._deciders.layers
+
     # What a step asks and tells before it runs.
 
     def adopt(self, layers: int, parts: int = 1) -> None:
@@ -85,12 +76,8 @@ class Controller:
 
         Where each layer was cut in `parts`, every part counts as a layer of its own.
         """
-        self.layers = layers
-        self._depth.adopt(layers)
         self._ranking.adopt(layers)
-        if self._rations is not None:
-            self._rations.adopt(layers)
-        self.policy.adopt(layers, parts)
+        self._deciders.adopt(layers, parts)
 
     def enter(self) -> None:
         """Note that the current scale runs in a compiled graph."""
@@ -104,17 +91,10 @@ class Controller:
                 `strict`, the schedule does not let them.
         """
         if self.branching is not None and not in_graphs:
-            raise GraphError(
-                f"scale {self.scale} runs in another graph than the scales before, whose layers decided "
-                "themselves: expected one graph for all of them; nearest valid: gate='host'"
-            )
-        if not in_graphs or self.branching is not None or self.ledger.runs:
-            return
-        given = self.options, self._generation.schedule, self.images, self.layers
-        self.branching = begin_branching(*given, self._scope.measured_at, self.ledger)
-        if self.branching is not None:
-            self._depth, self._scope = self.branching.depth, self.branching.scope
-            self.policy.depth = self.branching.depth
+            self.branching.refuse_host(self.scale)
+        elif self.branching is None and in_graphs and not self.ledger.runs:
+            given = self.options, self._generation.schedule, self.images
+            self.branching = begin_branching(*given, self._deciders, self.ledger)
 
     def ration(self, budget: StepBudget, sizes: Mapping[sympy.Symbol, int]) -> None:
         """Solve the budget for the scale that is about to run, once its step and sizes are known.
@@ -137,7 +117,7 @@ class Controller:
     @property
     def depth(self) -> int | None:
         """D, or None as long as it is not known."""
-        return self._depth.depth
+        return self._deciders.depth.depth
 
     def exits(self, scale: int) -> bool:
         """Whether `scale` and all later ones are not run at all."""
@@ -145,13 +125,12 @@ class Controller:
 
     def end_scale(self) -> None:
         """Close the scale that ran."""
-        self._depth.end_scale(self.scale)
-        self._scope.end_scale()
+        self._deciders.end_scale(self.scale)
         self._ranking.end_scale()
         self._updates.end_scale()
         if self._compaction is not None:
             self._compaction.end_scale(self.scale)
-        self._plans = {}
+        self._plans.end_scale()
 
     def leave_out_unconditional(self) -> None:
         """Note that the scale that is about to run has the conditional rows alone, as all after it will."""
@@ -181,46 +160,15 @@ class Controller:
 
     def prunes(self, layer: int) -> bool:
         """Scale-depth gate: whether `layer` is past the depth, so that it may compute fewer tokens."""
-        if not self.policy.is_open(layer):
-            return False
-        ratio = self.ratio(layer)
-        wanted = self.policy.prunes(self.scale) if ratio is None else ratio < 1
-        return wanted and (self.options.restore != "cache" or layer in self._updates)
+        return self._outlook.prunes(layer)
 
     def ratio(self, layer: int) -> float | None:
         """The explicit keep ratio of `layer` at this scale, given or solved for, or None."""
-        if self._rations is not None:
-            return self._rations.ratio(layer)
-        return self.policy.keep_ratio(self.scale, layer)
-
-    def _may_be_explicit(self, scale: int, layer: int) -> bool:
-        """Whether a keep ratio below 1 is given, or may be solved for, at another scale."""
-        if self._rations is not None:
-            return self._rations.allows(scale, layer)
-        ratio = self.policy.keep_ratio(scale, layer)
-        return ratio is not None and ratio < 1
+        return self._outlook.ratio(layer)
 
     def plan(self, layer: int, hidden: Tensor) -> LayerPlan:
         """Token gate: K and the keep set of `layer`, decided once per scale."""
-        if layer not in self._plans:
-            place = ScoreContext(
-                layer=layer,
-                layers=self.layers,
-                scale=self.scale,
-                scales=self._scales,
-                side=self._generation.schedule.sides[self.scale],
-                images=self.images,
-                seed=self.options.seed,
-            )
-            question = LayerQuestion(
-                place=place,
-                hidden=hidden,
-                detail=self._scope.detail(layer),
-                entropy=self.ranking(layer),
-                ratio=self.ratio(layer),
-            )
-            self._plans[layer] = self.policy.plan(question)
-        return self._plans[layer]
+        return self._plans.plan(layer, hidden)
 
     def ranking(self, layer: int) -> Tensor | None:
         """The entropy map [R, L] of the current scale that ranks the tokens of `layer`."""
@@ -240,20 +188,7 @@ class Controller:
 
     def taps(self, layer: int) -> bool:
         """Entropy tap: whether somebody needs the entropies of `layer` at this scale."""
-        if not self.options.prunes or self.scale < 1:
-            return False
-        if self._depth.wants(layer, self.scale) or self._scope.wants_entropy(self.scale):
-            return True
-        return ranks_others(self.options, layer, self.layers, self.prunes, self._may_prune_next)
-
-    def _may_prune_next(self, layer: int) -> bool:
-        """Whether `layer` may be pruned at the next scale, as far as this scale can know."""
-        coming = self.scale + 1
-        if coming >= self._scales or self._depth.exits_for_certain(coming) or not self.policy.is_open(layer):
-            return False
-        if self.options.explicit:
-            return self._may_be_explicit(coming, layer)
-        return self.policy.may_prune(coming, self.scale)
+        return self._outlook.taps(layer)
 
     # What the gates tell, and what they ask of what was told.
 
@@ -263,8 +198,7 @@ class Controller:
             entropy = scatter_rows(self.ranking(layer), keep, entropy, length)
         self._ranking.put(layer, self.scale, entropy)
         self.ledger.maps[self.scale, layer] = entropy
-        self._depth.observe(layer, self.scale, entropy)
-        self._scope.observe(layer, self.scale, entropy)
+        self._deciders.observe(layer, self.scale, entropy)
 
     def observe_queries(
         self, layer: int, queries: Tensor, layout: CacheLayout, inputs: tuple[Any, ...], begin: int | None
@@ -284,8 +218,7 @@ class Controller:
         """Account for a layer that ran: its cache rows, and its update if `whole` and needed later."""
         update = after - before if whole and self.needs_update(layer) else None
         self.account(layer, before.shape[1] - rows_cached, update)
-        self._scope.observe_tokens(layer, self.scale, after)
-        self.policy.observe_layer(self.scale, layer, before, after)
+        self._deciders.observe_layer(layer, self.scale, before, after)
 
     def finish_if(self, whole: Tensor, layer: int, before: Tensor, after: Tensor) -> None:
         """Account for a layer that decided itself: its update counts if `whole`, bool [], holds."""
@@ -302,14 +235,11 @@ class Controller:
     @property
     def reads_tokens(self) -> bool:
         """Whether the layer scope is measured on the tokens that the layers make at this scale."""
-        return self._scope.wants_tokens(self.scale)
+        return self._deciders.scope.wants_tokens(self.scale)
 
     def needs_update(self, layer: int) -> bool:
         """Whether the next scale may give the update of `layer` to tokens that it does not compute."""
-        options = self.options
-        shrinks = options.explicit or options.prune_tokens or options.layer_skip_below > 0
-        wanted = options.prunes and shrinks and options.restore == "cache"
-        return wanted and self._may_prune_next(layer)
+        return self._outlook.needs_update(layer)
 
     def restored(self, layer: int) -> Tensor | None:
         """The update [R, L, C] that pruned tokens of `layer` get, or None for nothing."""

@@ -8,12 +8,10 @@ import sympy
 
 from ..cost.budget import Counts
 from ..options import Options
-from ..policies.policy import Policy
 from .budget import BudgetQuestion, StepBudget
-from .depth import DepthTracker
+from .deciders import Deciders
 from .generation import Generation
 from .ledger import Ledger
-from .scope import ScopeTracker
 
 
 class Rations:
@@ -22,7 +20,7 @@ class Rations:
     Args:
         options: the settings; `budget` is set.
         generation: the scale that runs, and whether there are unconditional rows.
-        policy, depth, scope: what decides, D and R.
+        deciders: the policy, D and R.
         dropped: cache rows that each layer has left out so far; grows as the generation runs.
         ledger: what was run.
     """
@@ -31,22 +29,14 @@ class Rations:
         self,
         options: Options,
         generation: Generation,
-        policy: Policy,
-        depth: DepthTracker,
-        scope: ScopeTracker,
+        deciders: Deciders,
         dropped: Mapping[int, int],
         ledger: Ledger,
     ) -> None:
-        self._options, self._generation = options, generation
-        self._policy, self._depth, self._scope = policy, depth, scope
+        self._options, self._generation, self._deciders = options, generation, deciders
         self._dropped, self._ledger = dropped, ledger
-        self._layers = 0
         self._counts: dict[int, Counts] = {}
         self._sizes: list[tuple[int, Mapping[sympy.Symbol, int]]] = []
-
-    def adopt(self, layers: int) -> None:
-        """Learn the number of layers of the model."""
-        self._layers = layers
 
     def solve(self, budget: StepBudget, sizes: Mapping[sympy.Symbol, int]) -> None:
         """Solve the budget for the scale that is about to run, once its step and sizes are known.
@@ -60,7 +50,7 @@ class Rations:
         self._sizes.append((scale, sizes))
         first_call = not self._counts
         self._counts[scale] = {}
-        if first_call or any(self.allows(scale, layer) for layer in range(self._layers)):
+        if first_call or any(self.allows(scale, layer) for layer in range(self._deciders.layers)):
             self._counts[scale] = budget.solve(self._question(), self._sizes)
 
     def ratio(self, layer: int) -> float | None:
@@ -72,22 +62,24 @@ class Rations:
     def allows(self, scale: int, layer: int) -> bool:
         """Whether tokens of `layer` may be dropped at `scale`; a budget does not wait for a depth online."""
         fixed = self._options.depth == "fixed" and self._options.prune_scales
-        beyond = self._depth.beyond(scale) if fixed else scale >= self._depth.first
-        return beyond and scale > 0 and self._policy.is_open(layer) and not self._policy.exits(scale)
+        depth, policy = self._deciders.depth, self._deciders.policy
+        beyond = depth.beyond(scale) if fixed else scale >= depth.first
+        return beyond and scale > 0 and policy.is_open(layer) and not policy.exits(scale)
 
     def _question(self) -> BudgetQuestion:
+        policy, scope = self._deciders.policy, self._deciders.scope
         scales = len(self._generation.schedule)
-        exits = (scale for scale in range(scales) if self._policy.exits(scale))
+        exits = (scale for scale in range(scales) if policy.exits(scale))
         return BudgetQuestion(
             options=self._options,
             schedule=self._generation.schedule,
             images=self._generation.images,
-            layers=self._layers,
+            layers=self._deciders.layers,
             scale=self._generation.scale,
             exit=next(exits, scales),
-            measures_scope=self._scope.mapped_at,
+            measures_scope=scope.mapped_at,
             may_prune=self.allows,
-            retention=lambda at, layer: self._policy.retention(at, layer, self._scope.detail(layer)),
+            retention=lambda at, layer: policy.retention(at, layer, scope.detail(layer)),
             dropped=self._dropped,
             ledger=self._ledger,
             rows_share=self._rows_share,
@@ -95,4 +87,4 @@ class Rations:
 
     def _rows_share(self, scale: int) -> float:
         """Share of the dense model's rows that run at a scale."""
-        return 0.5 if self._generation.guided and self._policy.conditional_only(scale) else 1.0
+        return 0.5 if self._generation.guided and self._deciders.policy.conditional_only(scale) else 1.0

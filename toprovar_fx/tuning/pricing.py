@@ -8,8 +8,9 @@ import torch
 
 from ..criteria.selection import round_to_bucket
 from ..errors import GraphError
+from ..live_programs import programs
 from ..options import Options
-from ..program import StepProgram, programs
+from ..program import StepProgram
 from .space import LEAST_SHARE, Point
 
 if TYPE_CHECKING:

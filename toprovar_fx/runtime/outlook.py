@@ -1,0 +1,87 @@
+"""Which layers prune at the scale that runs, and which may at the next, as far as this one can know.
+
+Causality decides what may be used: rho_s exists only after scale s has run, a layer's entropies only after
+that layer's attention. So depth is decided for the scales after the one it was read at, and a pruned layer is
+ranked by a map that is already there (`entropy_source`).
+"""
+
+from __future__ import annotations
+
+from ..options import Options
+from .deciders import Deciders
+from .generation import Generation
+from .maps import ScaleMaps
+from .rations import Rations
+from .taps import ranks_others
+
+
+class Outlook:
+    """Answers from the options, what decides, and what a budget leaves.
+
+    Args:
+        options: the settings.
+        generation: the scale that runs.
+        deciders: the policy, D and R.
+        rations: what the budget leaves every layer; None without a budget.
+        updates: what layers left for tokens that they do not compute.
+    """
+
+    def __init__(
+        self,
+        options: Options,
+        generation: Generation,
+        deciders: Deciders,
+        rations: Rations | None,
+        updates: ScaleMaps,
+    ) -> None:
+        self._options, self._generation, self._deciders = options, generation, deciders
+        self._rations, self._updates = rations, updates
+
+    def ratio(self, layer: int) -> float | None:
+        """The explicit keep ratio of `layer` at this scale, given or solved for, or None."""
+        if self._rations is not None:
+            return self._rations.ratio(layer)
+        return self._deciders.policy.keep_ratio(self._generation.scale, layer)
+
+    def prunes(self, layer: int) -> bool:
+        """Whether `layer` may compute fewer tokens at this scale."""
+        policy = self._deciders.policy
+        if not policy.is_open(layer):
+            return False
+        ratio = self.ratio(layer)
+        wanted = policy.prunes(self._generation.scale) if ratio is None else ratio < 1
+        return wanted and (self._options.restore != "cache" or layer in self._updates)
+
+    def taps(self, layer: int) -> bool:
+        """Whether somebody needs the entropies of `layer` at this scale."""
+        options, deciders, scale = self._options, self._deciders, self._generation.scale
+        if not options.prunes or scale < 1:
+            return False
+        if deciders.depth.wants(layer, scale) or deciders.scope.wants_entropy(scale):
+            return True
+        return ranks_others(options, layer, deciders.layers, self.prunes, self._may_prune_next)
+
+    def needs_update(self, layer: int) -> bool:
+        """Whether the next scale may give the update of `layer` to tokens that it does not compute."""
+        options = self._options
+        shrinks = options.explicit or options.prune_tokens or options.layer_skip_below > 0
+        wanted = options.prunes and shrinks and options.restore == "cache"
+        return wanted and self._may_prune_next(layer)
+
+    def _may_prune_next(self, layer: int) -> bool:
+        """Whether `layer` may be pruned at the next scale, as far as this scale can know."""
+        policy, scale = self._deciders.policy, self._generation.scale
+        coming = scale + 1
+        beyond = coming >= len(self._generation.schedule)
+        if beyond or self._deciders.depth.exits_for_certain(coming) or not policy.is_open(layer):
+            return False
+        if self._options.explicit:
+            return self._may_be_explicit(coming, layer)
+        return policy.may_prune(coming, scale)
+
+    def _may_be_explicit(self, scale: int, layer: int) -> bool:
+        """Whether a keep ratio below 1 is given, or may be solved for, at another scale."""
+        if self._rations is not None:
+            return self._rations.allows(scale, layer)
+        ratio = self._deciders.policy.keep_ratio(scale, layer)
+        return ratio is not None and ratio < 1

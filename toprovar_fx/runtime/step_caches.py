@@ -1,0 +1,68 @@
+"""The caches among the inputs of a rewritten step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from .short_caches import ShortCaches, may_be_caches, refuse_short_caches
+
+if TYPE_CHECKING:
+    from ..passes.step import Step
+
+
+class StepCaches:
+    """Which input of a step is the cache of which layer: all of them are noted, and checked, at once.
+
+    Args:
+        step: the step after the passes.
+    """
+
+    def __init__(self, step: Step) -> None:
+        self._readers = _cache_inputs(step)
+        self._no_weights: list[int] | None = None
+
+    def hold(self, caches: ShortCaches, arguments: tuple[Any, ...]) -> None:
+        """Note in `caches` those of all layers, as their gates do where a step runs by blocks."""
+        held: dict[int, list[Any]] = {}
+        for at, layers in self._readers.items():
+            for layer in layers:
+                held.setdefault(layer, []).append(arguments[at])
+        for layer, given in held.items():
+            caches.hold(layer, given)
+
+    def refuse_short(
+        self, own: ShortCaches, others: Iterable[ShortCaches], arguments: tuple[Any, ...]
+    ) -> None:
+        """Refuse to run the step on caches that lack rows, unless each is its layer's own.
+
+        Args:
+            own: the caches of the step's model.
+            others: those of all models of the generation that lack rows.
+            arguments: of the step.
+
+        Raises:
+            GraphError: see `refuse_short_caches`.
+        """
+        if self._no_weights is None:
+            # Dynamo compiles anew where a parameter becomes another kind of tensor.
+            self._no_weights = may_be_caches(arguments)
+        refuse_short_caches(own, others, self._readers, arguments, self._no_weights)
+
+
+def _cache_inputs(step: Step) -> dict[int, set[int]]:
+    """Positions of the step's inputs that are caches of layers with gates, and those layers."""
+    graph = step.graph.graph
+    position = {node: at for at, node in enumerate(n for n in graph.nodes if n.op == "placeholder")}
+    calls = {node.target: node for node in graph.nodes if node.op == "call_module"}
+    found: dict[int, set[int]] = {}
+    for site in step.sites:
+        if site.block.facts is None:
+            continue
+        inputs = [node for node in site.block.graph.graph.nodes if node.op == "placeholder"]
+        for write in site.block.facts.writes:
+            cache = calls[site.name].args[inputs.index(write.cache)]
+            while cache.op != "placeholder":
+                cache = cache.args[0]
+            found.setdefault(position[cache], set()).add(site.layer)
+    return found
