@@ -196,6 +196,7 @@ def test_saving_and_loading_gives_the_same_images(tmp_path):
     path = tmp_path / "small.safetensors"
     expected = pipe(PROMPTS, seed=1)
     pipe.transformer = torch.compile(pipe.transformer, backend="eager")
+    pipe.vae.decoder = torch.compile(pipe.vae.decoder, backend="eager")
     pipe.save_pretrained(path)
     loaded = InfinityPipeline.from_pretrained(path, device="cpu")
     assert loaded.config == pipe.config

@@ -47,7 +47,9 @@ class InfinityPipeline(PipelineComponents):
     """Text to image with an Infinity model.
 
     Its components ``transformer``, ``vae``, ``text_encoder`` and ``schedule`` are attributes that may be
-    replaced, as in ``pipe.transformer = torch.compile(pipe.transformer, backend="toprovar")``.
+    replaced, as in ``pipe.transformer = torch.compile(pipe.transformer, backend="toprovar")``. The image
+    decoder is no transformer; stock Inductor compiles it:
+    ``pipe.vae.decoder = torch.compile(pipe.vae.decoder)``.
     """
 
     @torch.no_grad()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor
 
-from ._torch_private import uncompiled
+from ._torch_private import uncompiled_weights
 from .checkpoints import check_fit, load_into, read_checkpoint
 from .errors import CheckpointError
 from .loading.config_json import config_as_json, parse_config
@@ -66,7 +66,7 @@ def save_pipeline(
     shards: list[dict[str, Tensor]] = [{}]
     size = 0
     for prefix, module in parts.items():
-        for key, tensor in uncompiled(module).state_dict().items():
+        for key, tensor in uncompiled_weights(module).items():
             cast = tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
             if shard_bytes is not None and shards[-1] and size + cast.nbytes > shard_bytes:
                 shards.append({})

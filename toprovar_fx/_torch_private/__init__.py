@@ -46,7 +46,7 @@ from .fake_runs import fake_run, symbolic_values
 from .flex import FlopCounter, flex_attention, index_by_tensors
 from .graphs import clone_graph, cond, keep_source
 from .inductor import CompiledGraph, compile_with_dynamo_inputs, compile_with_inductor
-from .modules import shadow, uncompiled
+from .modules import shadow, uncompiled, uncompiled_weights
 from .operators import (
     DispatchMode,
     is_mutable,
@@ -100,6 +100,7 @@ __all__ = [
     "tracing_failures",
     "tree_leaves",
     "uncompiled",
+    "uncompiled_weights",
     "unique_graphs",
     "varies",
     "version_of",

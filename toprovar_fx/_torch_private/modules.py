@@ -1,4 +1,4 @@
-"""Modules: a view of one with other parts, and the module inside a wrapper of `torch.compile`."""
+"""Modules: a view of one with other parts, and what is inside a wrapper of `torch.compile`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import copy
 from collections import OrderedDict
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 
 def shadow(block: nn.Module, **parts: nn.Module) -> nn.Module:
@@ -27,3 +27,8 @@ def shadow(block: nn.Module, **parts: nn.Module) -> nn.Module:
 def uncompiled(model: Any) -> Any:
     """What `torch.compile` wrapped; anything else is returned as it is."""
     return getattr(model, "_orig_mod", model)
+
+
+def uncompiled_weights(model: nn.Module) -> dict[str, Tensor]:
+    """The state of a module by the names that it has when neither it nor a part of it is compiled."""
+    return {name.replace("_orig_mod.", ""): tensor for name, tensor in model.state_dict().items()}
