@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from toprovar_fx.errors import OptionError, ScheduleError
 from toprovar_fx.models.cache import KVCache
+from toprovar_fx.models.cache_memory import CacheSizes
 from toprovar_fx.models.configs import CONFIGS, InfinityConfig, config_named
 from toprovar_fx.models.infinity import Infinity
 from toprovar_fx.models.text_encoder import SceneTextEncoder
@@ -55,7 +56,7 @@ def codes_of(rows, schedule=SCHEDULE, bits=4):
 @torch.no_grad()
 def run_scales(model, features, lengths, codes, schedule=SCHEDULE, step=None):
     context = model.prepare_text(features, lengths)
-    cache = KVCache(model.config, len(features), schedule.ends[-1], dtype=model.dtype)
+    cache = KVCache(CacheSizes.of(model.config, len(features), schedule.ends[-1], model.dtype))
     step = model if step is None else step
     logits = []
     for scale, end in enumerate(schedule.ends):
@@ -371,9 +372,10 @@ def test_a_generation_makes_two_graphs_without_breaks_and_never_recompiles(fresh
 
 
 def test_cache_size_is_reported_in_advance():
-    cache = KVCache(TINY, 2, 27, dtype=torch.bfloat16)
+    sizes = CacheSizes.of(TINY, 2, 27, torch.bfloat16)
+    cache = KVCache(sizes)
     held = sum(tensor.nbytes for tensor in cache.keys + cache.values)
-    assert KVCache.bytes_needed(TINY, 2, 27, torch.bfloat16) == held
+    assert sizes.memory_bytes() == held
 
 
 def test_scene_text_encoder_ignores_padding_and_batch():
