@@ -15,10 +15,11 @@ from torch import fx
 
 from .._torch_private import SymbolicInputs, fake_run
 from ..analysis.block_facts import BlockFacts
+from ..analysis.graph_sizes import graph_specs, traced_sizes
 from ..analysis.operators import flat_arguments
 from ..analysis.reasons import Reason, Unsupported
 from ..analysis.shapes import as_size, dtype_of, shape_of, size_of, value_of
-from ..lowering.sizes import IMAGES, KEPT, OFFSET, InputSpec, at_sizes, graph_specs, traced_sizes
+from ..input_specs import IMAGES, KEPT, OFFSET, InputSpec, at_sizes
 from .row_plan import BlockArm, GatherAt, RowPlan
 
 Values = dict[sympy.Symbol, int]

@@ -24,8 +24,8 @@ from toprovar_fx.cost.other_scales import AtOtherScales
 from toprovar_fx.dense_program import DenseProgram
 from toprovar_fx.errors import GraphError
 from toprovar_fx.explanation.run import explaining
+from toprovar_fx.input_specs import KEPT, OFFSET, TOKENS
 from toprovar_fx.live_programs import programs
-from toprovar_fx.lowering.sizes import KEPT, OFFSET, TOKENS
 from toprovar_fx.program import StepProgram
 from toprovar_fx.runtime.report import report_of
 

@@ -16,8 +16,8 @@ from toprovar_fx.cost.roofline import Roofline
 from toprovar_fx.cost.scale_sizes import ScaleSizes
 from toprovar_fx.errors import OptionError
 from toprovar_fx.flops import flop_counter
+from toprovar_fx.input_specs import KEPT, OFFSET, at_sizes, tensor_spec
 from toprovar_fx.lowering.region import Region
-from toprovar_fx.lowering.sizes import KEPT, OFFSET, at_sizes, tensor_spec
 from toprovar_fx.runtime.report import report_of
 from toprovar_fx.schedules import Schedule
 

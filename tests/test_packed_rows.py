@@ -7,10 +7,10 @@ import sympy
 import torch
 from torch import fx
 
+from toprovar_fx.analysis.graph_sizes import traced_sizes
 from toprovar_fx.analysis.progressions import progression
 from toprovar_fx.analysis.reasons import Reason
 from toprovar_fx.flops import flop_counter
-from toprovar_fx.lowering.sizes import traced_sizes
 
 from .models import odd_packed, stand_ins
 from .models.odd import OddSubject

@@ -8,7 +8,8 @@ import sympy
 from torch import fx
 
 from .._torch_private import SymbolicInputs, clone_graph, symbolic_values
-from .sizes import IMAGES, KEPT, OFFSET, graph_specs
+from ..analysis.graph_sizes import graph_specs
+from ..input_specs import IMAGES, KEPT, OFFSET
 
 # Sizes for working out shapes: small, so that they fit any cache, and all different.
 _HINTS = {KEPT: 4, OFFSET: 8, IMAGES: 1}

@@ -15,8 +15,8 @@ from ..cost.expressions import NOTHING, Cost, Sizes
 from ..cost.generation import Priced
 from ..cost.other_scales import AtOtherScales
 from ..cost.scale_sizes import ScaleSizes
+from ..input_specs import TOKENS
 from ..lowering.region import Region
-from ..lowering.sizes import TOKENS
 from ..schedules import Schedule
 from .controller import Controller
 from .generation import Generation
