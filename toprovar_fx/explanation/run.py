@@ -18,7 +18,7 @@ from ..options import Options
 from ..pipeline import InfinityPipeline
 from ..recording import recording
 from .collect import fill
-from .facts import Explanation
+from .explanation import Explanation
 
 
 def explain(
