@@ -12,8 +12,8 @@ from benchmarks.ablation_variants import GROUPS
 from toprovar_fx.__main__ import main
 from toprovar_fx.cli.variants import parse_variant
 from toprovar_fx.evaluation.frontier_latency import devices, same_options, with_latency
-from toprovar_fx.evaluation.frontier_page import as_markdown
 from toprovar_fx.evaluation.frontier_peers import behind_the_best
+from toprovar_fx.reporting.frontier_page import as_markdown
 from toprovar_fx.reporting.page import as_page
 from toprovar_fx.reporting.parts import Parts
 

@@ -137,7 +137,7 @@ def write_forms(folder: Path, result: Mapping[str, Any]) -> None:
     Raises:
         OutputError: it cannot be written.
     """
-    from ..evaluation.frontier_page import as_markdown, plot
+    from ..reporting.frontier_page import as_markdown, plot
     from ..reporting.page import as_page
     from ..reporting.parts import Parts
 
