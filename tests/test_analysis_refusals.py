@@ -13,6 +13,7 @@ from toprovar_fx.live_programs import programs
 from toprovar_fx.passes.row_sizes import RowSizes
 from toprovar_fx.runtime.generation import generation
 
+from .dynamo_errors import cause
 from .models import odd, odd_attention, odd_packed
 from .models.subjects import SQUARE, Outcome, generate, identical
 
@@ -138,11 +139,6 @@ def test_a_shape_passed_around_is_understood():
     assert "pruned" in outcome.arms(len(SQUARE) - 1)
     whole = generate(subject, compiled(subject, keep={-1: 1.0}))
     assert identical(whole.logits, generate(subject, subject.model).logits)
-
-
-def cause(error: BaseException) -> BaseException:
-    """What a backend raised inside Dynamo."""
-    return getattr(error, "inner_exception", error)
 
 
 @pytest.mark.parametrize(

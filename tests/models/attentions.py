@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from toprovar_fx.schedules import Schedule
 
 from .stand_ins import flash_attn_forward, flash_attn_func, memory_efficient_attention
-from .subjects import State, Subject
+from .subjects import Lists, State, Subject
 
 WIDTH, HEADS, HEAD, LAYERS, LONGEST = 16, 4, 4, 2, 130
 
@@ -462,10 +462,3 @@ class AttendingSubject(Subject):
 
     def arguments(self, hidden: Tensor, state: State, end: int) -> tuple[Any, ...]:
         return hidden, state.keys, state.values, end
-
-
-class Lists:
-    """Keys and values per layer."""
-
-    def __init__(self, keys: list[Tensor], values: list[Tensor]) -> None:
-        self.keys, self.values = keys, values

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from toprovar_fx.schedules import Schedule
 
-from .subjects import State, Subject
+from .subjects import Lists, State, Subject
 
 WIDTH, HEADS = 16, 2
 
@@ -430,14 +430,9 @@ class OddSubject(Subject):
     def state(self, images: int, schedule: Schedule) -> State:
         shape = (2 * images, HEADS, schedule.ends[-1] + 1, WIDTH // HEADS)
         keys, values = ([torch.zeros(shape) for _ in range(2)] for _ in range(2))
-        return State(_Lists(keys, values))
+        return State(Lists(keys, values))
 
     def arguments(self, hidden: Tensor, state: State, end: int) -> tuple[Any, ...]:
         if isinstance(self.model, Grid):
             hidden = hidden.transpose(1, 2).unsqueeze(-1)
         return hidden.clone(), state.keys, state.values, end
-
-
-class _Lists:
-    def __init__(self, keys: list[Tensor], values: list[Tensor]) -> None:
-        self.keys, self.values = keys, values

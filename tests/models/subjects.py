@@ -63,6 +63,13 @@ class State:
         return self.cache.values
 
 
+class Lists:
+    """A cache: keys and values per layer."""
+
+    def __init__(self, keys: list[Tensor], values: list[Tensor]) -> None:
+        self.keys, self.values = keys, values
+
+
 class Subject(ABC):
     """A model under test; its batch rows are [conditional B, unconditional B]."""
 
