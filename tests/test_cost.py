@@ -219,6 +219,5 @@ def test_roofline():
     device = Roofline(flops_per_s=100e12, bytes_per_s=2e12)
     assert device.latency_ms(Cost(10**12, 10**9, 10**13)) == pytest.approx(10)
     assert device.latency_ms(Cost(10**9, 10**10, 10**13)) == pytest.approx(5)
-    assert device.intensity() == 50
     with pytest.raises(OptionError, match="bytes_per_s=0"):
         Roofline(1e12, 0)
