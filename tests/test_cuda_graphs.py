@@ -17,14 +17,7 @@ from toprovar_fx.options import Options
 from toprovar_fx.runtime.cuda_graphs import GraphedCall, GraphMemory
 
 from .models.recorders import CpuRecorder
-from .models.subjects import (
-    MANY_GRAPHS,
-    SQUARE,
-    State,
-    TinyInfinity,
-    generate,
-    identical,
-)
+from .models.subjects import MANY_GRAPHS, SQUARE, State, TinyInfinity, generate, identical
 from .replayed_steps import DECIDED, LOSSLESS, Kept, compiled
 
 
