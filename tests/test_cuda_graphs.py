@@ -138,6 +138,8 @@ def writes_its_cache(cache, rows):
     cache[:, 0:2] = rows
     y = rows + 1
     y.mul_(2)
+    torch._foreach_add_([y, rows - 1], 1)
+    y.chunk(2)[1].add_(1)
     return cache[:, :2] + y
 
 
@@ -175,13 +177,31 @@ def returns_out(x, y):
     return torch.add(x, 1, out=y)
 
 
+def counts_in_a_list(x, n):
+    torch._foreach_add_([n], 1)
+    return x
+
+
+def counts_behind_another(x, n):
+    torch._foreach_add_([x + 1, n], 1)
+    return x
+
+
+def counts_a_broadcast(x, n):
+    torch.broadcast_tensors(x + 1, n)[1].add_(1)
+    return x
+
+
 def activates_by_position(x, n):
     return nn.functional.silu(n, True) + x
 
 
 @pytest.mark.parametrize(
     "function",
-    [counts, counts_view, reads_first, accumulates, writes_view, returns_out, activates_by_position],
+    [
+        *(counts, counts_view, counts_in_a_list, counts_behind_another, counts_a_broadcast),
+        *(reads_first, accumulates, writes_view, returns_out, activates_by_position),
+    ],
 )
 def test_graphs_that_may_not(function):
     assert obstacle_to_repeating(captured(function, torch.zeros(2, 2), torch.ones(2, 2)).graph)
