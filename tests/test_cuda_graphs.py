@@ -211,8 +211,14 @@ def scaled(x, w):
     return x * w
 
 
-def graphed_call(recorder: CpuRecorder, required: bool = False) -> tuple[Region, GraphedCall]:
-    region = Region(captured(scaled, torch.ones(3), torch.ones(3)), "eager")
+def scaled_and_handed_on(x, w):
+    return x * w, x.view(-1)
+
+
+def graphed_call(
+    recorder: CpuRecorder, required: bool = False, function: Any = scaled
+) -> tuple[Region, GraphedCall]:
+    region = Region(captured(function, torch.ones(3), torch.ones(3)), "eager")
     return region, GraphedCall(region, GraphMemory(recorder, required))
 
 
@@ -252,3 +258,15 @@ def test_expanded_inputs_and_those_of_other_devices_are_refused():
     region, graphed = graphed_call(recorder)
     graphed(region, (torch.ones(3), torch.ones(3)), told.append)
     assert told[-1].detail == "an input is on cpu"
+
+
+def test_a_call_that_returns_an_input_is_not_replayed():
+    """Whoever writes to the result means the input, which a copy of a buffer is not."""
+    region, graphed = graphed_call(CpuRecorder(), function=scaled_and_handed_on)
+    told: list[Any] = []
+    x = torch.full((3,), 2.0)
+    for _ in range(2):
+        product, same = graphed(region, (x, torch.ones(3)), told.append)
+        assert product.sum() == 6
+        assert same.data_ptr() == x.data_ptr()
+    assert [why.detail for why in told] == ["it returns one of its inputs"] * 2
