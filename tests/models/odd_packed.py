@@ -47,6 +47,13 @@ class UnequalThroughAView(Packed):
         return starts
 
 
+class UnequalThroughOut(Packed):
+    def starts(self, rows: int, length: int) -> Tensor:
+        starts = super().starts(rows, length)
+        torch.sub(starts, (starts == length).int(), out=starts)
+        return starts
+
+
 class UnknownStarts(Packed):
     def starts(self, rows: int, length: int) -> Tensor:
         return torch.linspace(0, rows * length, rows + 1).to(torch.int32)

@@ -81,6 +81,7 @@ REASONS = [
 PACKED_ROWS = {
     odd_packed.Unequal: "cumulative lengths",
     odd_packed.UnequalThroughAView: "cumulative lengths",
+    odd_packed.UnequalThroughOut: "cumulative lengths",
     odd_packed.UnknownStarts: "cumulative lengths",
     odd_packed.LongerSteps: "cumulative lengths",
     odd_packed.FewerRows: "cumulative lengths",
