@@ -42,7 +42,7 @@ def prove_shapes(source: fx.Graph, facts: BlockFacts, arm: BlockArm, plan: RowPl
     for values in (_distinct(specs, source, facts), _as_traced(specs, source, facts)):
         try:
             result: Any = fake_run(arm.graph, SymbolicInputs([at_sizes(spec, values) for spec in specs], {}))
-        except Exception as error:
+        except Exception as error:  # whatever an operator raises says that its shapes do not fit
             failure = failure or f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
             continue
         found = [(*map(int, part.shape),) for part in (result if isinstance(result, tuple) else (result,))]

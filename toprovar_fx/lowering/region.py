@@ -114,7 +114,7 @@ class Region:
             return self._as_traced
         try:
             return self._choose(arguments, sizes)
-        except Exception as error:
+        except Exception as error:  # of a compiler, whatever its fault is: the traced graph computes the same
             if self._on_failure is None or isinstance(error, restarts()):
                 raise
             self.failure = not_compiled(self.name, error)
