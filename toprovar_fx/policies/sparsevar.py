@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..criteria.rows import expand_cfg_rows, join_cfg_rows
 from ..criteria.selection import select_tokens
-from .layer_plan import LayerPlan, LayerQuestion
+from .layer_plan import FEWEST_TOKENS, LayerPlan, LayerQuestion
 from .peer import constants
 from .policy import Policy
 
@@ -99,7 +99,7 @@ class SparseVAR(Policy):
         if share is None:
             share = float((change / change.amax() > _THRESHOLD).float().mean(1).amax())
         anchors = _anchors(self.schedule.sides[scale], change.device)
-        count = min(length, max(math.floor(share * length + 1e-6), int(anchors.sum()), 2))
+        count = min(length, max(math.floor(share * length + 1e-6), int(anchors.sum()), FEWEST_TOKENS))
         if count == length:
             return LayerPlan(length)
         score = self._at(change[..., None], known, scale)[..., 0].masked_fill(anchors, math.inf)
