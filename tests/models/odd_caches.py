@@ -97,3 +97,11 @@ class LateRead(Plain):
 
     def forward(self, hidden: Tensor, keys: list[Tensor], values: list[Tensor], end: int) -> Any:
         return super().forward(hidden, keys, values, end) + keys[0][:, :, :end].mean()
+
+
+class WrittenTwice(Plain):
+    """The second write is what counts."""
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, end: int) -> Tensor:
+        keys[:, :, end - q.shape[2] : end] = k.sin()
+        return super().attend(q, k, v, keys, values, end)
