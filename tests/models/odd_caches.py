@@ -105,3 +105,13 @@ class WrittenTwice(Plain):
     def attend(self, q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, end: int) -> Tensor:
         keys[:, :, end - q.shape[2] : end] = k.sin()
         return super().attend(q, k, v, keys, values, end)
+
+
+class UsedWrite(Plain):
+    """What was written is used as the slice that it was written to."""
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, end: int) -> Tensor:
+        start = end - q.shape[2]
+        written = keys[:, :, start:end].copy_(k)
+        values[:, :, start:end] = v
+        return F.scaled_dot_product_attention(q, keys[:, :, :end], values[:, :, :end]) + written

@@ -71,6 +71,7 @@ REASONS = [
     (odd.TextOnly, Reason.NO_ATTENTION),
     (odd_caches.ConstantWrite, Reason.CACHE_WRITE),
     (odd_caches.WrittenTwice, Reason.CACHE_WRITE),
+    (odd_caches.UsedWrite, Reason.CACHE_LAYOUT),
     (odd_attention.HiddenKeys, Reason.TOKEN_MIXING),
     (odd_attention.SizesByKeyword, Reason.RESHAPED_TOKENS),
     (odd_caches.ShiftedWrite, Reason.CACHE_WRITE),
