@@ -22,6 +22,7 @@ import toprovar_fx
 from toprovar_fx import InfinityPipeline
 from toprovar_fx.evaluation.timing import interleave
 from toprovar_fx.models.cache import KVCache
+from toprovar_fx.models.cache_memory import CacheSizes
 from toprovar_fx.models.configs import InfinityConfig
 from toprovar_fx.models.infinity import Infinity
 from toprovar_fx.runtime.generation import Generation
@@ -65,7 +66,7 @@ class Loop:
         """Logits of every scale that ran."""
         logits = []
         with torch.inference_mode(), toprovar_fx.generation(self.schedule, 1) as run:
-            cache = KVCache(self.config, 2, self.schedule.ends[-1], self.device, self.dtype)
+            cache = KVCache(CacheSizes.of(self.config, 2, self.schedule.ends[-1], self.dtype), self.device)
             for scale, hidden in enumerate(self.inputs):
                 if not run.begin_scale(scale):
                     break

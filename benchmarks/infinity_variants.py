@@ -13,6 +13,7 @@ from toprovar_fx.between_scales import BetweenScales
 from toprovar_fx.models.bsq import BSQConfig, MultiScaleBSQ
 from toprovar_fx.models.cache import DEFAULT_LAYOUT, KVCache
 from toprovar_fx.models.cache_layout import CacheLayout
+from toprovar_fx.models.cache_memory import CacheSizes
 from toprovar_fx.models.configs import CONFIGS, InfinityConfig
 from toprovar_fx.models.infinity import Infinity
 from toprovar_fx.sampling import schedule_noise, seed_tensor
@@ -110,15 +111,15 @@ class Problem:
         """Keys and values of `images` images with guidance, in place from one generation to the next."""
         if images not in self._caches:
             self._caches.clear()
-            self._caches[images] = KVCache(
+            sizes = CacheSizes.of(
                 self.config,
                 2 * images,
                 self.schedule.ends[-1],
-                self.device,
                 self.dtype,
                 layout=self.layout,
                 kept_tokens=self.schedule.tokens_before_last,
             )
+            self._caches[images] = KVCache(sizes, self.device)
         return self._caches[images]
 
     def release(self) -> None:

@@ -11,9 +11,10 @@ from torch import fx
 
 from ..analysis.block_facts import BlockFacts
 from ..analysis.contexts import is_context
+from ..analysis.graph_sizes import spec_of
 from ..analysis.shapes import shape_of
 from ..criteria.scores import frequency_score
-from ..lowering.sizes import IMAGES, KEPT, OFFSET, InputSpec, spec_of, tensor_spec
+from ..input_specs import IMAGES, KEPT, OFFSET, InputSpec, tensor_spec
 from ..ops import select_tokens  # noqa: F401 - registers the operator called here
 from .gathering import RowGather
 from .row_plan import BlockArm, RowPlan

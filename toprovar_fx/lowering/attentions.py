@@ -13,9 +13,9 @@ from torch import fx
 
 from ..analysis.attention_forms import FORMS, form_of, named_arguments
 from ..analysis.contexts import is_context
+from ..analysis.graph_sizes import graph_specs
 from ..analysis.shapes import as_size, same, value_of
 from ..ops import attention  # noqa: F401 - registers the operator called here
-from .sizes import graph_specs
 
 _SDPA = FORMS["scaled_dot_product_attention"]
 _HALF = (torch.bfloat16, torch.float16)

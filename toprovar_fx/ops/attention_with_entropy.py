@@ -50,7 +50,7 @@ def attention_with_entropy(
             return launch(q, k, v, scale, mean_heads, first_key)
     grouped = q.shape[1] != k.shape[1]
     attended = F.scaled_dot_product_attention(q, k, v, scale=scale, enable_gqa=grouped)
-    out = _empty_output(q, v)
+    out = empty_output(q, v)
     if attended.stride() != out.stride() or attended.dtype != out.dtype:
         attended = out.copy_(attended)
     return attended, attention_entropy(q, k, scale, mean_heads, first_key)
@@ -62,10 +62,11 @@ def _(
 ) -> tuple[Tensor, Tensor]:
     batch, heads, queries, _ = q.shape
     entropy = q.new_empty((batch, queries) if mean_heads else (batch, heads, queries), dtype=torch.float32)
-    return _empty_output(q, v), entropy
+    return empty_output(q, v), entropy
 
 
-def _empty_output(q: Tensor, v: Tensor) -> Tensor:
+def empty_output(q: Tensor, v: Tensor) -> Tensor:
+    """Return memory for attention to values ``[B, Hk, Lk, Ev]``, laid out as ``[B, Lq, H, Ev]``."""
     batch, heads, queries, _ = q.shape
     return q.new_empty(batch, queries, heads, v.shape[3]).transpose(1, 2)
 

@@ -11,13 +11,13 @@ from torch import Tensor
 from ..analysis.cache_layout import CacheLayout
 from ..criteria.restore import scatter_rows
 from ..options import Options
+from ..policies.layer_plan import LayerPlan
 from .branching import Branching, begin_branching
 from .budget import StepBudget
 from .compaction import Compaction
 from .deciders import Deciders
 from .generation import Generation
 from .graph_updates import GraphUpdates
-from .layer_plan import LayerPlan
 from .layer_plans import LayerPlans
 from .ledger import Ledger
 from .outlook import Outlook

@@ -5,9 +5,9 @@ from __future__ import annotations
 from torch import Tensor
 
 from ..criteria.score_registry import ScoreContext
+from ..policies.layer_plan import LayerPlan, LayerQuestion
 from .deciders import Deciders
 from .generation import Generation
-from .layer_plan import LayerPlan, LayerQuestion
 from .outlook import Outlook
 from .ranking import Ranking
 
