@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import sympy
 from torch import Tensor
@@ -16,7 +16,6 @@ from .branching import Branching, begin_branching
 from .budget import StepBudget
 from .compaction import Compaction
 from .deciders import Deciders
-from .generation import Generation
 from .graph_updates import GraphUpdates
 from .layer_plans import LayerPlans
 from .ledger import Ledger
@@ -25,6 +24,9 @@ from .ranking import Ranking
 from .rations import Rations
 from .short_caches import ShortCaches
 from .silence import warn_if_idle
+
+if TYPE_CHECKING:
+    from .generation import Generation
 
 
 class Controller:
