@@ -17,6 +17,7 @@ import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ def slow_medians(calls: dict[str, Call], problem: Problem, rounds: int = 3) -> d
     found = {}
     for name, call in calls.items():
         call(*inputs)
-        found[name] = statistics.median(timed(lambda c=call: c(*inputs)) * 1e3 for _ in range(rounds))
+        found[name] = statistics.median(timed(partial(call, *inputs)) * 1e3 for _ in range(rounds))
     return found
 
 
@@ -136,7 +137,9 @@ def main() -> None:
     tuned, excluded = tuning_variants(arguments.width) if arguments.tune else ({}, {})
     for name, reason in excluded.items():
         print(f"left out: {name}: {reason}")
-    slow = {} if arguments.tune else {"naive matrix": naive, "stock + entropy tiles": two_kernels}
+    slow: dict[str, Call] = (
+        {} if arguments.tune else {"naive matrix": naive, "stock + entropy tiles": two_kernels}
+    )
     peak = gemm_tflops()
     print(
         f"prepared in {time.perf_counter() - started:.0f} s; {peak:.0f} TFLOP/s in a matrix product of 8192"

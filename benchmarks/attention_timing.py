@@ -46,8 +46,8 @@ class Problem:
             k, v = (
                 torch.randn(self.batch, self.heads, self.keys + 64, self.width, device="cuda") for _ in "kv"
             )
-            k = F.normalize(k, dim=-1)
-            found.append((q.bfloat16(), *(x.bfloat16()[:, :, : self.keys] for x in (k, v))))
+            k, v = (x.bfloat16()[:, :, : self.keys] for x in (F.normalize(k, dim=-1), v))
+            found.append((q.bfloat16(), k, v))
         return found
 
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import toprovar_fx
 from toprovar_fx import InfinityPipeline
@@ -99,7 +99,7 @@ def small(device: torch.device) -> Loop:
 def demo(device: torch.device) -> Loop:
     """The shipped model."""
     pipe = InfinityPipeline.from_pretrained("scenes")
-    assert isinstance(pipe.transformer, nn.Module)
+    assert isinstance(pipe.transformer, Infinity)
     return Loop(pipe.transformer, pipe.schedule, device)
 
 
@@ -108,7 +108,7 @@ def measure(loop: Loop, rounds: int) -> dict[str, Any]:
     forwards = {"dense": torch.compile(loop.model)}
     for setting, options in SETTINGS.items():
         for gate in ("host", "graph"):
-            given = {**options, "gate": gate}
+            given: dict[str, Any] = {**options, "gate": gate}
             forwards[f"{setting}, {gate}"] = torch.compile(loop.model, backend="toprovar", options=given)
     outcomes = {name: loop.run(forward) for name, forward in forwards.items()}
     calls = {name: lambda forward=forward: loop.run(forward) for name, forward in forwards.items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -97,8 +98,8 @@ class Problem:
         self.config, self.schedule = MODELS[name] if model is None else model
         torch.manual_seed(0)
         with torch.device(device):
-            model = Infinity(self.config)
-        self.model = model.to(device, dtype).eval().requires_grad_(False)
+            built = Infinity(self.config)
+        self.model = built.to(device, dtype).eval().requires_grad_(False)
         self.model.set_schedule(self.schedule)
         patch = 2 if self.config.patchify else 1
         sides = self.schedule.sides
@@ -169,7 +170,5 @@ def transformers(problem: Problem, lowering: str) -> dict[str, Callable[[], Any]
     }
     for name, options in toprovar_options(problem.name, problem.config.depth, problem.schedule).items():
         settings = {**options, "lowering": lowering}
-        made[name] = lambda settings=settings: torch.compile(
-            problem.model, backend="toprovar", options=settings
-        )
+        made[name] = partial(torch.compile, problem.model, backend="toprovar", options=settings)
     return made

@@ -137,7 +137,8 @@ def main(given: Sequence[str] | None = None) -> int:
         "torch": torch.__version__,
     }
     store = RowStore(arguments.out.with_name(f"{arguments.out.name}.samples.jsonl"), settings)
-    prompts, samples = eval_prompts(arguments.n, seed=arguments.seed), []
+    prompts = eval_prompts(arguments.n, seed=arguments.seed)
+    samples: list[Sample] = []
     with judges(arguments.workers) as pool:
         for start in range(0, len(prompts), arguments.batch):
             group = prompts[start : start + arguments.batch]
