@@ -10,6 +10,7 @@ from collections import deque
 import torch
 from torch import Tensor
 
+from ..one_capture import CAPTURE
 from .shared_tail import MappedRange, PagesError
 
 log = logging.getLogger(__name__)
@@ -142,7 +143,9 @@ class CudaPages:
         self._call("cuMemAddressFree", address, size)
 
     def wait(self) -> bool:
-        """Wait for the device; False while this thread records a graph, which waiting would break."""
+        """Wait for the device; False while a graph is recorded, which waiting would break."""
+        if not CAPTURE.acquire(blocking=False):
+            return False
         try:
             if torch.cuda.is_current_stream_capturing():
                 return False
@@ -150,6 +153,8 @@ class CudaPages:
         except RuntimeError as error:
             log.debug("mapped caches are freed later: %s", error)
             return False
+        finally:
+            CAPTURE.release()
         return True
 
     def bytes_at(self, address: int, size: int, owner: object) -> Tensor:
