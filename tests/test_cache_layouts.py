@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import gc
 import sys
+from types import SimpleNamespace
 
 import pytest
 import sympy
@@ -214,13 +215,57 @@ def test_another_last_scale_or_layout_gets_another_cache(other):
     assert cache.fits(*sizes, **given) and not cache.fits(*sizes, **{**given, **other})
 
 
-def test_a_shelf_asks_for_the_layout():
+class PretendedStreams:
+    """A stream, which is its own event; writes down what is waited for."""
+
+    def __init__(self, monkeypatch):
+        self.calls = []
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda device: self)
+
+    def record_event(self):
+        self.calls.append("record")
+        return self
+
+    def wait_event(self, event):
+        self.calls.append("wait on the device")
+
+    def synchronize(self):
+        self.calls.append("wait on the host")
+
+
+def on_cuda(fits):
+    """A cache, as far as a shelf looks at it."""
+    tensor = SimpleNamespace(is_cuda=True, device=torch.device("cuda", 0))
+    return SimpleNamespace(keys=[tensor], values=[tensor], fits=lambda *_, **__: fits)
+
+
+def test_a_shelf_hands_a_cache_from_stream_to_stream(monkeypatch):
+    device, shelf = PretendedStreams(monkeypatch), CacheShelf()
+    sizes = (CONFIG, 2, 130, torch.device("cpu"), torch.float32)
+    cache = on_cuda(fits=True)
+    shelf.give(cache)
+    assert shelf.take(*sizes) is cache
+    assert device.calls == ["record", "wait on the device"]
+    # What is freed goes back to the stream that it was allocated on.
+    shelf.give(on_cuda(fits=False))
+    shelf.give(on_cuda(fits=True))
+    assert isinstance(shelf.take(*sizes), KVCache)
+    assert device.calls[2:] == [
+        "record",
+        "record",
+        *["wait on the host", "wait on the device"],
+        "wait on the host",
+    ]
+
+
+def test_a_shelf_asks_for_the_layout(monkeypatch):
     shelf = CacheShelf()
     sizes = (CONFIG, 2, 130, torch.device("cpu"), torch.float32)
     plain = KVCache(*sizes)
-    shelf._free.append(plain)
+    device = PretendedStreams(monkeypatch)
+    shelf._free.append((plain, device))
     assert shelf.take(*sizes) is plain
-    shelf._free.append(plain)
+    shelf._free.append((plain, device))
     other = shelf.take(*sizes, layout="token_major", kept_tokens=66)
     assert other is not plain and not other.keys[0].is_contiguous() and not shelf._free
 
