@@ -4,6 +4,6 @@ from __future__ import annotations
 
 import threading
 
-# To begin a recording, and to warm one up, is to wait for the whole device; to unmap memory, too. CUDA refuses that
-# while another thread records, and breaks that thread's recording.
+# To begin a recording, and to warm one up, is to wait for the whole device; to unmap memory, too. CUDA
+# refuses that while another thread records, and breaks that thread's recording.
 CAPTURE = threading.RLock()

@@ -97,7 +97,8 @@ class CudaPages:
         except (OSError, AttributeError) as error:
             raise PagesError(f"no CUDA driver with virtual memory management: {error}") from error
         # The driver is initialised and the device has a context.
-        torch.cuda.synchronize(self.device)
+        with CAPTURE:
+            torch.cuda.synchronize(self.device)
         number, supported, page = ctypes.c_int(), ctypes.c_int(), ctypes.c_size_t()
         self._call("cuDeviceGet", ctypes.byref(number), index)
         self._call("cuDeviceGetAttribute", ctypes.byref(supported), _SUPPORTED, number.value)
