@@ -118,7 +118,7 @@ class GraphMemory:
 
 @dataclass(frozen=True)
 class _Places:
-    """Positions of the tensors among a call's arguments; either way of passing those not written is correct."""
+    """Positions of the tensors among a call's arguments; what is not written may be passed either way."""
 
     held: list[int]
     copied: list[int]
