@@ -16,6 +16,7 @@ from toprovar_fx.errors import GraphError
 from toprovar_fx.lowering.region import Region
 from toprovar_fx.options import Options
 from toprovar_fx.runtime.cuda_graphs import GraphedCall, GraphMemory
+from toprovar_fx.runtime.cuda_recorder import CudaRecorder
 
 from .models.recorders import CpuRecorder
 from .models.subjects import (
@@ -261,16 +262,17 @@ def test_inputs_are_copied_where_they_changed():
         assert found(y) == 25
 
 
-def test_an_input_that_a_replay_wrote_is_copied_again():
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_an_input_that_a_replay_wrote_is_copied_again(device):
     """One graph writes a cache that another reads, as when a model's graph breaks between them."""
-    recorder = CpuRecorder()
+    recorder = CpuRecorder() if device == "cpu" else CudaRecorder(torch.device(device))
     writing = Region(captured(writes_its_cache, torch.zeros(2, 3), torch.ones(2, 2)), "eager")
     reading = Region(captured(scaled, torch.ones(2, 3), torch.ones(3)), "eager")
     write, read = (GraphedCall(each, GraphMemory(recorder, True)) for each in (writing, reading))
-    cache = torch.zeros(2, 3)
+    cache = torch.zeros(2, 3, device=device)
     for value in (1.0, 2.0, 3.0):
-        write(writing, (cache, torch.full((2, 2), value)), print)
-        (found,) = read(reading, (cache, torch.ones(3)), print)
+        write(writing, (cache, torch.full((2, 2), value, device=device)), print)
+        (found,) = read(reading, (cache, torch.ones(3, device=device)), print)
         assert torch.equal(found, cache) and cache[0, 0] == value
 
 
@@ -439,3 +441,42 @@ def test_cuda_graphs_in_two_threads(fresh):
         thread.join()
     for one, other in zip(found, expected, strict=True):
         assert one is not None and identical(one.logits, other.logits)
+
+
+@pytest.mark.gpu
+def test_cuda_graphs_recorded_in_two_threads(fresh):
+    """As above, but both record: each begins by waiting for the device, which would break the other."""
+    subjects = [Kept(device="cuda"), Kept(device="cuda")]
+    forward = [compiled(subject, DECIDED, cuda_graphs=True) for subject in subjects]
+    found: list[Outcome | None] = [None, None]
+
+    def run(at: int) -> None:
+        with torch.cuda.stream(torch.cuda.Stream()):
+            found[at] = generate(subjects[at], forward[at])
+            torch.cuda.current_stream().synchronize()
+
+    threads = [threading.Thread(target=run, args=(at,)) for at in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for subject, outcome in zip(subjects, found, strict=True):
+        assert outcome is not None and not outcome.controller.ledger.notes
+        assert deviation(outcome, generate(subject, compiled(subject, {**DECIDED, "unit": "block"}))) < 1e-4
+
+
+@pytest.mark.gpu
+def test_what_cuda_cannot_record_leaves_the_device_usable():
+    recorder, x = CudaRecorder(torch.device("cuda")), torch.ones(4, device="cuda")
+    before = torch.cuda.current_stream()
+
+    def waits(x: Tensor) -> tuple[Tensor, ...]:
+        return (x + float(x.sum()),)
+
+    recorder.warm(waits, (x,))
+    with pytest.raises(RuntimeError):
+        recorder.record(waits, (x,))
+    assert torch.cuda.current_stream() == before
+    recording = recorder.record(lambda x: (x * 2,), (x,))
+    recording.replay()
+    assert (recording.outputs[0] == 2).all()
