@@ -98,7 +98,7 @@ def test_a_subset_is_what_plain_pytorch_computes(model):
     assert max(deviations.values()) < (1e-5 if tolerance(model) < 1e-3 else 6e-2)
 
 
-@pytest.mark.parametrize("kind", [parts.Joined, parts.JoinedTokensFirst, parts.Stacked])
+@pytest.mark.parametrize("kind", [parts.Joined, parts.Functional, parts.Stacked])
 def test_a_whole_step_is_its_blocks(kind):
     model = of(kind)
     options = {**OPEN, "score": "entropy", "entropy_source": "previous_scale", "verify": "once"}
