@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from dataclasses import replace
 from typing import Any
 
 import sympy
@@ -173,7 +174,7 @@ def _with_own_slots(spec: InputSpec, axis: int | None, at: int) -> InputSpec:
     assert spec.dtype is not None and spec.device is not None
     slots = sympy.Symbol(f"slots_{at}", integer=True, positive=True)
     shape = (*spec.shape[:axis], slots, *spec.shape[axis + 1 :])
-    return tensor_spec(shape, spec.dtype, spec.device)
+    return replace(tensor_spec(shape, spec.dtype, spec.device), renamed=((slots, spec.shape[axis]),))
 
 
 def _is_impure(node: fx.Node) -> bool:

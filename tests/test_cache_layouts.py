@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import gc
 import sys
+from types import SimpleNamespace
 
 import pytest
 import sympy
@@ -206,22 +207,67 @@ def test_the_memory_that_is_told_is_that_of_the_layout(monkeypatch):
 
 
 @pytest.mark.parametrize("other", [{"kept_tokens": 60}, {"layout": "plain"}, {"layout": "token_major"}])
-def test_another_last_scale_or_layout_gets_another_cache(other):
+def test_another_last_scale_or_layout_gets_another_cache(other, monkeypatch):
+    device = PretendedStreams(monkeypatch)
     shelf, given, cpu = CacheShelf(), {"layout": "shared", "kept_tokens": 66}, torch.device("cpu")
     cache = KVCache(CacheSizes.of(CONFIG, 2, 130, **given), cpu)
-    shelf._free.append(cache)
+    shelf._free.append((cache, device))
     assert shelf.take(CacheSizes.of(CONFIG, 2, 130, **given), cpu) is cache
-    shelf._free.append(cache)
+    shelf._free.append((cache, device))
     assert shelf.take(CacheSizes.of(CONFIG, 2, 130, **{**given, **other}), cpu) is not cache
 
 
-def test_a_shelf_asks_for_the_layout():
+class PretendedStreams:
+    """A stream, which is its own event; writes down what is waited for."""
+
+    def __init__(self, monkeypatch):
+        self.calls = []
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda device: self)
+
+    def record_event(self):
+        self.calls.append("record")
+        return self
+
+    def wait_event(self, event):
+        self.calls.append("wait on the device")
+
+    def synchronize(self):
+        self.calls.append("wait on the host")
+
+
+def on_cuda(sizes):
+    """A cache, as far as a shelf looks at it."""
+    tensor = SimpleNamespace(is_cuda=True, device=torch.device("cuda", 0))
+    return SimpleNamespace(keys=[tensor], values=[tensor], sizes=sizes)
+
+
+def test_a_shelf_hands_a_cache_from_stream_to_stream(monkeypatch):
+    device, shelf = PretendedStreams(monkeypatch), CacheShelf()
+    sizes, other = CacheSizes.of(CONFIG, 2, 130), CacheSizes.of(CONFIG, 2, 120)
+    cache = on_cuda(sizes)
+    shelf.give(cache)
+    assert shelf.take(sizes, torch.device("cuda", 0)) is cache
+    assert device.calls == ["record", "wait on the device"]
+    # What is freed goes back to the stream that it was allocated on.
+    shelf.give(on_cuda(other))
+    shelf.give(on_cuda(sizes))
+    assert isinstance(shelf.take(sizes, torch.device("cpu")), KVCache)
+    assert device.calls[2:] == [
+        "record",
+        "record",
+        *["wait on the host", "wait on the device"],
+        "wait on the host",
+    ]
+
+
+def test_a_shelf_asks_for_the_layout(monkeypatch):
     shelf = CacheShelf()
     sizes, cpu = CacheSizes.of(CONFIG, 2, 130), torch.device("cpu")
     plain = KVCache(sizes, cpu)
-    shelf._free.append(plain)
+    device = PretendedStreams(monkeypatch)
+    shelf._free.append((plain, device))
     assert shelf.take(sizes, cpu) is plain
-    shelf._free.append(plain)
+    shelf._free.append((plain, device))
     other = shelf.take(CacheSizes.of(CONFIG, 2, 130, layout="token_major", kept_tokens=66), cpu)
     assert other is not plain and not other.keys[0].is_contiguous() and not shelf._free
 

@@ -6,6 +6,9 @@ import threading
 
 import pytest
 import torch
+from torch import Tensor
+
+from toprovar_fx.runtime.cuda_recorder import CudaRecorder
 
 from .models.subjects import SQUARE, Outcome, TinyInfinity, generate, identical, worst
 from .replayed_steps import DECIDED, LOSSLESS, Kept, compiled
@@ -98,3 +101,40 @@ def test_cuda_graphs_in_two_threads():
         thread.join()
     for one, other in zip(found, expected, strict=True):
         assert one is not None and identical(one.logits, other.logits)
+
+
+def test_cuda_graphs_recorded_in_two_threads():
+    """As above, but both record: each begins by waiting for the device, which would break the other."""
+    subjects = [Kept(device="cuda"), Kept(device="cuda")]
+    forward = [compiled(subject, DECIDED, cuda_graphs=True) for subject in subjects]
+    found: list[Outcome | None] = [None, None]
+
+    def run(at: int) -> None:
+        with torch.cuda.stream(torch.cuda.Stream()):
+            found[at] = generate(subjects[at], forward[at])
+            torch.cuda.current_stream().synchronize()
+
+    threads = [threading.Thread(target=run, args=(at,)) for at in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for subject, outcome in zip(subjects, found, strict=True):
+        assert outcome is not None and not outcome.controller.ledger.notes
+        assert deviation(outcome, generate(subject, compiled(subject, {**DECIDED, "unit": "block"}))) < 1e-4
+
+
+def test_what_cuda_cannot_record_leaves_the_device_usable():
+    recorder, x = CudaRecorder(torch.device("cuda")), torch.ones(4, device="cuda")
+    before = torch.cuda.current_stream()
+
+    def waits(x: Tensor) -> tuple[Tensor, ...]:
+        return (x + float(x.sum()),)
+
+    recorder.warm(waits, (x,))
+    with pytest.raises(RuntimeError):
+        recorder.record(waits, (x,))
+    assert torch.cuda.current_stream() == before
+    recording = recorder.record(lambda x: (x * 2,), (x,))
+    recording.replay()
+    assert (recording.outputs[0] == 2).all()

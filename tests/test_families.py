@@ -58,6 +58,15 @@ def test_a_subset_is_what_plain_pytorch_computes(model):
     assert max(deviations.values()) < (1e-5 if tolerance(model) < 1e-3 else 6e-2)
 
 
+@pytest.mark.parametrize("kind", [caches.Joined, caches.Functional, caches.Stacked])
+def test_a_whole_step_is_its_blocks(kind):
+    model = of(kind)
+    options = {**EVERY_LAYER, "score": "entropy", "entropy_source": "previous_scale", "verify": "once"}
+    blocks, step = model(options), model({**options, "unit": "step"})
+    assert identical(step.logits, blocks.logits)
+    assert step.arms(5) == blocks.arms(5) == ["pruned"] * 3
+
+
 def tolerance(model: Traced) -> float:
     return 5e-2 if "HalfPrecision" in model.subject.name else 5e-5
 

@@ -32,13 +32,17 @@ def is_small(symbol: sympy.Symbol) -> bool:
 
 @dataclass(frozen=True)
 class InputSpec:
-    """One input: an integer (`shape` is None and `value` its expression) or a tensor."""
+    """One input: an integer (`shape` is None and `value` its expression) or a tensor.
+
+    `renamed` are symbols of its sizes that stand for expressions in those of the trace.
+    """
 
     value: sympy.Expr | None = None
     shape: tuple[sympy.Expr, ...] | None = None
     stride: tuple[sympy.Expr, ...] | None = None
     dtype: torch.dtype | None = None
     device: torch.device | None = None
+    renamed: tuple[tuple[sympy.Symbol, sympy.Expr], ...] = ()
 
     @property
     def symbols(self) -> set[sympy.Symbol]:

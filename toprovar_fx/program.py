@@ -111,7 +111,7 @@ class StepProgram:
         if controller is not None and self._whole is not None:
             results = self._whole.run(controller, arguments, sizes)
             if results is not None:
-                self._caches.hold(controller.caches, arguments)
+                self._caches.hold(controller.caches, arguments, results)
                 return results
         return self.step.graph(*arguments)
 

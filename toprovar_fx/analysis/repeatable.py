@@ -9,6 +9,7 @@ from torch import fx
 from .._torch_private import is_mutable
 from .caches import written_caches
 from .operators import operator_name, tensor_operands, writes_in_place
+from .random_numbers import draws
 from .shapes import value_of
 
 _IN_PLACE = frozenset(
@@ -43,13 +44,15 @@ def obstacle_to_repeating(graph: fx.Graph) -> str:
 
     Allowed are writes `input[index] = value` to an input that nothing has read before: as values come from
     other inputs, or from what was just written, a second run writes the same. So are writes in place to
-    values that the graph computed.
+    values that the graph computed. Random numbers would be others the second time.
     """
     written = written_caches(graph)
     untouched = set(written)
     for node in graph.nodes:
         if node.op in ("placeholder", "output"):
             continue
+        if draws(node):
+            return f"{operator_name(node)} at {node.name} draws random numbers"
         if operator_name(node) == "setitem" and node.args[0] in written:
             untouched.discard(node.args[0])
         elif _writes(node) and _may_be_input(node):

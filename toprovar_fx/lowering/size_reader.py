@@ -30,6 +30,7 @@ class SizeReader:
                 if isinstance(size, sympy.Symbol):
                     places.setdefault(size, (position, dimension))
         self._symbols = tuple(places)
+        self._renamed = {symbol: size for spec in specs for symbol, size in spec.renamed}
         self.values = _reader(list(places.values()))
 
     def taken_from(self, values: Mapping[sympy.Symbol, int]) -> tuple[tuple[sympy.Symbol, int], ...]:
@@ -38,7 +39,12 @@ class SizeReader:
         Raises:
             KeyError: a size is not among `values`.
         """
-        return tuple((symbol, values[symbol]) for symbol in self._symbols)
+        known = dict(values)
+        for symbol, size in self._renamed.items():
+            known[symbol] = int(
+                size.xreplace({part: sympy.Integer(values[part]) for part in size.free_symbols})
+            )
+        return tuple((symbol, known[symbol]) for symbol in self._symbols)
 
     def named(self, values: tuple[int, ...]) -> tuple[tuple[sympy.Symbol, int], ...]:
         """What `values` read, with the symbols."""

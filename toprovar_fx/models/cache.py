@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from contextlib import suppress
 
 import torch
 from torch import Tensor
@@ -51,21 +52,25 @@ class CacheShelf:
     """Holds the cache of the last generation for the next one of the same sizes, on CUDA.
 
     A cache that stays in place is what recorded CUDA graphs write to. Generations at the same time get caches
-    of their own. A cache from the shelf is not cleared: slots hold old values until they are written.
+    of their own; one after another they may use different streams. A cache from the shelf is not cleared:
+    slots hold old values until they are written.
     """
 
     def __init__(self) -> None:
-        self._free: list[KVCache] = []
+        # Each with the end of the work that was enqueued with it.
+        self._free: list[tuple[KVCache, torch.cuda.Event]] = []
 
     def take(self, sizes: CacheSizes, device: torch.device) -> KVCache:
         """Return the cache that was given back if it has these sizes, else a new one."""
-        try:
-            found: KVCache | None = self._free.pop()
-        except IndexError:
-            found = None
+        found: KVCache | None = None
+        with suppress(IndexError):
+            found, used = self._free.pop()
+            torch.cuda.current_stream(found.keys[0].device).wait_event(used)
         if found is not None and found.sizes == sizes and found.keys[0].device == device:
             return found
-        # Its memory has to be free before the other is allocated.
+        # Its memory has to be free before the other is allocated, on whatever stream that was allocated.
+        if found is not None:
+            used.synchronize()
         del found
         # Tensors of inference mode could not be written to outside of it.
         with torch.inference_mode(False):
@@ -73,5 +78,10 @@ class CacheShelf:
 
     def give(self, cache: KVCache) -> None:
         """Take a cache back; one is kept."""
-        if cache.keys[0].is_cuda and not self._free:
-            self._free.append(cache)
+        if not cache.keys[0].is_cuda:
+            return
+        used = torch.cuda.current_stream(cache.keys[0].device).record_event()
+        if self._free:
+            used.synchronize()
+        else:
+            self._free.append((cache, used))
