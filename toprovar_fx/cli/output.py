@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from ..errors import OutputError
+from ..loading.writing import check_file as check_file
 from ..loading.writing import check_writable as check_writable
 from ..loading.writing import write_whole
 

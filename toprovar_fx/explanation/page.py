@@ -8,6 +8,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from ..errors import OutputError
+from ..whole_files import replace_file
 from .diff import compare
 from .facts import Explanation, FallbackFacts, GenerationFacts
 from .markup import because, code, meter, table
@@ -34,7 +35,8 @@ def write_page(found: Explanation, path: Path) -> Path:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(as_page(found), encoding="utf-8")
+        text = as_page(found)
+        replace_file(path, lambda partial: partial.write_text(text, encoding="utf-8"))
     except OSError as error:
         raise OutputError(f"cannot write '{path}': {error.strerror or error}") from error
     return path
