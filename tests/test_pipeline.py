@@ -324,3 +324,15 @@ def test_devices_and_dtypes_that_are_none(given, expected):
 def test_what_is_no_name_or_path(name):
     with pytest.raises(CheckpointError, match="expected 'scenes' or a path"):
         InfinityPipeline.from_pretrained(name, device="cpu")
+
+
+@pytest.mark.parametrize("prompts", [None, 3, b"a red circle", iter(["a red circle"])])
+def test_what_is_no_sequence_of_prompts(prompts):
+    with pytest.raises(PromptError, match="expected a string, a sequence of strings or TextFeatures"):
+        build()(prompts)
+
+
+def test_numbers_of_numpy_are_numbers():
+    kept = {"seed": 1, "tau": 0.0}
+    images = [build()("a red circle", cfg=cfg, **kept).images for cfg in (3.0, np.float32(3), np.int64(3))]
+    assert np.array_equal(images[0], images[1]) and np.array_equal(images[0], images[2])
