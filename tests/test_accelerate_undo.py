@@ -62,8 +62,9 @@ def test_restore_by_model_and_as_a_context():
     accelerate(case.model, LOSSLESS)
     restore(case.model)
     assert "autoregressive_infer_cfg" not in vars(case.model)
-    with pytest.raises(AdapterError, match="is not accelerated"):
-        restore(case.model)
+    for model in (case.model, 3):
+        with pytest.raises(AdapterError, match="is not accelerated"):
+            restore(model)
 
 
 def test_the_undo_refuses_where_somebody_else_replaced_something():

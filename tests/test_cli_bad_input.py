@@ -65,6 +65,18 @@ REFUSED_BEFORE_LOADING = {
     "eval in an unknown dtype": ["eval", "--dtype", "fp8"],
     "bench in an unknown dtype": ["bench", "--dtype", "half"],
     "explain in an unknown dtype": ["explain", "--dtype", "int8"],
+    "eval into a table without a path": ["eval", "--table", "", "--preset", "fast"],
+    "explain into a folder": ["explain", "--html", "a-folder"],
+    "explain into no path": ["explain", "--html", ""],
+    "calibrate into a folder": ["calibrate", "--prompts", "prompts.txt", "--out", "a-folder"],
+    "calibrate into a pipe": ["calibrate", "--prompts", "prompts.txt", "--out", "a-pipe"],
+    "calibrate into no path": ["calibrate", "--prompts", "prompts.txt", "--out", ""],
+    "plots into no path": ["calibrate", "--prompts", "prompts.txt", "--plots", ""],
+    "gallery into no path": ["gallery", PROMPT, "--preset", "fast", "--out", ""],
+    "report into no path": ["report", "", "a-file"],
+    "tune into a folder": ["tune", "--target", "3x", "--out", "a-folder.json"],
+    "tune with a negative seed": ["tune", "--target", "3x", "--seed", "-1"],
+    "tune with a seed that its sampler refuses": ["tune", "--target", "3x", "--seed", str(2**32)],
     "convert of nothing": ["convert"],
     "convert into nothing": ["convert", "a-file"],
     "convert of no path": ["convert", "", "out"],
@@ -84,7 +96,20 @@ REFUSED_BEFORE_LOADING = {
 def inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a-file").write_text("kept")
+    (tmp_path / "prompts.txt").write_text(PROMPT)
+    for folder in ("a-folder", "a-folder.json"):
+        (tmp_path / folder).mkdir()
+    os.mkfifo(tmp_path / "a-pipe")
     return tmp_path
+
+
+def test_what_is_wrong_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments, expected in (
+        (["generat"], "unknown command 'generat'"),
+        (["bench", "--budgets", "x"], "--budgets 'x': expected dense over pruned FLOPs"),
+    ):
+        assert main(arguments) == 2
+        assert capsys.readouterr().err.startswith(f"toprovar: error: {expected}")
 
 
 def refused(arguments: list[str], folder: Path, capsys: pytest.CaptureFixture[str]) -> str:

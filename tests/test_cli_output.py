@@ -64,6 +64,20 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_what_a_link_leads_to_is_written(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"old")
+    (tmp_path / "link.png").symlink_to("a.png")
+    write_file(tmp_path / "link.png", lambda file: file.write(b"new"))
+    assert (tmp_path / "link.png").is_symlink() and (tmp_path / "a.png").read_bytes() == b"new"
+
+
+def test_a_device_or_pipe_is_not_replaced(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OutputError, match="it is a device or pipe, expected a file"):
+        write_file(tmp_path / "pipe", lambda file: file.write(b"new"))
+    assert (tmp_path / "pipe").is_fifo() and list(tmp_path.iterdir()) == [tmp_path / "pipe"]
+
+
 def test_a_failed_write_is_an_output_error(tmp_path: Path) -> None:
     def full(file: IO[bytes]) -> None:
         raise OSError(28, "No space left on device")

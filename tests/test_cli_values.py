@@ -13,7 +13,9 @@ def test_literals_and_text() -> None:
     assert parsed == {"preset": "fast", "tau": 0.5, "strict": True, "restore": "cache", "keep": {-1: 0.25}}
 
 
-@pytest.mark.parametrize("assignment", ["tau", "=3", "taus=0.5", "tau=7", "restore=cashe"])
+@pytest.mark.parametrize(
+    "assignment", ["tau", "=3", "taus=0.5", "tau=7", "restore=cashe", "keep={[1]: 2}", "keep=" + "(" * 5000]
+)
 def test_a_wrong_option_is_refused(assignment: str) -> None:
     with pytest.raises(OptionError):
         values.parse_options(None, [assignment])

@@ -19,10 +19,12 @@ def test_every_kind() -> None:
     assert preset.options == {"preset": "fast", "tau": 0.5, "strict": True}
 
 
-def test_commas_inside_brackets_belong_to_the_value() -> None:
+def test_commas_and_colons_inside_brackets_belong_to_the_value() -> None:
     first, second = parse_variants("balanced:buckets=(0.1, 0.5),lossless")
     assert first.options == {"preset": "balanced", "buckets": (0.1, 0.5)}
     assert second.options == {"preset": "lossless"}
+    (third,) = parse_variants("lossless:keep={-1: 0.25, -2: {3: 0.5}}:strict=true")
+    assert third.options == {"preset": "lossless", "keep": {-1: 0.25, -2: {3: 0.5}}, "strict": True}
 
 
 def test_the_default_is_valid() -> None:

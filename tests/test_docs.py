@@ -115,3 +115,11 @@ def test_files_of_the_repository_are_there(path: Path) -> None:
     named = re.findall(r"`([\w./]*\w/?\.py|(?:tests|benchmarks|docs|toprovar_fx)/[\w./]+)`", path.read_text())
     missing = [name for name in named if not any(f"/{name.strip('/')}" in f"{file}/" for file in files)]
     assert not missing
+
+
+@pytest.mark.parametrize("path", [*PAGES, ROOT / "CHANGELOG.md"], ids=lambda path: path.name)
+def test_prose_has_lines_of_at_most_120_characters(path: Path) -> None:
+    prose = re.sub(r"^```.*?^```", "", path.read_text(), flags=re.M | re.S)
+    # Rows of tables and pictures cannot be broken.
+    long = [line for line in prose.splitlines() if len(line) > 120 and not line.startswith(("|", "!["))]
+    assert not long

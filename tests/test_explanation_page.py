@@ -200,3 +200,18 @@ def test_a_page_of_fallbacks_claims_no_gain(refused):
 @pytest.mark.parametrize("width", [500, 1400])
 def test_a_page_of_fallbacks_in_a_browser(refused, width):
     assert "UNKNOWN_OPERATOR" in check_page(refused, width)
+
+
+def test_an_interrupted_page_leaves_the_old_one(tmp_path, monkeypatch):
+    path = tmp_path / "report.html"
+    path.write_text("old")
+
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with toprovar_fx.explaining() as report:
+        pass
+    monkeypatch.setattr("os.replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        report.to_html(path)
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import toprovar_fx
-from toprovar_fx.criteria.score_registry import SCORES
+from toprovar_fx.criteria.score_registry import SCORES, Score
 from toprovar_fx.declaration import PASSES
 from toprovar_fx.errors import ExtensionError, OptionError
 from toprovar_fx.models.configs import CONFIGS
@@ -171,12 +171,36 @@ def test_a_score_that_cannot_tell_leaves_the_layer_whole():
         (lambda hidden, entropy, context: 1.0, r"returned float: expected a tensor"),
         (constant(-1.0), "layer 1, scale 4: expected values that are finite and not negative"),
         (constant(float("nan")), "finite and not negative"),
+        (lambda hidden, entropy, context: hidden[..., 0].to(torch.complex64), "expected real numbers"),
     ],
 )
 def test_a_score_that_returns_something_else(function, message):
     toprovar_fx.register_score("wrong")(function)
     with pytest.raises(ExtensionError, match=message):
         scored("wrong")
+
+
+@pytest.mark.parametrize("inference", [True, False])
+def test_a_score_cannot_change_what_its_layer_reads(inference):
+    def careless(hidden, entropy, context):
+        return hidden.square_()[..., 0]
+
+    score = Score("careless", careless, "low", False, "")
+    with torch.inference_mode(inference):
+        hidden = torch.full((2, 4, 8), 3.0)
+        if inference:
+            score.statistic(hidden, None, None)
+            assert bool((hidden == 3).all())
+        else:
+            with pytest.raises(ExtensionError, match="wrote to hidden"):
+                score.statistic(hidden, None, None)
+
+
+def test_what_is_no_function_is_not_registered():
+    for register in (toprovar_fx.register_score, toprovar_fx.register_pass):
+        with pytest.raises(OptionError, match="'mine' is 3: expected a function"):
+            register("mine")(3)
+    assert "mine" not in SCORES and "mine" not in PASSES
 
 
 def test_unknown_names_get_the_nearest():

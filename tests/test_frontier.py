@@ -14,9 +14,10 @@ import pytest
 import torch
 
 from toprovar_fx.__main__ import main
-from toprovar_fx.errors import OptionError
+from toprovar_fx.errors import OptionError, OutputError
 from toprovar_fx.evaluation import frontier as module
 from toprovar_fx.evaluation.features import image_features, real_features
+from toprovar_fx.evaluation.frontier_store import RowStore
 from toprovar_fx.evaluation.study import PairedStudy, judges
 from toprovar_fx.options import Options
 from toprovar_fx.pipeline import InfinityPipeline
@@ -122,7 +123,7 @@ def test_the_command_writes_all_forms(tmp_path, capsys):
     [
         ([], "at least one --preset"),
         (["--preset", "eager"], "prunes nothing"),
-        (["--preset", "@fast", "--budgets", "2x,0x"], "target='0x'"),
+        (["--preset", "@fast", "--budgets", "2x,0x"], "--budgets '0x'"),
         (["--preset", "fast", "--runs", "0"], "--runs is 0"),
         (["--preset", "fast", "--runs", "10"], "--runs is 10, expected an integer in 1 .. 9"),
         (["--preset", "fast", "--n", "1"], "--n is 1, expected 2 or more"),
@@ -219,9 +220,10 @@ def test_rows_of_other_settings_are_refused(tmp_path, monkeypatch, capsys):
     store(0.2)
     assert main(given) == 2
     assert "'mine.json' was measured with other options before" in capsys.readouterr().err
-    (tmp_path / "out" / "rows.jsonl").write_text("[1]\n")
-    assert main(given) == 2
-    assert "holds no measured rows" in capsys.readouterr().err
+    for damaged in ("[1]", '{"format": "toprovar-fx rows"}', '{"format": "toprovar-fx rows", "settings": 3}'):
+        (tmp_path / "out" / "rows.jsonl").write_text(f"{damaged}\n")
+        assert main(given) == 2
+        assert "holds no measured rows" in capsys.readouterr().err
 
 
 def test_a_row_that_one_run_lacks_is_paired_with_its_own_run(tmp_path, monkeypatch):
@@ -291,3 +293,14 @@ def test_a_study_of_the_demo_model():
     features = image_features(pipe.vae, first.dense)
     assert features.shape == (2, 2 * pipe.vae.config.bsq.bits) and features.isfinite().all()
     assert real_features(pipe.vae, eval_prompts(3)).shape == (3, features.shape[1])
+
+
+def test_a_second_process_does_not_write_into_the_rows(tmp_path):
+    path, settings = tmp_path / "rows.jsonl", {"n": 5}
+    store = RowStore(path, settings)
+    store.add(0, "dense", {"x": 1})
+    with pytest.raises(OutputError, match="is being written by another process"):
+        RowStore(path, settings)
+    store.add(0, "fast", {"x": 2})
+    del store
+    assert RowStore(path, settings).names() == ["dense", "fast"]

@@ -1,5 +1,6 @@
 import dataclasses
 import math
+import re
 
 import numpy as np
 import pytest
@@ -301,3 +302,37 @@ def test_progress_bar_changes_nothing(capsys):
     pipe = build()
     assert np.array_equal(pipe("a red circle", progress=True).images, pipe("a red circle").images)
     assert "scales" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"device": "gpu"}, "device='gpu': expected a torch.device"),
+        ({"device": 1.5}, "device=1.5: expected a torch.device"),
+        ({"device": f"cuda:{torch.cuda.device_count()}"}, "CUDA devices; expected one of them or 'cpu'"),
+        ({"dtype": "float16"}, "dtype='float16': expected a floating-point torch.dtype"),
+        ({"dtype": torch.int8}, "dtype=torch.int8: expected a floating-point torch.dtype"),
+    ],
+)
+def test_devices_and_dtypes_that_are_none(given, expected):
+    for make in (InfinityPipeline.from_pretrained, InfinityPipeline.untrained):
+        with pytest.raises(OptionError, match=re.escape(expected)):
+            make("scenes", **given)
+
+
+@pytest.mark.parametrize("name", [None, 3, b"scenes", ["scenes"], ""])
+def test_what_is_no_name_or_path(name):
+    with pytest.raises(CheckpointError, match="expected 'scenes' or a path"):
+        InfinityPipeline.from_pretrained(name, device="cpu")
+
+
+@pytest.mark.parametrize("prompts", [None, 3, b"a red circle", iter(["a red circle"])])
+def test_what_is_no_sequence_of_prompts(prompts):
+    with pytest.raises(PromptError, match="expected a string, a sequence of strings or TextFeatures"):
+        build()(prompts)
+
+
+def test_numbers_of_numpy_are_numbers():
+    kept = {"seed": 1, "tau": 0.0}
+    images = [build()("a red circle", cfg=cfg, **kept).images for cfg in (3.0, np.float32(3), np.int64(3))]
+    assert np.array_equal(images[0], images[1]) and np.array_equal(images[0], images[2])

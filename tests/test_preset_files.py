@@ -28,6 +28,7 @@ def test_a_file_stands_for_its_options(tmp_path):
     ("content", "expected"),
     [
         ("{", "expected a preset file in JSON"),
+        ("[" * 100_000, "expected a preset file in JSON"),
         ("[]", 'expected "format": "toprovar-preset"'),
         (json.dumps({"format": "toprovar-preset", "version": 2, "options": {}}), "expected version 1, not 2"),
         (json.dumps({"format": "toprovar-preset", "version": 1}), 'expected "options"'),

@@ -189,6 +189,8 @@ def test_what_is_not_given_is_left_out(name, sections, folder, tmp_path):
         ("[1]", "holds no JSON object"),
         ('{"n": 3}', "of no known kind, expected what one of these wrote: toprovar calibrate"),
         ('{"command": "bench", "variants": [{"name": "x"}]}', "lacks the entry 'median_ms'"),
+        ('{"command": "bench", "variants": 3}', "has an unexpected entry"),
+        ("[" * 100_000, "holds no JSON object"),
         ('{"format": "toprovar-fx profile", "version": 99}', "version 99, expected version 1"),
         (
             '{"format": "toprovar-fx gallery", "rows": [{"prompt": "x", "seed": 0, "tokens": [], "images": '

@@ -58,3 +58,42 @@ def test_first_scales_keep_the_grid():
     assert schedule.first(10) == Schedule.infinity("0.25M", 2.0)
     with pytest.raises(ScheduleError, match=r"1 \.\. 13"):
         schedule.first(14)
+
+
+@pytest.mark.parametrize(
+    "sides",
+    [
+        5,
+        "scenes",
+        ((1, 1), 4),
+        ((1, 1), (2,)),
+        ((1, 1), (2, 2, 2)),
+        ((1, 1), (2.5, 2)),
+        ((1, 1), (float("nan"), 2)),
+        ((1, 1), ("2", "2")),
+        ((True, True), (2, 2)),
+        ((1, 1), (0, 2)),
+    ],
+)
+def test_sides_are_pairs_of_integers(sides):
+    with pytest.raises(ScheduleError, match="expected"):
+        Schedule(sides)
+
+
+def test_lists_become_tuples():
+    """As JSON gives them; a schedule is hashed and compared."""
+    made = Schedule([[1, 1], [2, 2]], grid=[4, 4])
+    assert made == Schedule(((1, 1), (2, 2)), grid=(4, 4)) and hash(made) is not None
+
+
+def test_other_arguments_of_the_wrong_type():
+    scenes = Schedule.named("scenes")
+    for make in (
+        lambda: Schedule(((1, 1),), grid=3),
+        lambda: scenes.first("2"),
+        lambda: scenes.first(1.5),
+        lambda: Schedule.infinity("1M", h_div_w="1"),
+        lambda: Schedule.infinity(["1M"]),
+    ):
+        with pytest.raises(ScheduleError, match="expected"):
+            make()

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line on ``arguments`` (default: those of the process) and return the exit code.
 
-    0 is success, 2 an input that was refused with one line on standard error, 130 an interruption.
+    0 is success, 1 an output that nobody reads any more, 2 an input that was refused with one line on
+    standard error, 130 an interruption.
     """
     from .cli.failure import guarded
 

@@ -115,7 +115,7 @@ def restore(model: nn.Module) -> None:
     Raises:
         AdapterError: the model is not accelerated.
     """
-    handle = vars(model).get(_HANDLE)
+    handle = getattr(model, _HANDLE, None)
     if not isinstance(handle, Accelerated):
         raise AdapterError(
             f"{type(model).__name__} is not accelerated: expected a model given to accelerate()"

@@ -44,12 +44,14 @@ def register_score(
             as one graph.
 
     Raises:
-        OptionError: the name is taken or no identifier, or `keep` is another word.
+        OptionError: the name is taken or no identifier, `keep` is another word, or what is decorated is no
+            function.
     """
     if keep not in ("low", "high"):
         raise OptionError(f"keep={keep!r}: expected 'low' or 'high'")
 
     def register(function: ScoreFunction) -> ScoreFunction:
+        _check_callable("score", name, function)
         summary = _first_line(function.__doc__)
         SCORES.add(name, Score(name, function, keep, reads_entropy, summary, reads_hidden=reads_hidden))
         return function
@@ -95,6 +97,7 @@ def register_pass(
         raise OptionError(f"after={after!r}: expected one of {', '.join(map(repr, known))}{hint}")
 
     def register(function: PassFunction) -> PassFunction:
+        _check_callable("pass", name, function)
         summary = _first_line(function.__doc__)
         when = f"`passes` names {name!r}"
         PASSES.add(name, Pass(name, function, (after,), summary, ensures, price, when, always))
@@ -110,6 +113,11 @@ def unregister_pass(name: str) -> None:
         OptionError: no pass of this name was registered.
     """
     PASSES.remove(name)
+
+
+def _check_callable(kind: str, name: str, function: object) -> None:
+    if not callable(function):
+        raise OptionError(f"{kind} {name!r} is {function!r}: expected a function")
 
 
 def _first_line(text: str | None) -> str:

@@ -167,6 +167,8 @@ def pipeline_files(name_or_path: str | Path) -> list[Path] | None:
     Raises:
         CheckpointError: nothing is there, or shards are missing.
     """
+    if not isinstance(name_or_path, (str, Path)) or not str(name_or_path).strip():
+        raise CheckpointError(f"pipeline {name_or_path!r}: expected 'scenes' or a path")
     name = str(name_or_path)
     for path in ([_WEIGHTS / f"{name}.safetensors"] if name in CONFIGS else []) + [Path(name_or_path)]:
         if path.is_dir():

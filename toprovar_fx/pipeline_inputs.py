@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+import numbers
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -29,6 +30,9 @@ def count_images(prompts: str | Sequence[str] | TextFeatures) -> int:
         if longest and not all(1 <= length <= longest for length in lengths):
             raise PromptError(f"lengths of {lengths}: expected 1 .. {longest}")
         return len(prompts.features)
+    if not isinstance(prompts, Collection) or isinstance(prompts, bytes):
+        # An iterator would be used up by counting.
+        raise PromptError(f"prompts {prompts!r}: expected a string, a sequence of strings or TextFeatures")
     given = [prompts] if isinstance(prompts, str) else list(prompts)
     if not given:
         raise PromptError("no prompts: expected at least one")
@@ -46,7 +50,7 @@ def checked_number(name: str, value: float, largest: float) -> float:
     """
     if (
         isinstance(value, bool)
-        or not isinstance(value, (int, float))
+        or not isinstance(value, numbers.Real)
         or not 0 <= value <= largest
         or value == math.inf
     ):

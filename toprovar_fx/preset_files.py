@@ -24,7 +24,7 @@ def read_preset(path: str | Path) -> dict[str, object]:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise OptionError(f"preset='{path}': cannot be read ({error.strerror})") from error
-    except (ValueError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise OptionError(f"preset='{path}': expected a preset file in JSON") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise OptionError(f'preset=\'{path}\': expected "format": "{FORMAT}", as `toprovar tune` writes')

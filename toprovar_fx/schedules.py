@@ -37,8 +37,11 @@ class Schedule:
             the model (``InfinityConfig.rope_grid``). Infinity uses the largest map of the ratio for every
             pixel budget.
 
+    Both may be given as lists.
+
     Raises:
-        ScheduleError: no scale, a side below 1, a first map that is not 1 x 1, or maps that shrink.
+        ScheduleError: no scale, sides that are no pairs of integers above 0, a first map that is not 1 x 1,
+            or maps that shrink.
     """
 
     sides: tuple[Side, ...]
@@ -46,6 +49,11 @@ class Schedule:
 
     def __post_init__(self) -> None:
         """Check the sides."""
+        if not isinstance(self.sides, (tuple, list)):
+            raise ScheduleError(f"schedule {self.sides!r}: expected (height, width) of every scale")
+        object.__setattr__(self, "sides", tuple(map(_side, self.sides)))
+        if self.grid is not None:
+            object.__setattr__(self, "grid", _side(self.grid))
         if not self.sides or self.sides[0] != (1, 1):
             raise ScheduleError(f"schedule {self.sides}: expected at least one scale, the first being (1, 1)")
         for before, after in zip(self.sides, self.sides[1:], strict=False):
@@ -72,9 +80,11 @@ class Schedule:
         Raises:
             ScheduleError: unknown budget or ratio; the message names the valid ones.
         """
-        if budget not in INFINITY_BUDGETS:
+        if not isinstance(budget, str) or budget not in INFINITY_BUDGETS:
             raise ScheduleError(f"unknown pixel budget {budget!r}: expected one of {list(INFINITY_BUDGETS)}")
         ratios = infinity_ratios()
+        if not isinstance(h_div_w, (int, float)):
+            raise ScheduleError(f"h_div_w={h_div_w!r}: expected height / width, a number")
         ratio = min(ratios, key=lambda known: abs(known - h_div_w))
         if not abs(ratio - h_div_w) <= 0.005:
             valid = ", ".join(f"{known:g}" for known in ratios)
@@ -111,9 +121,23 @@ class Schedule:
 
     def first(self, scales: int) -> Schedule:
         """Return the schedule of the first ``scales`` scales, on the same position grid."""
-        if not 1 <= scales <= len(self):
-            raise ScheduleError(f"{scales} scales of a schedule of {len(self)}: expected 1 .. {len(self)}")
+        if not isinstance(scales, int) or not 1 <= scales <= len(self):
+            raise ScheduleError(f"{scales!r} scales of a schedule of {len(self)}: expected 1 .. {len(self)}")
         return Schedule(self.sides[:scales], grid=self.grid)
+
+
+def _side(given: object) -> Side:
+    """Check one map's (height, width).
+
+    Raises:
+        ScheduleError: it is no pair of integers above 0.
+    """
+    if isinstance(given, (tuple, list)) and len(given) == 2:
+        height, width = given
+        whole = all(isinstance(side, int) and not isinstance(side, bool) for side in given)
+        if whole and height > 0 and width > 0:
+            return height, width
+    raise ScheduleError(f"side {given!r} of a schedule: expected (height, width), integers above 0")
 
 
 def infinity_ratios() -> tuple[float, ...]:

@@ -138,7 +138,7 @@ class Profile:
             ) from None
         try:
             document = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ProfileError(
                 f"profile='{path}': truncated or no JSON ({error}), expected a file that toprovar calibrate "
                 "wrote"

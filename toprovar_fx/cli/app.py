@@ -24,7 +24,7 @@ from .output import print_json
 from .policies import list_policies, show_policies
 from .report import report
 from .tune import tune_preset
-from .values import check_choice, parse_budgets
+from .values import check_command, parse_budgets
 
 app = typer.Typer(
     name="toprovar",
@@ -38,7 +38,7 @@ app = typer.Typer(
 def application(arguments: list[str]) -> int:
     """Run the command that ``arguments`` name; typer's own exceptions are left to the caller."""
     if arguments and not arguments[0].startswith("-"):
-        check_choice("command", arguments[0], [command.name or "" for command in app.registered_commands])
+        check_command(arguments[0], [command.name or "" for command in app.registered_commands])
     result = app(arguments or ["--help"], standalone_mode=False, prog_name="toprovar")
     return result if isinstance(result, int) else 0
 

@@ -9,12 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..calibration.profile import Profile
-from ..errors import OutputError, PromptError
+from ..errors import PromptError
 from . import arguments as take
 from .loading import check_model, features, load
-from .output import check_writable, write_file
+from .output import check_file, check_writable, write_file
 from .progress import progress
-from .values import MODEL, check_count, check_device, check_prompts, check_seed, parse_options
+from .values import MODEL, check_count, check_device, check_path, check_prompts, check_seed, parse_options
 
 if TYPE_CHECKING:
     from ..pipeline import PipelineOutput
@@ -65,10 +65,10 @@ def calibrate(
     check_seed(seed, len(texts))
     check_count("batch", batch)
     calibration = Calibration(parse_options(preset or PRESET, options or ()))
+    check_path("--out", out)
+    check_path("--plots", plots)
     target = Path(out)
-    if target.is_dir():
-        raise OutputError(f"cannot write '{out}': a folder, expected a file such as '{target / OUT}'")
-    check_writable(target.parent)
+    check_file(target)
     if plots is not None:
         _check_matplotlib()
         check_writable(Path(plots))

@@ -10,6 +10,7 @@ from ..errors import OptionError
 from . import arguments as take
 from .loading import DTYPES, check_dtype
 from .progress import progress
+from .values import check_path
 
 _UNITS = {
     "": 1,
@@ -35,8 +36,7 @@ def convert(
         ToProVARError: an input is not valid, or the target cannot be written.
     """
     for name, value in (("SOURCE", source), ("TARGET", target)):
-        if not value.strip():
-            raise OptionError(f"{name} is '{value}', expected a path")
+        check_path(name, value)
     check_dtype(dtype)
     largest = parse_bytes(max_shard_bytes)
     from ..loading import conversion

@@ -12,9 +12,9 @@ from ..presets import DEFAULT_PRESET
 from . import arguments as take
 from . import figures
 from .loading import check_dtype, check_model, load
-from .output import check_writable
+from .output import check_file
 from .progress import progress
-from .values import MODEL, check_device, check_prompts, check_seed, parse_options
+from .values import MODEL, check_device, check_path, check_prompts, check_seed, parse_options
 from .variants import Variant, room_for_graphs
 
 if TYPE_CHECKING:
@@ -49,7 +49,8 @@ def explain(
     device = check_device(device)
     check_dtype(dtype)
     if html is not None:
-        check_writable(Path(html).parent)
+        check_path("--html", html)
+        check_file(Path(html))
     with progress("loading", doing=model):
         dense = load(model, device, dtype)
     with progress("explaining", 2, doing="compiling and drawing") as advance, room_for_graphs():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,10 +13,11 @@ import torch
 
 from .. import __version__
 from ..errors import OptionError, OutputError
+from ..loading.writing import write_whole
 from ..reporting.parts import ROWS
 from .loading import check_dtype, check_model, load
 from .progress import progress
-from .values import check_count, check_device
+from .values import check_count, check_device, check_path
 from .variants import at_budgets
 
 if TYPE_CHECKING:
@@ -65,6 +67,7 @@ def write_table(
     from ..evaluation.frontier_store import DENSE, RowStore
     from ..evaluation.study import judges
 
+    check_path("--table", out)
     check_model(model)
     check_dtype(dtype)
     check_count("n", n, MOST_PROMPTS)
@@ -166,10 +169,11 @@ def write_forms(folder: Path, result: Mapping[str, Any]) -> None:
     from ..reporting.page import as_page
     from ..reporting.parts import Parts
 
-    try:
-        (folder / f"{NAME}.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-        (folder / f"{NAME}.md").write_text(as_markdown(result), encoding="utf-8")
-        (folder / f"{NAME}.html").write_text(as_page(Parts(table=result)), encoding="utf-8")
-        (folder / f"{NAME}.png").write_bytes(plot(result))
-    except OSError as error:
-        raise OutputError(f"cannot write into '{folder}': {error.strerror}") from error
+    forms = {
+        "json": (json.dumps(result, indent=1) + "\n").encode(),
+        "md": as_markdown(result).encode(),
+        "html": as_page(Parts(table=result)).encode(),
+        "png": plot(result),
+    }
+    for suffix, content in forms.items():
+        write_whole(folder / f"{NAME}.{suffix}", partial(Path.write_bytes, data=content))

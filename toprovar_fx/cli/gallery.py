@@ -17,7 +17,7 @@ from . import figures, verdict
 from .loading import check_dtype, check_model, load
 from .output import check_writable, write_file, write_png
 from .progress import progress
-from .values import MODEL, check_device, check_prompts, check_seed, slug
+from .values import MODEL, check_device, check_path, check_prompts, check_seed, slug
 from .variants import Variant, parse_variant
 
 if TYPE_CHECKING:
@@ -66,6 +66,7 @@ def gallery(
         raise OptionError("gallery: expected at least one --preset to compare with dense")
     device = check_device(device)
     check_dtype(dtype)
+    check_path("--out", out)
     folder = Path(out)
     check_writable(folder)
     with progress("loading", doing=model):

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import OutputError
+from ..loading.writing import check_file as check_file
 from ..loading.writing import check_writable as check_writable
 from ..loading.writing import write_whole
 

@@ -10,6 +10,7 @@ from ..reporting.parts import INDEXES
 from . import arguments as take
 from .frontier import write_forms
 from .output import check_writable, write_file
+from .values import check_path
 
 PAGE = "report.html"
 
@@ -30,6 +31,7 @@ def report(out: take.ReportOut, parts: take.ReportParts = None) -> dict[str, Any
     from ..reporting.page import as_page
     from ..reporting.parts import read_parts
 
+    check_path("OUT", out)
     folder = Path(out)
     _check_own(folder)
     found = read_parts(parts or ())

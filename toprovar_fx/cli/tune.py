@@ -13,8 +13,9 @@ from ..errors import OptionError
 from . import arguments as take
 from .frontier import check_seconds, device_name
 from .loading import check_model, load
+from .output import check_file
 from .progress import progress
-from .values import MODEL, check_count, check_device, parse_speedup
+from .values import MODEL, check_count, check_device, check_seed, parse_speedup
 
 MOST_TRIALS, MOST_PROMPTS = 10_000, 100_000
 
@@ -53,10 +54,13 @@ def tune_preset(
     check_seconds(seconds)
     if n < 2 or test_n < 2:
         raise OptionError(f"--n is {n} and --test-n {test_n}, expected 2 or more: changes need an error")
+    # Process i seeds the sampler, which takes 32 bits, with seed + i.
+    check_seed(seed, processes, bits=32)
     if not out.endswith(SUFFIX):
         raise OptionError(f"--out '{out}': expected a file name that ends in .json")
     if not Path(out).resolve().parent.is_dir():
         raise OptionError(f"--out '{out}': expected a folder that exists")
+    check_file(Path(out))
     device = check_device(device)
 
     from ..tuning import tune

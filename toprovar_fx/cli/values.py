@@ -11,7 +11,6 @@ from typing import Any
 from ..errors import OptionError, PromptError, SeedError, nearest
 
 MODEL = "scenes"
-SEED_LIMIT = 2**63
 SLUG_LENGTH = 48
 _WORDS = {"true": True, "false": False, "none": None}
 
@@ -35,14 +34,24 @@ def check_prompts(prompts: Sequence[str], model: str) -> None:
             raise PromptError("a prompt is empty, expected at least one word")
 
 
-def check_seed(seed: int, images: int = 1) -> None:
+def check_path(name: str, value: str | None) -> None:
+    """Check that a path is one: an empty string would be the current folder.
+
+    Raises:
+        OptionError: it is given and empty.
+    """
+    if value is not None and not value.strip():
+        raise OptionError(f"{name} is '{value}', expected a path")
+
+
+def check_seed(seed: int, images: int = 1, bits: int = 63) -> None:
     """Check that ``seed .. seed + images - 1`` are seeds.
 
     Raises:
-        SeedError: one of them lies outside ``0 .. 2**63 - 1``.
+        SeedError: one of them lies outside ``0 .. 2**bits - 1``.
     """
-    if not 0 <= seed <= SEED_LIMIT - images:
-        raise SeedError(f"seed {seed} is out of range, expected an integer in 0 .. 2**63 - {images}")
+    if not 0 <= seed <= 2**bits - images:
+        raise SeedError(f"seed {seed} is out of range, expected an integer in 0 .. 2**{bits} - {images}")
 
 
 def check_count(name: str, value: int, most: int | None = None) -> None:
@@ -56,8 +65,20 @@ def check_count(name: str, value: int, most: int | None = None) -> None:
         raise OptionError(f"--{name} is {value}, expected {limit}")
 
 
+def check_command(name: str, known: Sequence[str]) -> None:
+    """Check the name of a command.
+
+    Raises:
+        OptionError: there is none of this name.
+    """
+    if name not in known:
+        near = nearest(name, known)
+        hint = f"; nearest: {near}" if near else ""
+        raise OptionError(f"unknown command '{name}', expected one of {', '.join(known)}{hint}")
+
+
 def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
-    """Check that ``value`` is one of ``choices``.
+    """Check that ``value`` of the option ``--name`` is one of ``choices``.
 
     Raises:
         OptionError: it is not.
@@ -123,8 +144,8 @@ def parse_options(preset: str | None, assignments: Sequence[str]) -> dict[str, A
     return options
 
 
-def parse_speedup(text: str) -> float:
-    """Read dense over pruned FLOPs, as ``3x`` or ``3``.
+def parse_speedup(text: str, name: str = "target") -> float:
+    """Read dense over pruned FLOPs of the option ``--name``, as ``3x`` or ``3``.
 
     Raises:
         OptionError: not a number above 1 and at most 100.
@@ -132,13 +153,13 @@ def parse_speedup(text: str) -> float:
     match = re.fullmatch(r"(\d+(?:\.\d+)?)x?", text.strip())
     value = float(match[1]) if match else 0.0
     if not 1 < value <= 100:
-        raise OptionError(f"target='{text}': expected dense over pruned FLOPs, above 1 up to 100")
+        raise OptionError(f"--{name} '{text}': expected dense over pruned FLOPs, above 1 up to 100")
     return value
 
 
 def parse_budgets(text: str) -> list[float]:
     """Read budgets with commas between, as of `parse_speedup`."""
-    return [parse_speedup(part) for part in text.split(",")]
+    return [parse_speedup(part, "budgets") for part in text.split(",")]
 
 
 def slug(prompt: str) -> str:
@@ -152,5 +173,6 @@ def _literal(text: str) -> Any:
         return _WORDS[text.lower()]
     try:
         return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        # A TypeError is of `{[1]: 2}`; the last two are of what is nested too deeply.
         return text

@@ -67,7 +67,7 @@ def parse_variant(text: str) -> Variant:
     Raises:
         OptionError: an unknown name, mode or option.
     """
-    name, *details = text.split(":")
+    name, *details = _split(text, ":")
     if name == "eager":
         if details:
             raise OptionError(f"variant '{text}' has settings, but eager has none")
@@ -94,7 +94,7 @@ def parse_variants(text: str, budgets: Sequence[float] = ()) -> list[Variant]:
     Raises:
         OptionError: there is none, one occurs twice, or one is not valid.
     """
-    names = [name.strip() for name in _split(text)]
+    names = [name.strip() for name in _split(text, ",")]
     if not all(names):
         raise OptionError(f"'{text}' holds an empty variant, expected e.g. {','.join(DEFAULT_VARIANTS)}")
     if len(set(names)) < len(names):
@@ -146,11 +146,12 @@ def compiled_graphs() -> int:
     return unique_graphs() + sum(len(region.compile_seconds) for region in regions.values())
 
 
-def _split(text: str) -> Sequence[str]:
+def _split(text: str, separator: str) -> Sequence[str]:
+    """Split where ``separator`` is in no bracket."""
     parts, depth, start = [], 0, 0
     for index, character in enumerate(text):
         depth += (character in "([{") - (character in ")]}")
-        if character == "," and depth == 0:
+        if character == separator and depth == 0:
             parts.append(text[start:index])
             start = index + 1
     return [*parts, text[start:]]

@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from .._torch_private import version_of
 from ..errors import ExtensionError
 from ..registry import Registry
 from .scores import frequency_score, random_score
@@ -91,11 +92,17 @@ class Score:
             float32, ``[R, L]``, or None where the score is not known.
 
         Raises:
-            ExtensionError: the function returned something else.
+            ExtensionError: the function returned something else, or wrote to ``hidden``. (In inference
+                mode, where that cannot be told, it gets a copy.)
         """
         if not self.reads_hidden:
             hidden = torch.full((), torch.nan, dtype=hidden.dtype, device=hidden.device).expand(hidden.shape)
+        version = version_of(hidden)
+        if version is None and check_values and not self.trusted:
+            hidden = hidden.clone()  # nothing tells there whether the function writes to it
         found = self.function(hidden, entropy, context)
+        if version_of(hidden) != version:
+            raise ExtensionError(f"score {self.name!r} wrote to hidden: expected that it only reads it")
         if found is None:
             return None
         expected = tuple(hidden.shape[:2])
@@ -104,6 +111,8 @@ class Score:
             raise ExtensionError(f"score {self.name!r} returned {got}: expected a tensor of shape {expected}")
         if found.device != hidden.device:
             raise ExtensionError(f"score {self.name!r} is on {found.device}: expected {hidden.device}")
+        if found.is_complex():
+            raise ExtensionError(f"score {self.name!r} returned {found.dtype}: expected real numbers")
         found = found.float()
         if check_values and not self.trusted and not bool((torch.isfinite(found) & (found >= 0)).all()):
             raise ExtensionError(

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import weakref
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from ..errors import OptionError, OutputError
 from ..options import Options
@@ -26,16 +27,20 @@ class RowStore:
 
     Raises:
         OptionError: the file was measured with other settings.
-        OutputError: it cannot be read, or is no such file.
+        OutputError: it cannot be read, is no such file, or another process writes to it.
     """
 
     def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
         self._path = path
         self._lines: dict[tuple[int, str], Line] = {}
-        if path.exists():
-            self._read(settings)
-        if not path.exists():
-            self._append({"format": FORMAT, "settings": dict(settings)})
+        try:
+            self._file = path.open("a+", encoding="utf-8")
+            weakref.finalize(self, self._file.close)
+            _lock(self._file, path)
+            if not self._read(settings):
+                self._append({"format": FORMAT, "settings": dict(settings)})
+        except OSError as error:
+            raise OutputError(f"cannot use '{path}': {error.strerror}") from error
 
     def add(self, run: int, name: str, line: Line) -> None:
         """Keep a row, in memory and on disk.
@@ -60,34 +65,53 @@ class RowStore:
 
     def _append(self, line: Line) -> None:
         try:
-            with self._path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
+            self._file.write(json.dumps(line) + "\n")
+            self._file.flush()
         except OSError as error:
             raise OutputError(f"cannot write '{self._path}': {error.strerror}") from error
 
-    def _read(self, settings: Mapping[str, Any]) -> None:
+    def _read(self, settings: Mapping[str, Any]) -> bool:
+        """Read the rows; False where not even the first line is whole, so that there is nothing to read."""
         try:
-            text = self._path.read_text(encoding="utf-8")
+            self._file.seek(0)
+            text = self._file.read()
             whole = text[: text.rfind("\n") + 1]
             if whole != text:
-                self._path.write_text(whole, encoding="utf-8")
-            head, *lines = map(json.loads, whole.splitlines() or ["{}"])
+                self._file.truncate(len(whole.encode()))
             if not whole:
-                self._path.unlink()
-                return
+                return False
+            head, *lines = map(json.loads, whole.splitlines())
             if head["format"] != FORMAT:
                 raise KeyError("format")
+            measured = dict(head["settings"])
             self._lines = {(line.pop("run"), line.pop("name")): line for line in lines}
-        except OSError as error:
-            raise OutputError(f"cannot read '{self._path}': {error.strerror}") from error
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise OutputError(f"'{self._path}' holds no measured rows: {error}") from error
         for name, value in settings.items():
-            if (known := head["settings"].get(name)) != value:
+            if (known := measured.get(name)) != value:
                 raise OptionError(
                     f"'{self._path.parent}' was measured with {name}={known}, not {value}: expected the "
                     "same, or another folder"
                 )
+        return True
+
+
+def _lock(file: IO[str], path: Path) -> None:
+    """Keep others from writing as long as the file is open: lines of two processes would mix.
+
+    Raises:
+        OutputError: somebody writes to it.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise OutputError(f"'{path}' is being written by another process, expected another folder") from None
+    except OSError:  # a file system without locks
+        return
 
 
 def fingerprint(options: Mapping[str, object]) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import OutputError
+from ..whole_files import replace_file
 from .diff import compare
 from .facts import FallbackFacts, GenerationFacts
 from .markup import because, code, meter, table
@@ -38,7 +39,8 @@ def write_page(found: Explanation, path: Path) -> Path:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(as_page(found), encoding="utf-8")
+        text = as_page(found)
+        replace_file(path, lambda partial: partial.write_text(text, encoding="utf-8"))
     except OSError as error:
         raise OutputError(f"cannot write '{path}': {error.strerror or error}") from error
     return path

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError, OutputError
-from ..whole_files import replace_file
+from ..whole_files import refuse_special, replace_file
 from .files import one_line
 from .headers import safetensors_header
 
@@ -106,6 +106,19 @@ def check_writable(folder: Path) -> Path:
         raise OutputError(
             f"cannot write into '{folder}', expected a writable folder: {error.strerror}"
         ) from error
+
+
+def check_file(path: Path) -> None:
+    """Check that a file can be written at ``path``, where there may be one.
+
+    Raises:
+        OutputError: there is a folder or a device, or its folder cannot be written.
+    """
+    try:
+        refuse_special(path)
+    except OSError as error:
+        raise OutputError(f"cannot write '{path}': {error.strerror}") from error
+    check_writable(path.resolve().parent)
 
 
 def check_room(folder: Path, needed_bytes: int) -> None:

@@ -61,7 +61,7 @@ def load_classifier(name: str) -> Mapping[str, Linear]:
     try:
         content = json.loads(path.read_text())
         return {stage: _linear(content[stage]) for stage in STAGES}
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise OptionError(
             f"classifier={name!r}: expected classes, coefficients, intercepts, mean and std of "
             f"{' and '.join(STAGES)}: {type(error).__name__}: {error}"

@@ -20,7 +20,7 @@ from . import tables
 from .frontier_page import latency_plot, plot
 from .frontier_page import table as frontier_table
 from .gallery import gallery
-from .parts import KINDS, Parts, lacking
+from .parts import KINDS, MISFITS, Parts, misfit
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -52,14 +52,15 @@ def as_page(parts: Parts) -> str:
     """The whole page; it holds a section for every part that is given, and none for others.
 
     Raises:
-        ToProVARError: a picture of a gallery cannot be read, or a part lacks an entry.
+        ToProVARError: a picture of a gallery cannot be read, or a part lacks an entry or has a
+            wrong one.
     """
     style = files("toprovar_fx.explanation").joinpath("page.css").read_text(encoding="utf-8")
     style += files(__package__).joinpath("report.css").read_text(encoding="utf-8")
     try:
         sections = list(_sections(parts))
-    except KeyError as error:
-        raise lacking(error) from error
+    except MISFITS as error:
+        raise misfit(error) from error
     links = [f'<a href="#{name}">{escape(title)}</a>' for name, title, _ in sections]
     # A page of one section needs no list of them.
     nav = f"<nav>{' '.join(links)}</nav>" if links[1:] else ""

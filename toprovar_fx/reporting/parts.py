@@ -22,6 +22,8 @@ INDEXES = ("table.json", "gallery.json")
 ROWS = "rows.jsonl"
 
 Json = Mapping[str, Any]
+# What reading a part of a known kind raises where its entries are not those of the kind.
+MISFITS = (KeyError, TypeError, AttributeError)
 
 
 @dataclass(frozen=True)
@@ -106,16 +108,15 @@ def read_parts(paths: Sequence[str]) -> Parts:
     tables = found.pop("tables")
     try:
         table = with_latency(join_tables(tables), list(found["benches"].values())) if tables else None
-    except KeyError as error:
-        raise lacking(error) from error
+    except MISFITS as error:
+        raise misfit(error) from error
     return Parts(table=table, tables=tuple(tables), **found)
 
 
-def lacking(error: KeyError) -> OutputError:
-    """The error for a part that is of a known kind and lacks an entry of it."""
-    return OutputError(
-        f"a part of the report lacks the entry {error}: was it written by another version or cut off?"
-    )
+def misfit(error: Exception) -> OutputError:
+    """The error for a part that is of a known kind and lacks an entry of it, or has one of another type."""
+    what = f"lacks the entry {error}" if isinstance(error, KeyError) else f"has an unexpected entry ({error})"
+    return OutputError(f"a part of the report {what}: was it written by another version or cut off?")
 
 
 def _file(path: str) -> Path:
@@ -141,7 +142,7 @@ def _document(file: Path) -> Json:
     for part in (text, *text.strip().splitlines()[-1:]):
         try:
             found = json.loads(part)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(found, dict):
             return found

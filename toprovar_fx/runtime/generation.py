@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
-from ..errors import GraphError
+from ..errors import GraphError, ScheduleError
 from ..options import Options
 from ..schedules import Schedule
 from ..user_line import warn_at_user_line
@@ -45,6 +45,10 @@ class Generation:
     """
 
     def __init__(self, schedule: Schedule, images: int) -> None:
+        if not isinstance(schedule, Schedule):
+            raise ScheduleError(f"schedule={schedule!r}: expected a toprovar_fx.Schedule")
+        if not isinstance(images, int) or isinstance(images, bool) or images < 1:
+            raise ScheduleError(f"images={images!r}: expected a number of images, 1 or more")
         self.schedule = schedule
         self.images = images
         self.scale = -1
@@ -66,7 +70,14 @@ class Generation:
 
         Raises:
             GraphError: the scale before ran eagerly on caches that lack rows.
+            ScheduleError: there is no such scale, or it is not behind the one that ran.
         """
+        last = len(self.schedule) - 1
+        if not isinstance(scale, int) or not self.scale < scale <= last:
+            behind = (
+                f"one of {self.scale + 1} .. {last}" if self.scale < last else "none, as the last one ran"
+            )
+            raise ScheduleError(f"scale {scale!r} after scale {self.scale}: expected {behind}")
         self.refuse_eager_reads()
         for controller in self.controllers:
             controller.end_scale()
@@ -186,6 +197,7 @@ def generation(schedule: Schedule, images: int = 1) -> Iterator[Generation]:
         images: B; the model's batch rows are B, or 2B with guidance: [conditional, unconditional].
 
     Raises:
+        ScheduleError: `schedule` is no Schedule, or `images` is below 1.
         GraphError: at the end, or at a scale's begin: a scale ran eagerly on caches that lack rows.
     """
     opened = Generation(schedule, images)
