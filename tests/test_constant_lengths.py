@@ -111,7 +111,9 @@ def test_a_price_before_anything_runs():
         model({"preset": "criterion", "seed": 31})
         found = [program for program in model.programs.values() if isinstance(program, StepProgram)]
         assert found
-        prices.append([p for program in found if program.options.seed == 31 for p in [program.price(SQUARE)]])
+        prices.append(
+            [p for program in found if program.options.seed == 31 for p in [program.price(SQUARE, rows=2)]]
+        )
     (symbolic,) = prices[1]
     assert len(prices[0]) == len(SQUARE) - 1
     for price in prices[0]:
