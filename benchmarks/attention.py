@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.attention_entropy import STOCK, Problem, medians, stock
+from benchmarks.attention_timing import STOCK, Problem, medians, stock
 from toprovar_fx.ops import attention
 from toprovar_fx.ops.attention_launch import launch, ranges_for
 

@@ -15,64 +15,21 @@ import json
 import random
 import statistics
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.attention_entropy_variants import entropy_variants, tuning_variants
+from benchmarks.attention_timing import STOCK, Call, Problem, medians, stock, timed
 from toprovar_fx.ops import attention_entropy
 
 SHAPES = ((576, 1497), (1024, 2521), (1600, 4121), (2304, 6425), (4096, 10521))
-STOCK = {
-    "flash": SDPBackend.FLASH_ATTENTION,
-    "cudnn": SDPBackend.CUDNN_ATTENTION,
-    "efficient": SDPBackend.EFFICIENT_ATTENTION,
-}
-L2_BYTES = 3 * 2**26
-Inputs = tuple[Tensor, Tensor, Tensor]
-Call = Callable[[Tensor, Tensor, Tensor], Any]
-
-
-@dataclass(frozen=True)
-class Problem:
-    batch: int
-    heads: int
-    queries: int
-    keys: int
-    width: int
-
-    @property
-    def flops(self) -> int:
-        return 4 * self.batch * self.heads * self.queries * self.keys * self.width
-
-    def sets(self) -> list[Inputs]:
-        """Inputs as a model makes them: unit keys and queries of norm 4, K/V as views of a longer cache."""
-        shapes = [(self.batch, self.heads, n, self.width) for n in (self.queries, self.keys, self.keys)]
-        size = sum(2 * torch.Size(shape).numel() for shape in shapes)
-        count = max(2, min(8, -(-L2_BYTES // size)))
-        found = []
-        for _ in range(count):
-            q = 4 * F.normalize(torch.randn(shapes[0], device="cuda"), dim=-1)
-            k, v = (
-                torch.randn(self.batch, self.heads, self.keys + 64, self.width, device="cuda") for _ in "kv"
-            )
-            k = F.normalize(k, dim=-1)
-            found.append((q.bfloat16(), *(x.bfloat16()[:, :, : self.keys] for x in (k, v))))
-        return found
-
-
-def stock(backend: SDPBackend) -> Call:
-    def call(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        with sdpa_kernel(backend):
-            return F.scaled_dot_product_attention(q, k, v, scale=1.0)
-
-    return call
 
 
 def naive(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -87,61 +44,13 @@ def two_kernels(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     return F.scaled_dot_product_attention(q, k, v, scale=1.0), attention_entropy(q, k, 1.0)
 
 
-def capture(call: Call, sets: Sequence[Inputs], repeats: int) -> torch.cuda.CUDAGraph:
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for inputs in sets[:2]:
-            call(*inputs)
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for _ in range(repeats):
-            for inputs in sets:
-                call(*inputs)
-    return graph
-
-
-def timed(run: Callable[[], Any]) -> float:
-    """Milliseconds on the device."""
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    start.record()
-    run()
-    end.record()
-    end.synchronize()
-    return start.elapsed_time(end)
-
-
-def medians(calls: dict[str, Call], problem: Problem, rounds: int) -> tuple[dict[str, float], dict[str, str]]:
-    """Microseconds per call of every candidate that runs, and the error of those that do not."""
-    sets = problem.sets()
-    # About half a millisecond per replay, so that launching it is noise.
-    repeats = max(1, round(0.5e-3 * 500e12 / problem.flops / len(sets)))
-    graphs, errors = {}, {}
-    for name, call in calls.items():
-        try:
-            graphs[name] = capture(call, sets, repeats)
-        except Exception as error:
-            errors[name] = f"{type(error).__name__}: {str(error)[:160]}"
-            torch.cuda.synchronize()
-    times: dict[str, list[float]] = {name: [] for name in graphs}
-    order = list(graphs)
-    for turn in range(rounds + 2):
-        random.shuffle(order)
-        for name in order:
-            taken = timed(graphs[name].replay) * 1e3 / repeats / len(sets)
-            if turn >= 2:
-                times[name].append(taken)
-    return {name: statistics.median(values) for name, values in times.items()}, errors
-
-
 def slow_medians(calls: dict[str, Call], problem: Problem, rounds: int = 3) -> dict[str, float]:
     """The same for candidates too large to be captured several times over."""
     inputs = problem.sets()[0]
     found = {}
     for name, call in calls.items():
         call(*inputs)
-        found[name] = statistics.median(timed(lambda c=call: c(*inputs)) * 1e3 for _ in range(rounds))
+        found[name] = statistics.median(timed(partial(call, *inputs)) * 1e3 for _ in range(rounds))
     return found
 
 
@@ -228,7 +137,9 @@ def main() -> None:
     tuned, excluded = tuning_variants(arguments.width) if arguments.tune else ({}, {})
     for name, reason in excluded.items():
         print(f"left out: {name}: {reason}")
-    slow = {} if arguments.tune else {"naive matrix": naive, "stock + entropy tiles": two_kernels}
+    slow: dict[str, Call] = (
+        {} if arguments.tune else {"naive matrix": naive, "stock + entropy tiles": two_kernels}
+    )
     peak = gemm_tflops()
     print(
         f"prepared in {time.perf_counter() - started:.0f} s; {peak:.0f} TFLOP/s in a matrix product of 8192"

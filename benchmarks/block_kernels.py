@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import get_args
+from typing import Any, get_args
 
 import torch
 
@@ -47,8 +47,8 @@ def block_regions(
     found: dict[str, Region] = {}
     keep = {scale: {0: 0.25, 1: 0.05, 2: 0.05} for scale in range(SCALES - 1, len(schedule))}
     pruned = {**variants.budget("2b", DEPTH, schedule, 0.25, 0.05), "keep": keep}
-    for options in ({"preset": "lossless", "unit": "step"}, pruned):
-        options = {**options, "lowering": "eager"}
+    for settings in ({"preset": "lossless", "unit": "step"}, pruned):
+        options: dict[str, Any] = {**settings, "lowering": "eager"}
         generate(problem, torch.compile(problem.model, backend="toprovar", options=options), SCALES)
         for program in programs(Options.parse(options)):
             if isinstance(program, StepProgram):

@@ -16,12 +16,13 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import toprovar_fx
 from toprovar_fx import InfinityPipeline
 from toprovar_fx.evaluation.timing import interleave
 from toprovar_fx.models.cache import KVCache
+from toprovar_fx.models.cache_memory import CacheSizes
 from toprovar_fx.models.configs import InfinityConfig
 from toprovar_fx.models.infinity import Infinity
 from toprovar_fx.runtime.generation import Generation
@@ -65,7 +66,7 @@ class Loop:
         """Logits of every scale that ran."""
         logits = []
         with torch.inference_mode(), toprovar_fx.generation(self.schedule, 1) as run:
-            cache = KVCache(self.config, 2, self.schedule.ends[-1], self.device, self.dtype)
+            cache = KVCache(CacheSizes.of(self.config, 2, self.schedule.ends[-1], self.dtype), self.device)
             for scale, hidden in enumerate(self.inputs):
                 if not run.begin_scale(scale):
                     break
@@ -98,7 +99,7 @@ def small(device: torch.device) -> Loop:
 def demo(device: torch.device) -> Loop:
     """The shipped model."""
     pipe = InfinityPipeline.from_pretrained("scenes")
-    assert isinstance(pipe.transformer, nn.Module)
+    assert isinstance(pipe.transformer, Infinity)
     return Loop(pipe.transformer, pipe.schedule, device)
 
 
@@ -107,7 +108,7 @@ def measure(loop: Loop, rounds: int) -> dict[str, Any]:
     forwards = {"dense": torch.compile(loop.model)}
     for setting, options in SETTINGS.items():
         for gate in ("host", "graph"):
-            given = {**options, "gate": gate}
+            given: dict[str, Any] = {**options, "gate": gate}
             forwards[f"{setting}, {gate}"] = torch.compile(loop.model, backend="toprovar", options=given)
     outcomes = {name: loop.run(forward) for name, forward in forwards.items()}
     calls = {name: lambda forward=forward: loop.run(forward) for name, forward in forwards.items()}

@@ -22,6 +22,7 @@ import traceback
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import get_args
 
@@ -44,36 +45,35 @@ def main(argv: Sequence[str] | None = None) -> int:
     dtype = getattr(torch, arguments.dtype)
     problem = Problem(arguments.model, arguments.device, dtype, layout=arguments.cache)
     made = transformers(problem, arguments.lowering)
-    for name in ("upstream", "fastvar"):
-        clone = getattr(arguments, name)
-        if clone is not None:
-            # The last rows: our model gives way to theirs.
-            made[name] = partial(theirs, problem, clone)
-            arguments.variants.append(name)
+    clones = {
+        name: path for name in ("upstream", "fastvar") if (path := getattr(arguments, name)) is not None
+    }
     unknown = [name for name in arguments.variants if name not in made]
     if unknown:
         raise SystemExit(f"--variants {','.join(unknown)}: expected some of {', '.join(made)}")
+    made |= {name: partial(theirs, problem, clone) for name, clone in clones.items()}
+    # Clones come last, at all batch sizes: our model gives way to theirs.
+    order = [*product(arguments.batch, arguments.variants), *product(arguments.batch, clones)]
     roof = gemm_rate(problem.dtype) if arguments.device == "cuda" else None
     rows: list[Measured] = []
     failed: dict[str, str] = {}
     print(heading(arguments, roof), flush=True)
-    for images in arguments.batch:
-        for variant in arguments.variants:
-            spent = time.perf_counter() - started
-            if spent > arguments.seconds:
-                failed[f"{variant}, batch {images}"] = f"not run: {spent:.0f} s were spent"
-                continue
-            try:
-                row = measure(problem, variant, made[variant], images, arguments.rounds, roof, arguments.warm)
-            except Exception as error:
-                traceback.print_exc()
-                failed[f"{variant}, batch {images}"] = f"{type(error).__name__}: {error}"[:500]
-                continue
-            rows.append(row)
-            print(line(row), flush=True)
-            if arguments.out:
-                with arguments.out.open("a") as file:
-                    file.write(json.dumps(asdict(row)) + "\n")
+    for images, variant in order:
+        spent = time.perf_counter() - started
+        if spent > arguments.seconds:
+            failed[f"{variant}, batch {images}"] = f"not run: {spent:.0f} s were spent"
+            continue
+        try:
+            row = measure(problem, variant, made[variant], images, arguments.rounds, roof, arguments.warm)
+        except Exception as error:
+            traceback.print_exc()
+            failed[f"{variant}, batch {images}"] = f"{type(error).__name__}: {error}"[:500]
+            continue
+        rows.append(row)
+        print(line(row), flush=True)
+        if arguments.out:
+            with arguments.out.open("a") as file:
+                file.write(json.dumps(asdict(row)) + "\n")
     print(table(rows, problem))
     for name, why in failed.items():
         print(f"{name}: {why}")

@@ -65,9 +65,9 @@ def profiled(problem: Problem, transformer: Any, scales: int) -> Kernels:
     kinds += [torch.profiler.ProfilerActivity.CUDA] if on_cuda else []
     with torch.profiler.profile(activities=kinds) as profile:
         generate(problem, transformer, scales)
-    wanted = torch.autograd.DeviceType.CUDA if on_cuda else torch.autograd.DeviceType.CPU
+    wanted = "CUDA" if on_cuda else "CPU"
     for event in profile.events():
-        if event.device_type == wanted:
+        if event.device_type.name == wanted:
             found.us[event.name] += event.time_range.elapsed_us() if on_cuda else event.self_cpu_time_total
             found.calls[event.name] += 1
     return found

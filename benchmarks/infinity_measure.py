@@ -200,7 +200,7 @@ def _launched(problem: Problem, transformer: Any, images: int) -> tuple[int, int
     with torch.profiler.profile(activities=kinds) as profile:
         generate(problem, transformer, images)
     events = profile.events()
-    kernels = sum(event.device_type == torch.autograd.DeviceType.CUDA for event in events)
+    kernels = sum(event.device_type.name == "CUDA" for event in events)
     launches = sum("Launch" in event.name and event.name.startswith("cu") for event in events)
     return kernels, launches
 

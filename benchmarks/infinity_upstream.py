@@ -33,8 +33,8 @@ PROMPT_TOKENS = 50
 
 def flash_attn_func(q: Tensor, k: Tensor, v: Tensor, softmax_scale: float | None = None, **_: Any) -> Tensor:
     """Attention of [B, L, H, E]."""
-    heads_first = [part.transpose(1, 2) for part in (q, k, v)]
-    return F.scaled_dot_product_attention(*heads_first, scale=softmax_scale).transpose(1, 2)
+    q, k, v = (part.transpose(1, 2) for part in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v, scale=softmax_scale).transpose(1, 2)
 
 
 def flash_attn_varlen_kvpacked_func(
@@ -43,8 +43,8 @@ def flash_attn_varlen_kvpacked_func(
     """Attention of packed queries to texts that are all of one length, as they are here."""
     rows = len(cu_seqlens_k) - 1
     keys, values = kv.unflatten(0, (rows, max_seqlen_k)).unbind(2)
-    heads_first = [part.transpose(1, 2) for part in (q.unflatten(0, (rows, -1)), keys, values)]
-    mixed = F.scaled_dot_product_attention(*heads_first, scale=softmax_scale)
+    q, k, v = (part.transpose(1, 2) for part in (q.unflatten(0, (rows, -1)), keys, values))
+    mixed = F.scaled_dot_product_attention(q, k, v, scale=softmax_scale)
     return mixed.transpose(1, 2).flatten(0, 1)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from toprovar_fx.between_scales import BetweenScales
 from toprovar_fx.models.bsq import BSQConfig, MultiScaleBSQ
 from toprovar_fx.models.cache import DEFAULT_LAYOUT, KVCache
 from toprovar_fx.models.cache_layout import CacheLayout
+from toprovar_fx.models.cache_memory import CacheSizes
 from toprovar_fx.models.configs import CONFIGS, InfinityConfig
 from toprovar_fx.models.infinity import Infinity
 from toprovar_fx.sampling import schedule_noise, seed_tensor
@@ -96,8 +98,8 @@ class Problem:
         self.config, self.schedule = MODELS[name] if model is None else model
         torch.manual_seed(0)
         with torch.device(device):
-            model = Infinity(self.config)
-        self.model = model.to(device, dtype).eval().requires_grad_(False)
+            built = Infinity(self.config)
+        self.model = built.to(device, dtype).eval().requires_grad_(False)
         self.model.set_schedule(self.schedule)
         patch = 2 if self.config.patchify else 1
         sides = self.schedule.sides
@@ -110,15 +112,15 @@ class Problem:
         """Keys and values of `images` images with guidance, in place from one generation to the next."""
         if images not in self._caches:
             self._caches.clear()
-            self._caches[images] = KVCache(
+            sizes = CacheSizes.of(
                 self.config,
                 2 * images,
                 self.schedule.ends[-1],
-                self.device,
                 self.dtype,
                 layout=self.layout,
                 kept_tokens=self.schedule.tokens_before_last,
             )
+            self._caches[images] = KVCache(sizes, self.device)
         return self._caches[images]
 
     def release(self) -> None:
@@ -168,7 +170,5 @@ def transformers(problem: Problem, lowering: str) -> dict[str, Callable[[], Any]
     }
     for name, options in toprovar_options(problem.name, problem.config.depth, problem.schedule).items():
         settings = {**options, "lowering": lowering}
-        made[name] = lambda settings=settings: torch.compile(
-            problem.model, backend="toprovar", options=settings
-        )
+        made[name] = partial(torch.compile, problem.model, backend="toprovar", options=settings)
     return made

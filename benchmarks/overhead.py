@@ -94,7 +94,7 @@ def compile_seconds(build: Callable[[], nn.Module], hidden: Tensor, repeats: int
     """Seconds of the first call of a fresh model, both backends in turn; the first pair only warms up."""
     found: dict[str, list[float]] = {name: [] for name in BACKENDS}
     for repeat in range(repeats + 1):
-        names = list(BACKENDS) if repeat % 2 else list(reversed(BACKENDS))
+        names = list(BACKENDS) if repeat % 2 else list(BACKENDS)[::-1]
         for name in names:
             torch.compiler.reset()
             forward = torch.compile(build().eval(), dynamic=True, **BACKENDS[name])

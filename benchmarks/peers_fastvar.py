@@ -20,6 +20,7 @@ from benchmarks.upstream_shims import clone_on_path, forget
 from toprovar_fx.adapters.rebinding import rebound, torch_with
 from toprovar_fx.backend import toprovar
 from toprovar_fx.models.cache import KVCache
+from toprovar_fx.models.cache_memory import CacheSizes
 from toprovar_fx.models.configs import InfinityConfig
 from toprovar_fx.models.infinity import Infinity
 from toprovar_fx.runtime.generation import Generation, generation
@@ -194,7 +195,7 @@ class Ours:
         features = self.text[None].repeat(2, 1, 1)
         features = self.model.unconditional(features, torch.tensor([False, True]))
         context = self.model.prepare_text(features, torch.tensor([TEXT_TOKENS] * 2))
-        cache = KVCache(SIZES, 2, self.schedule.ends[-1], torch.device("cpu"), torch.float32)
+        cache = KVCache(CacheSizes.of(SIZES, 2, self.schedule.ends[-1]), "cpu")
         logits = []
         with generation(self.schedule, 1) as run:
             for scale in range(len(self.schedule)):

@@ -17,6 +17,12 @@ import numpy as np
 class Holder:
     """Stands in for a class of scikit-learn: its attributes and what they predict."""
 
+    mean_: np.ndarray
+    scale_: np.ndarray
+    classes_: np.ndarray
+    coef_: np.ndarray
+    intercept_: np.ndarray
+
     def transform(self, rows: Any) -> Any:
         """As `StandardScaler.transform`."""
         return (np.asarray(rows, np.float64) - self.mean_) / self.scale_
@@ -28,6 +34,9 @@ class Holder:
 
 class _Array:
     """Stands in for joblib's wrapper, which the array's bytes follow in the file."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
 
     def read(self, file: io.BytesIO) -> np.ndarray:
         if getattr(self, "numpy_array_alignment_bytes", None) is not None:
@@ -46,8 +55,11 @@ _KNOWN = {
 }
 
 
-class _Reader(pickle._Unpickler):
-    dispatch: ClassVar = dict(pickle._Unpickler.dispatch)
+_Unpickler: Any = vars(pickle)["_Unpickler"]  # the one in Python: its steps can be overridden
+
+
+class _Reader(_Unpickler):
+    dispatch: ClassVar = dict(_Unpickler.dispatch)
 
     def __init__(self, content: bytes) -> None:
         self.bytes = io.BytesIO(content)

@@ -79,7 +79,12 @@ class Clone:
             self.classifiers["skip_model_scaler"],
             self.classifiers["skip_model_scaler"].transform,
         )
-        vars(scaler)["transform"] = lambda rows: self.asked.append(tuple(rows[0])) or transform(rows)
+
+        def told(rows: Any) -> Any:
+            self.asked.append(tuple(rows[0]))
+            return transform(rows)
+
+        vars(scaler)["transform"] = told
 
     def generate(self, seed: int) -> int:
         """Generate by the clone's own method; returns the number of scales that ran."""

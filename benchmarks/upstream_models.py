@@ -47,7 +47,7 @@ class Upstream(ABC):
     """
 
     name: str
-    model: nn.Module
+    model: Any  # of a class of the clone
     sides: tuple[tuple[int, int], ...]
     rounds = False
 
@@ -171,7 +171,8 @@ class UpstreamInfinity(Upstream):
         self.sides = tuple((height, width) for _, height, width in self.schedule)
         randomise(self.model.eval(), 1)
         if unrounded:
-            for block in self.blocks():
+            blocks: list[Any] = self.blocks()
+            for block in blocks:
                 block.ca.mat_q = nn.Sequential(block.ca.mat_q, _Cast(torch.float64))
                 block.ca.proj = nn.Sequential(_Cast(torch.float32), block.ca.proj)
         super().__init__()

@@ -24,8 +24,8 @@ def flash_attn_func(
     q: Tensor, k: Tensor, v: Tensor, dropout_p: float = 0.0, softmax_scale: float | None = None
 ) -> Tensor:
     """Attention of [B, L, H, E]; FastVAR calls it, upstream's inference does not."""
-    heads_first = [part.transpose(1, 2) for part in (q, k, v)]
-    return F.scaled_dot_product_attention(*heads_first, scale=softmax_scale).transpose(1, 2)
+    q, k, v = (part.transpose(1, 2) for part in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v, scale=softmax_scale).transpose(1, 2)
 
 
 def flash_attn_varlen_kvpacked_func(
@@ -44,8 +44,9 @@ def flash_attn_varlen_kvpacked_func(
     for row in range(len(starts) - 1):
         queries = slice(starts[row], starts[row + 1])
         keys, values = kv[ends[row] : ends[row + 1]].to(q.dtype).unbind(1)
-        heads_first = [part.transpose(0, 1)[None] for part in (q[queries], keys, values)]
-        mixed[queries] = F.scaled_dot_product_attention(*heads_first, scale=softmax_scale)[0].transpose(0, 1)
+        q_row, k_row, v_row = (part.transpose(0, 1)[None] for part in (q[queries], keys, values))
+        row_mixed = F.scaled_dot_product_attention(q_row, k_row, v_row, scale=softmax_scale)
+        mixed[queries] = row_mixed[0].transpose(0, 1)
     return mixed
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from dataclasses import replace
 from typing import Any
 
 import sympy
@@ -11,9 +12,10 @@ from torch import fx
 
 from ..analysis.block_facts import BlockFacts
 from ..analysis.contexts import is_context
+from ..analysis.graph_sizes import spec_of
 from ..analysis.shapes import shape_of
 from ..criteria.scores import frequency_score
-from ..lowering.sizes import IMAGES, KEPT, OFFSET, InputSpec, spec_of, tensor_spec
+from ..input_specs import IMAGES, KEPT, OFFSET, InputSpec, tensor_spec
 from ..ops import select_tokens  # noqa: F401 - registers the operator called here
 from .gathering import RowGather
 from .row_plan import BlockArm, RowPlan
@@ -172,7 +174,7 @@ def _with_own_slots(spec: InputSpec, axis: int | None, at: int) -> InputSpec:
     assert spec.dtype is not None and spec.device is not None
     slots = sympy.Symbol(f"slots_{at}", integer=True, positive=True)
     shape = (*spec.shape[:axis], slots, *spec.shape[axis + 1 :])
-    return tensor_spec(shape, spec.dtype, spec.device)
+    return replace(tensor_spec(shape, spec.dtype, spec.device), renamed=((slots, spec.shape[axis]),))
 
 
 def _is_impure(node: fx.Node) -> bool:

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, fx, nn
 
 from .._torch_private import clone_graph, cond
+from ..analysis.graph_sizes import spec_of
 from ..criteria.decision import Decision, DecisionRule, decide
 from ..criteria.scores import frequency_score
-from ..lowering.sizes import IMAGES, KEPT, OFFSET, InputSpec, spec_of, tensor_spec
+from ..input_specs import IMAGES, KEPT, OFFSET, InputSpec, tensor_spec
 from .branches import Branch, BranchLayout, OtherwiseBranch, PrunedBranch, SkippedBranch, WholeBranch
 from .functional_rows import FunctionalRewriter
 from .row_plan import BlockArm, RowPlan

@@ -29,7 +29,7 @@ from torch import fx
 from ..analysis.attention import attention_calls
 from ..analysis.cache_forms import CacheForm, read_form
 from ..analysis.caches import CACHE_HOLDER
-from ..analysis.operators import full_index, leading_numbers, operator_name
+from ..analysis.operators import full_index, leading_numbers, one_slice, operator_name
 from ..analysis.reasons import Reason, Unsupported
 from ..analysis.shapes import Size, as_size, is_tensor, same, shape_of, size_of, value_of
 from .step import copy_graph
@@ -84,7 +84,7 @@ class _Rewriter:
             start = self._start(node, form)
             end = self._sum(node, (start, self._count()))
             with self.graph.inserting_before(node):
-                index = _slices(len(shape_of(holder)), form.axis, slice(start, end))
+                index = one_slice(len(shape_of(holder)), form.axis, slice(start, end))
                 self._call(node, operator.setitem, (holder, index, form.rows), None)
             self._replace(node, form, holder, end)
         self.graph.eliminate_dead_code(is_impure_node=_is_impure)
@@ -126,7 +126,7 @@ class _Rewriter:
         read = holder
         if form.start is None:
             with self.graph.inserting_before(node):
-                index = _slices(len(shape_of(holder)), form.axis, slice(None, end))
+                index = one_slice(len(shape_of(holder)), form.axis, slice(None, end))
                 read = self._call(node, operator.getitem, (holder, index), value_of(node))
         for user in list(node.users):
             user.replace_input_with(node, holder if user.op == "output" else read)
@@ -210,10 +210,6 @@ class _Rewriter:
 
 def _number(term: object) -> object:
     return value_of(term) if isinstance(term, fx.Node) else term
-
-
-def _slices(rank: int, axis: int, entry: slice) -> tuple[slice, ...]:
-    return tuple(entry if at == axis else slice(None) for at in range(rank))
 
 
 # What the rewriting may leave without a user.

@@ -11,9 +11,10 @@ from torch import fx
 from ..analysis.block_facts import BlockFacts
 from ..analysis.caches import CacheRead, CacheWrite
 from ..analysis.flex import is_flex
+from ..analysis.graph_sizes import spec_of
 from ..analysis.reasons import Reason, Unsupported
 from ..analysis.shapes import same, shape_of, value_of
-from ..lowering.sizes import OFFSET, InputSpec, spec_of
+from ..input_specs import OFFSET, InputSpec
 from ..ops import attend_rows  # noqa: F401 - registers the operator called here
 from .rows import Rewriter
 

@@ -10,10 +10,10 @@ from ..analysis.reasons import Fallback, Reason, Unsupported
 from ..criteria.decision import DecisionRule
 from ..declaration import declare
 from ..options import Options
+from ..policies.graph_support import GraphGates, graph_gates
 from ..runtime.depth import watched_layers
 from ..runtime.gates import LayerSkipGate, ScaleDepthGate
 from ..runtime.graph_gate import GraphGate
-from ..runtime.graph_support import GraphGates, graph_gates
 from ..runtime.selecting_gate import SelectingGate
 from ..runtime.token_gates import TokenGate
 from .branch_graph import BranchPlan

@@ -17,7 +17,7 @@ from torch import fx
 from ..analysis.block_facts import BlockFacts
 from ..analysis.caches import CacheRead, CacheWrite
 from ..analysis.contractions import read_contraction
-from ..analysis.operators import states_length
+from ..analysis.operators import one_slice, states_length
 from ..analysis.shapes import shape_of, value_of
 from ..analysis.transfers import Axes
 from .block_draft import BlockDraft
@@ -152,13 +152,13 @@ class Rewriter(BlockDraft):
 
     def _copy_write(self, write: CacheWrite) -> None:
         rows_kept = write.rows in self.kept
-        index = _slices(len(shape_of(write.cache)), write.axis, slice(self.offset, self._end(rows_kept)))
+        index = one_slice(len(shape_of(write.cache)), write.axis, slice(self.offset, self._end(rows_kept)))
         args = (self.mapped[write.cache], index, self.mapped[write.rows])
         self.mapped[write.node] = self.graph.call_function(operator.setitem, args)
         self._written_kept = rows_kept
 
     def _copy_read(self, read: CacheRead) -> None:
-        index = _slices(len(shape_of(read.cache)), read.axis, slice(None, self._end(self._written_kept)))
+        index = one_slice(len(shape_of(read.cache)), read.axis, slice(None, self._end(self._written_kept)))
         self.mapped[read.node] = self.graph.call_function(operator.getitem, (self.mapped[read.cache], index))
 
     def _attend(self, node: fx.Node, value_of_operand: Callable[[fx.Node], fx.Node]) -> None:
@@ -194,7 +194,3 @@ class Rewriter(BlockDraft):
                 self.entropy = measure_operands(self.graph, call, query, axes, self._map, mask, first)
         if self.wanted is not None and self.gather.keep is None:
             self.gather.keep = self._select(self.entropy)
-
-
-def _slices(rank: int, axis: int, entry: slice) -> tuple[slice, ...]:
-    return tuple(entry if at == axis else slice(None) for at in range(rank))

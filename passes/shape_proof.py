@@ -15,10 +15,11 @@ from torch import fx
 
 from .._torch_private import SymbolicInputs, fake_run
 from ..analysis.block_facts import BlockFacts
+from ..analysis.graph_sizes import graph_specs, traced_sizes
 from ..analysis.operators import flat_arguments
 from ..analysis.reasons import Reason, Unsupported
 from ..analysis.shapes import as_size, dtype_of, shape_of, size_of, value_of
-from ..lowering.sizes import IMAGES, KEPT, OFFSET, InputSpec, at_sizes, graph_specs, traced_sizes
+from ..input_specs import IMAGES, KEPT, OFFSET, InputSpec, at_sizes
 from .row_plan import BlockArm, GatherAt, RowPlan
 
 Values = dict[sympy.Symbol, int]
@@ -41,7 +42,7 @@ def prove_shapes(source: fx.Graph, facts: BlockFacts, arm: BlockArm, plan: RowPl
     for values in (_distinct(specs, source, facts), _as_traced(specs, source, facts)):
         try:
             result: Any = fake_run(arm.graph, SymbolicInputs([at_sizes(spec, values) for spec in specs], {}))
-        except Exception as error:
+        except Exception as error:  # whatever an operator raises says that its shapes do not fit
             failure = failure or f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
             continue
         found = [(*map(int, part.shape),) for part in (result if isinstance(result, tuple) else (result,))]

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+from torch import fx
 
 from .browser import CHROMIUM
 
@@ -87,6 +88,23 @@ def observed(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[int, int], torch.Ten
 
     monkeypatch.setattr(Controller, "observe", observe)
     return taken
+
+
+@pytest.fixture
+def without_table_gather(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rewriter with the classic bug: position tables stay in the order of the full scale.
+
+    They are cut to K rows; left whole, the proof of shapes would see them.
+    """
+
+    from toprovar_fx.analysis.transfers import Axes
+    from toprovar_fx.passes.rows import Rewriter
+
+    def ungathered(self: Rewriter, operand: fx.Node, axes: Axes, rank: int) -> fx.Node:
+        dimension = axes.token - rank
+        return self.graph.call_method("narrow", (self.mapped[operand], dimension, 0, self._count(kept=True)))
+
+    monkeypatch.setattr(Rewriter, "_gather_table", ungathered)
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,8 @@ from torch.nn import functional as F
 
 from toprovar_fx.ops.triton_launch import Tiles, launch
 
+from .float64_attention import attended
+
 SMALL = Tiles(16, 16, 4, 2)
 Case = tuple[Tensor, Tensor, Tensor, float, int, Tiles]
 
@@ -70,15 +72,8 @@ def cases() -> Iterator[tuple[str, Case]]:
     yield "not a number", (q, k, v, *rest)  # type: ignore[misc]
 
 
-def oracle(q: Tensor, k: Tensor, v: Tensor, scale: float, first_key: int) -> tuple[Tensor, Tensor]:
-    k, v = (x.double().repeat_interleave(q.shape[1] // k.shape[1], 1) for x in (k, v))
-    s = scale * q.double() @ k.mT
-    logp = torch.log_softmax(s[..., first_key:], -1)
-    return s.softmax(-1) @ v, -(logp.exp() * logp).sum(-1)
-
-
 def run(q: Tensor, k: Tensor, v: Tensor, scale: float, first_key: int, tiles: Tiles) -> dict[str, object]:
-    expected, nats = oracle(q, k, v, scale, first_key)
+    expected, nats = attended(q, k, v, scale, first_key)
     out, entropy = launch(q, k, v, scale, False, first_key, tiles=tiles)
     again, mean = launch(q, k, v, scale, True, first_key, tiles=tiles)
     plain, _ = launch(q, k, v, scale, False, tiles=tiles, with_entropy=False)

@@ -13,7 +13,9 @@ from toprovar_fx.live_programs import programs
 from toprovar_fx.passes.row_sizes import RowSizes
 from toprovar_fx.runtime.generation import generation
 
-from .models import odd, odd_attention, odd_packed
+from .dynamo_errors import cause
+from .models import odd, odd_attention, odd_caches, odd_packed
+from .models.refused import REASONS
 from .models.subjects import SQUARE, Outcome, generate, identical
 
 pytestmark = pytest.mark.usefixtures("many_graphs")
@@ -26,78 +28,6 @@ PRUNING = {
     "protected_layers_last": 0,
 }
 
-CASES = [
-    (odd.TokenMean, Reason.TOKEN_MIXING),
-    (odd.TokenSoftmax, Reason.TOKEN_MIXING),
-    (odd.GlobalNorm, Reason.TOKEN_MIXING),
-    (odd.TokenSlice, Reason.TOKEN_MIXING),
-    (odd.TokenMixer, Reason.TOKEN_MIXING),
-    (odd.Convolution, Reason.UNKNOWN_OPERATOR),
-    (odd.GridConvolution, Reason.UNKNOWN_OPERATOR),
-    (odd.Roll, Reason.UNKNOWN_OPERATOR),
-    (odd.Cumulative, Reason.UNKNOWN_OPERATOR),
-    (odd.Sorted, Reason.UNKNOWN_OPERATOR),
-    (odd.Pooled, Reason.UNKNOWN_OPERATOR),
-    (odd.TokenNorm, Reason.TOKEN_MIXING),
-    (odd.Dropout, Reason.RANDOM),
-    (odd.Noise, Reason.RANDOM),
-    (odd.BatchMean, Reason.BATCH_ROWS),
-    (odd.SwappedRows, Reason.BATCH_ROWS),
-    (odd.Reflected, Reason.BATCH_ROWS),
-    (odd.IntoTable, Reason.IN_PLACE_WRITE),
-    (odd.UnknownPlaces, Reason.CACHE_LAYOUT),
-    (odd.RotatedCache, Reason.MASKED_ATTENTION),
-    (odd.EarlyRead, Reason.CACHE_LAYOUT),
-    (odd.SummedCache, Reason.TOKEN_MIXING),
-    (odd.Unknown, Reason.UNKNOWN_OPERATOR),
-    (odd.Branch, Reason.TOKEN_MIXING),
-    (odd.Merged, Reason.RESHAPED_TOKENS),
-    (odd.LengthFactor, Reason.LENGTH_IN_ARITHMETIC),
-    (odd.LengthInteger, Reason.LENGTH_IN_ARITHMETIC),
-    (odd.LengthInTable, Reason.LENGTH_IN_ARITHMETIC),
-    (odd.InPlace, Reason.IN_PLACE_WRITE),
-    (odd.InPlaceSum, Reason.IN_PLACE_WRITE),
-    (odd.InPlaceByArgument, Reason.IN_PLACE_WRITE),
-    (odd.InPlaceView, Reason.IN_PLACE_WRITE),
-    (odd.Causal, Reason.MASKED_ATTENTION),
-    (odd_attention.KeyMask, Reason.MASKED_ATTENTION),
-    (odd_attention.HandwrittenKeyMask, Reason.MASKED_ATTENTION),
-    (odd_attention.KeyTable, Reason.MASKED_ATTENTION),
-    (odd_attention.MaskOfTokens, Reason.MASKED_ATTENTION),
-    (odd_attention.FlashCausal, Reason.MASKED_ATTENTION),
-    (odd_attention.ManualSoftmax, Reason.HANDWRITTEN_ATTENTION),
-    (odd_attention.StableSoftmax, Reason.HANDWRITTEN_ATTENTION),
-    (odd_attention.LogSoftmax, Reason.HANDWRITTEN_ATTENTION),
-    (odd_attention.QuerySoftmax, Reason.HANDWRITTEN_ATTENTION),
-    (odd_attention.CentredScores, Reason.HANDWRITTEN_ATTENTION),
-    (odd_attention.SummedScores, Reason.HANDWRITTEN_ATTENTION),
-    (odd_attention.SummedQueries, Reason.HANDWRITTEN_ATTENTION),
-    (odd_attention.Differential, Reason.NO_BLOCK),
-    (odd_attention.OtherValues, Reason.TOKEN_MIXING),
-    (odd_attention.CachedKeysOutside, Reason.TOKEN_MIXING),
-    (odd_attention.CachedKeysInPlace, Reason.CACHE_WRITE),
-    (odd_attention.KeysInArithmetic, Reason.LENGTH_IN_ARITHMETIC),
-    (odd_attention.Window, Reason.ATTENTION_VARIANT),
-    (odd_attention.SoftCap, Reason.ATTENTION_VARIANT),
-    (odd_attention.FlexValues, Reason.MASKED_ATTENTION),
-    (odd_attention.FlexLength, Reason.LENGTH_IN_ARITHMETIC),
-    (odd_packed.Unequal, Reason.PACKED_ROWS),
-    (odd_packed.Causal, Reason.PACKED_ROWS),
-    (odd_attention.FlexOwnLength, Reason.LENGTH_IN_ARITHMETIC),
-    (odd_attention.AttentionDropout, Reason.RANDOM),
-    (odd_attention.Dropout, Reason.RANDOM),
-    (odd_attention.Noise, Reason.RANDOM),
-    (odd.NoAttention, Reason.NO_ATTENTION),
-    (odd.TextOnly, Reason.NO_ATTENTION),
-    (odd.ConstantWrite, Reason.CACHE_WRITE),
-    (odd.ShiftedWrite, Reason.CACHE_WRITE),
-    (odd.Appended, Reason.TOKEN_MIXING),
-    (odd.SecondStream, Reason.NO_BLOCK),
-    (odd.TwoAttentions, Reason.NO_BLOCK),
-    (odd.NoResidual, Reason.NO_BLOCK),
-    (odd.Grid, Reason.NO_TOKEN_AXIS),
-]
-
 
 def reasons(outcome: Outcome) -> set[Reason]:
     return {fallback.reason for fallback in outcome.controller.ledger.fallbacks}
@@ -108,7 +38,7 @@ def compiled(subject: odd.OddSubject, **options: object):
 
 
 SLOW = [(odd_attention.FlexBlocks, Reason.MASKED_ATTENTION)]
-BY_NAME = [pytest.param(*case, id=case[0].__name__) for case in CASES]
+BY_NAME = [pytest.param(*case, id=case[0].__name__) for case in REASONS]
 BY_NAME += [pytest.param(*case, id=case[0].__name__, marks=pytest.mark.nightly) for case in SLOW]
 
 
@@ -140,13 +70,8 @@ def test_a_shape_passed_around_is_understood():
     assert identical(whole.logits, generate(subject, subject.model).logits)
 
 
-def cause(error: BaseException) -> BaseException:
-    """What a backend raised inside Dynamo."""
-    return getattr(error, "inner_exception", error)
-
-
 @pytest.mark.parametrize(
-    ("kind", "others"), [(odd.SharedCache, {Reason.NO_ATTENTION}), (odd.LateRead, set())]
+    ("kind", "others"), [(odd_caches.SharedCache, {Reason.NO_ATTENTION}), (odd_caches.LateRead, set())]
 )
 def test_a_cache_that_others_read_is_not_shortened(kind, others):
     subject = odd.OddSubject(kind)
@@ -235,11 +160,11 @@ def test_a_rewrite_whose_shapes_do_not_come_out_right_runs_dense(settings, monke
 
 
 def test_every_reason_has_a_test():
-    here = {reason for _, reason in CASES}
+    here = {reason for _, reason in REASONS}
     here |= {
         Reason.SHARED_STATE,
         Reason.GRADIENTS,
-        # tests/test_constant_lengths.py
+        # tests/test_constant_lengths_coincide.py and test_constant_lengths_limit.py
         Reason.AMBIGUOUS_LENGTH,
         Reason.RECOMPILE_LIMIT,
         Reason.ONE_TOKEN,
@@ -271,7 +196,7 @@ def test_blocks_without_sublayers_are_decided_about_as_a_whole():
     assert isinstance(cause(caught.value), GraphError)
 
 
-@pytest.mark.parametrize("kind", [odd.Plain, odd.TableInBlock, odd.NarrowWrite])
+@pytest.mark.parametrize("kind", [odd.Plain, odd.TableInBlock, odd_caches.NarrowWrite])
 def test_the_same_model_without_oddity_is_pruned(kind):
     subject = odd.OddSubject(kind)
     expected = generate(subject, subject.model)

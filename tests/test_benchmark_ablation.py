@@ -13,7 +13,7 @@ from benchmarks import ablation as script
 from toprovar_fx.pipeline import InfinityPipeline
 from toprovar_fx.reporting.tables import ablations
 
-from .test_frontier_latency import bench, timed
+from .frontier_tables import bench, timed
 
 
 class Study:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
+import sympy
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,11 +16,12 @@ from toprovar_fx.flops import flop_counter
 from toprovar_fx.models.configs import CONFIGS
 from toprovar_fx.models.infinity import Infinity
 from toprovar_fx.options import Options
+from toprovar_fx.runtime.budget import StepBudget
 from toprovar_fx.runtime.report import GenerationReport, report_of
 from toprovar_fx.schedules import Schedule
 
 from .models.fixtures import traced
-from .models.subjects import OPEN, Outcome, TinyInfinity, Traced, generate, identical
+from .models.subjects import OPEN, SQUARE, Outcome, TinyInfinity, Traced, generate, identical
 
 WIDE_OPEN = {**OPEN, "min_scale": 2, "min_keep": 0.02}
 
@@ -107,6 +111,20 @@ def test_the_option_takes_a_factor(value, factor):
 def test_the_option_refuses_everything_else(value):
     with pytest.raises(OptionError, match=r"budget=.*expected a factor above 1 like '2.5x' or 2.5 or None"):
         Options(budget=value)
+
+
+def test_a_budget_counts_on_no_less_than_two_tokens():
+    """No layer computes fewer, so the FLOPs of one could not be had."""
+    ask = SimpleNamespace(
+        options=Options(budget="2x", min_keep=0.01),
+        schedule=SQUARE,
+        scale=2,
+        exit=len(SQUARE),
+        may_prune=lambda scale, layer: True,
+        retention=lambda scale, layer: 1.0,
+    )
+    budget = StepBudget(SimpleNamespace(layers=[0]), sympy.Integer(2), sympy.Symbol("L"))
+    assert [place.least for place in budget._places(ask)] == [2] * 4
 
 
 def test_no_keep_ratios_besides_a_budget():

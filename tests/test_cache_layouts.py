@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import gc
 import sys
+from types import SimpleNamespace
 
 import pytest
 import sympy
@@ -51,9 +52,8 @@ class Laid(TinyInfinity):
     def state(self, images: int, schedule: Schedule) -> State:
         state = super().state(images, schedule)
         like, kept = state.cache.keys[0], schedule.tokens_before_last
-        sizes = CacheSizes.of(
-            self.model.config, 2 * images, schedule.ends[-1], like.dtype, self.layout, kept
-        )  # fmt: skip
+        given = self.model.config, 2 * images, schedule.ends[-1], like.dtype
+        sizes = CacheSizes.of(*given, layout=self.layout, kept_tokens=kept)
         if self.layout == "shared":
             found = sizes.shared_in(HostPages())
             assert found is not None
@@ -145,7 +145,7 @@ def test_schedules_share_a_graph_whose_strides_follow_from_its_shapes(layout):
 
 
 def test_conditional_rows_alone():
-    cache = KVCache(CONFIG, 4, 20, layout="token_major")
+    cache = KVCache(CacheSizes.of(CONFIG, 4, 20, layout="token_major"))
     part = cache.first(2)
     part.keys[1][:, :, 3] = 1
     assert part.keys[1].shape == (2, 2, 21, 32) and (cache.keys[1][:2, :, 3] == 1).all()
@@ -155,18 +155,18 @@ def test_conditional_rows_alone():
 @on_linux
 def test_whole_pages_that_cost_more_are_not_mapped():
     pages = HostPages()
-    few = CacheSizes.of(CONFIG, 2, 20, torch.float32, "shared", 17)
+    few = CacheSizes.of(CONFIG, 2, 20, layout="shared", kept_tokens=17)
     assert few.shared_in(pages) is None and pages.calls == []
     assert few.memory_bytes() == few.separate_bytes
     # Nothing to share where the last scale is not said.
-    assert CacheSizes.of(CONFIG, 2, 130, torch.float32, "shared", None).shared_in(pages) is None
+    assert CacheSizes.of(CONFIG, 2, 130, layout="shared").shared_in(pages) is None
 
 
 @on_linux
 def test_memory_that_torch_holds_is_given_to_the_driver_once(monkeypatch):
     emptied = []
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptied.append(True))
-    sizes = CacheSizes.of(CONFIG, 2, 130, torch.float32, "shared", 66)
+    sizes = CacheSizes.of(CONFIG, 2, 130, layout="shared", kept_tokens=66)
     pages = HostPages(fail_at=9, out_of_memory=True)
     caches = sizes.shared_in(pages)
     assert caches is not None and len(emptied) == 1 and len(pages.reserved) == 2 * CONFIG.depth
@@ -179,18 +179,18 @@ def test_memory_that_torch_holds_is_given_to_the_driver_once(monkeypatch):
 
 
 def test_where_nothing_can_be_mapped_caches_are_plain():
-    cache = KVCache(CONFIG, 2, 130, "cpu", layout="shared", kept_tokens=66)
+    cache = KVCache(CacheSizes.of(CONFIG, 2, 130, layout="shared", kept_tokens=66), "cpu")
     assert cache.keys[0].is_contiguous()
 
 
 def test_sizes_are_told_by_layout():
     config, schedule = CONFIGS["infinity-2b"], Schedule.infinity()
     needed = {
-        layout: KVCache.bytes_needed(
+        layout: CacheSizes.of(
             *(config, 2, schedule.ends[-1], torch.bfloat16),
             layout=layout,
             kept_tokens=schedule.tokens_before_last,
-        )
+        ).memory_bytes()
         / 2**30
         for layout in ("plain", "token_major", "shared")
     }
@@ -207,21 +207,68 @@ def test_the_memory_that_is_told_is_that_of_the_layout(monkeypatch):
 
 
 @pytest.mark.parametrize("other", [{"kept_tokens": 60}, {"layout": "plain"}, {"layout": "token_major"}])
-def test_another_last_scale_or_layout_gets_another_cache(other):
-    given = {"layout": "shared", "kept_tokens": 66}
-    cache = KVCache(CONFIG, 2, 130, "cpu", **given)
-    sizes = (CONFIG, 2, 130, torch.device("cpu"), torch.float32)
-    assert cache.fits(*sizes, **given) and not cache.fits(*sizes, **{**given, **other})
+def test_another_last_scale_or_layout_gets_another_cache(other, monkeypatch):
+    device = PretendedStreams(monkeypatch)
+    shelf, given, cpu = CacheShelf(), {"layout": "shared", "kept_tokens": 66}, torch.device("cpu")
+    cache = KVCache(CacheSizes.of(CONFIG, 2, 130, **given), cpu)
+    shelf._free.append((cache, device))
+    assert shelf.take(CacheSizes.of(CONFIG, 2, 130, **given), cpu) is cache
+    shelf._free.append((cache, device))
+    assert shelf.take(CacheSizes.of(CONFIG, 2, 130, **{**given, **other}), cpu) is not cache
 
 
-def test_a_shelf_asks_for_the_layout():
+class PretendedStreams:
+    """A stream, which is its own event; writes down what is waited for."""
+
+    def __init__(self, monkeypatch):
+        self.calls = []
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda device: self)
+
+    def record_event(self):
+        self.calls.append("record")
+        return self
+
+    def wait_event(self, event):
+        self.calls.append("wait on the device")
+
+    def synchronize(self):
+        self.calls.append("wait on the host")
+
+
+def on_cuda(sizes):
+    """A cache, as far as a shelf looks at it."""
+    tensor = SimpleNamespace(is_cuda=True, device=torch.device("cuda", 0))
+    return SimpleNamespace(keys=[tensor], values=[tensor], sizes=sizes)
+
+
+def test_a_shelf_hands_a_cache_from_stream_to_stream(monkeypatch):
+    device, shelf = PretendedStreams(monkeypatch), CacheShelf()
+    sizes, other = CacheSizes.of(CONFIG, 2, 130), CacheSizes.of(CONFIG, 2, 120)
+    cache = on_cuda(sizes)
+    shelf.give(cache)
+    assert shelf.take(sizes, torch.device("cuda", 0)) is cache
+    assert device.calls == ["record", "wait on the device"]
+    # What is freed goes back to the stream that it was allocated on.
+    shelf.give(on_cuda(other))
+    shelf.give(on_cuda(sizes))
+    assert isinstance(shelf.take(sizes, torch.device("cpu")), KVCache)
+    assert device.calls[2:] == [
+        "record",
+        "record",
+        *["wait on the host", "wait on the device"],
+        "wait on the host",
+    ]
+
+
+def test_a_shelf_asks_for_the_layout(monkeypatch):
     shelf = CacheShelf()
-    sizes = (CONFIG, 2, 130, torch.device("cpu"), torch.float32)
-    plain = KVCache(*sizes)
-    shelf._free.append(plain)
-    assert shelf.take(*sizes) is plain
-    shelf._free.append(plain)
-    other = shelf.take(*sizes, layout="token_major", kept_tokens=66)
+    sizes, cpu = CacheSizes.of(CONFIG, 2, 130), torch.device("cpu")
+    plain = KVCache(sizes, cpu)
+    device = PretendedStreams(monkeypatch)
+    shelf._free.append((plain, device))
+    assert shelf.take(sizes, cpu) is plain
+    shelf._free.append((plain, device))
+    other = shelf.take(CacheSizes.of(CONFIG, 2, 130, layout="token_major", kept_tokens=66), cpu)
     assert other is not plain and not other.keys[0].is_contiguous() and not shelf._free
 
 
@@ -234,7 +281,7 @@ def test_a_shelf_asks_for_the_layout():
 )
 def test_bad_input_is_named(given, message):
     with pytest.raises(OptionError, match=message):
-        KVCache(CONFIG, 2, 130, **given)
+        CacheSizes.of(CONFIG, 2, 130, **given)
 
 
 def test_a_pipeline_in_another_layout_draws_the_same_image():

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from toprovar_fx.checkpoints import checkpoint_bytes, load_into, module_bytes, read_checkpoint
+from toprovar_fx.checkpoints import load_into, module_bytes, read_checkpoint
 from toprovar_fx.errors import CheckpointError
 from toprovar_fx.models.configs import InfinityConfig
 from toprovar_fx.models.infinity import Infinity
@@ -50,7 +50,6 @@ def test_single_files(tmp_path, suffix):
     path = tmp_path / f"model{suffix}"
     save_file(state_of(), path) if suffix == ".safetensors" else torch.save(state_of(), path)
     assert_same(read_checkpoint(path), state_of())
-    assert checkpoint_bytes(str(path)) == path.stat().st_size
 
 
 def test_old_torch_format(tmp_path):
@@ -140,8 +139,6 @@ def test_plain_pickle_is_refused_and_never_runs(tmp_path):
 def test_files_that_are_no_checkpoint(tmp_path):
     with pytest.raises(CheckpointError, match="does not exist"):
         read_checkpoint(tmp_path / "nothing.pth")
-    with pytest.raises(CheckpointError, match="does not exist"):
-        checkpoint_bytes(tmp_path / "nothing.pth")
     with pytest.raises(CheckpointError, match="holds no checkpoint"):
         read_checkpoint(tmp_path)
     (tmp_path / "model.onnx").write_bytes(b"x")

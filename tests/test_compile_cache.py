@@ -10,7 +10,7 @@ from torch._dynamo.utils import counters
 from torch.nn import functional as F
 
 from toprovar_fx._torch_private import SymbolicInputs, compile_with_inductor
-from toprovar_fx.lowering.sizes import KEPT, tensor_spec
+from toprovar_fx.input_specs import KEPT, tensor_spec
 
 LENGTH = sympy.Symbol("L", integer=True, positive=True)
 CPU = torch.device("cpu")

@@ -19,20 +19,23 @@ from toprovar_fx.criteria import (
     prunability,
     select_tokens,
     sigma_ratio,
-    token_budget,
 )
+from toprovar_fx.criteria.decision import DecisionRule
+from toprovar_fx.criteria.decision import decide as decision_of
 
-BUCKETS = (0.1, 0.25, 0.5, 0.75)
+RULE = DecisionRule(0.4, "ge", "shared", True, "mean", 0.3, 0.8, 0.0, "mean")
 
 
-def decide(entropy: Tensor) -> tuple[Tensor, ...]:
+def decide(maps: Tensor) -> tuple[Tensor, ...]:
     """Everything that one layer's map [R, h, w] decides."""
-    detail = layer_detail(sigma_ratio(entropy), 0.02)
-    flat = entropy.flatten(1)
+    detail = layer_detail(sigma_ratio(maps), 0.02)
+    flat = maps.flatten(1)
     normalised = normalise_entropy(prunability(flat, True), "mean")
     p_keep = keep_probability(normalised, detail, 0.9, 0.3, 0.8)
-    count = token_budget(p_keep, BUCKETS, 0.1, 0.05)
-    return low_entropy_ratio(flat), detail, p_keep, count, select_tokens(-flat, 5)
+    rho, rate = low_entropy_ratio(flat), 0.9 * detail.mean().double()
+    decision = decision_of(RULE, rho, flat, rate, rate.new_full((), 30.0), len(maps))
+    chosen = decision.past, decision.skip, decision.prune
+    return rho, detail, p_keep, *chosen, select_tokens(-flat, 5)
 
 
 STATISTICS: dict[str, Callable[[Tensor], object]] = {
@@ -43,7 +46,6 @@ STATISTICS: dict[str, Callable[[Tensor], object]] = {
     "minmax": lambda maps: normalise_entropy(maps.flatten(1), "minmax"),
     "literal": lambda maps: normalise_entropy(maps.flatten(1), "literal"),
     "high entropy kept": lambda maps: select_tokens(-prunability(maps.flatten(1), False), 4),
-    "largest sample": lambda maps: token_budget(maps.flatten(1).softmax(-1), BUCKETS, rule="max"),
     "drawn": lambda maps: bernoulli_tokens(maps.flatten(1).softmax(-1), 4, 3, 1),
     "frequency": frequency_score,
 }

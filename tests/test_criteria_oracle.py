@@ -11,14 +11,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from toprovar_fx.criteria import (
+    keep_count,
     keep_probability,
     layer_detail,
     low_entropy_ratio,
     normalise_entropy,
-    round_to_bucket,
     select_tokens,
     sigma_ratio,
-    token_budget,
 )
 
 BUCKETS = (0.1, 0.25, 0.5, 0.75)
@@ -96,9 +95,10 @@ def test_budget(
     p_keep = torch.rand(3, length, generator=torch.Generator().manual_seed(seed))
     each = p_keep.mean(-1)
     retention = float(each.mean() if rule == "mean" else each.amax())
-    found = token_budget(p_keep, buckets, min_keep, skip_below, rule)  # type: ignore[arg-type]
-    assert found.dtype == torch.int64
-    assert found == round_to_bucket(retention, length, buckets, min_keep, skip_below)
+    allowed = [min(length, math.ceil(ratio * length - 1e-6)) for ratio in buckets] + [length]
+    wanted = max(math.floor(retention * length + 0.5), math.ceil(min_keep * length - 1e-6))
+    expected = 0 if retention < skip_below else min(count for count in allowed if count >= wanted)
+    assert keep_count(p_keep, buckets, min_keep, skip_below, rule) == expected  # type: ignore[arg-type]
 
 
 def test_budgets_at_the_border_of_a_bucket() -> None:
@@ -106,7 +106,7 @@ def test_budgets_at_the_border_of_a_bucket() -> None:
     for length in (10, 100, 576, 1024):
         for ratio in BUCKETS:
             p_keep = torch.full((2, length), ratio)
-            assert token_budget(p_keep, BUCKETS) == round_to_bucket(ratio, length, BUCKETS)
+            assert keep_count(p_keep, BUCKETS) == math.ceil(ratio * length - 1e-6)
 
 
 @given(seeds, st.integers(1, 300), st.integers(1, 9), st.data())

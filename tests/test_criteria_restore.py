@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from toprovar_fx.criteria import restore_delta, upsample_map
+from toprovar_fx.criteria.restore import scatter_rows
 
 
 @given(st.integers(1, 6), st.integers(1, 6), st.integers(1, 9), st.integers(1, 9))
@@ -33,6 +34,13 @@ def test_restore_of_a_doubled_map_repeats_every_token() -> None:
     assert torch.equal(
         restored, torch.tensor([[0.0, 1.0], [2.0, 3.0]]).repeat_interleave(2, 0).repeat_interleave(2, 1)
     )
+
+
+def test_tokens_that_were_not_computed_keep_their_entropy_or_get_the_mean() -> None:
+    keep, rows = torch.tensor([[1, 3]]), torch.tensor([[2.0, 6.0]])
+    known = torch.tensor([[7.0, 8.0, 9.0, 10.0]])
+    assert scatter_rows(known, keep, rows, 4).tolist() == [[7.0, 2.0, 9.0, 6.0]]
+    assert scatter_rows(None, keep, rows, 4).tolist() == [[4.0, 2.0, 4.0, 6.0]]
 
 
 @pytest.mark.parametrize("mode", ["bilinear", "area"])

@@ -81,6 +81,13 @@ def test_constant_maps_are_global(shape: tuple[int, int], value: float, centre: 
     assert layer_detail(ratio, 0.02) == 0
 
 
+def test_a_map_that_is_constant_but_for_rounding_is_global() -> None:
+    """Centred, nothing but rounding is left, whose singular values say nothing."""
+    maps = torch.full((2, 24, 24), 5.7) + 3e-7 * torch.randn(2, 24, 24)
+    assert maps.unique().numel() > 1
+    assert (sigma_ratio(maps, centre=True) == math.inf).all()
+
+
 def test_rank_one_maps_are_global() -> None:
     matrix = torch.rand(16, 1) @ torch.rand(1, 16)
     assert layer_detail(sigma_ratio(matrix), 0.02) < 1e-6

@@ -15,7 +15,7 @@ from toprovar_fx.analysis.reasons import Fallback, Reason
 from toprovar_fx.dense_program import DenseProgram
 from toprovar_fx.errors import GraphError
 from toprovar_fx.lowering.region import Region
-from toprovar_fx.lowering.sizes import SizeReader
+from toprovar_fx.lowering.size_reader import SizeReader
 from toprovar_fx.options import Options
 from toprovar_fx.runtime.generation import Generation, generation
 from toprovar_fx.runtime.report import report_of

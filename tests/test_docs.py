@@ -10,7 +10,7 @@ import pytest
 
 from toprovar_fx.cli.app import app
 
-from .test_repository import ROOT, repository_files
+from .checkout import ROOT, repository_files
 
 CARD = ROOT / "toprovar_fx/weights/MODEL_CARD.md"
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), CARD]

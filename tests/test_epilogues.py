@@ -7,8 +7,8 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
+from toprovar_fx.input_specs import tensor_spec
 from toprovar_fx.lowering.epilogues import with_epilogues
-from toprovar_fx.lowering.sizes import tensor_spec
 from toprovar_fx.ops.linear_gelu import linear_gelu
 
 SIZES = {"x": (2, 6, 8), "weight": (16, 8), "bias": (16,)}

@@ -10,8 +10,8 @@ import torch
 
 import toprovar_fx
 from toprovar_fx.errors import OutputError
+from toprovar_fx.explanation import Explanation
 from toprovar_fx.explanation.diff import compare, diff
-from toprovar_fx.explanation.facts import Explanation
 from toprovar_fx.explanation.markup import because
 from toprovar_fx.passes.pipeline import BUILT_IN
 

@@ -18,55 +18,15 @@ from toprovar_fx.passes.canonical_caches import canonical_caches
 
 from .cache_policies import Drawn, registered
 from .models import families as parts
+from .models import family_caches as caches
 from .models.families import Family, plainly
+from .models.family_combinations import COMBINATIONS, EVERY_LAYER, label
 from .models.subjects import SQUARE, Outcome, Traced, generate, identical, worst
-
-# Every layer may be pruned, some at several scales, one is skipped.
-KEEP = {3: {0: 0.5, 2: 0.25}, 4: {0: 0.25, 1: 0.5, 2: 0.0}, 5: {0: 0.2, 1: 0.3, 2: 0.6}}
-OPEN = {
-    "keep": KEEP,
-    "score": "random",
-    "restore": "residual",
-    "protected_layers_first": 0,
-    "protected_layers_last": 0,
-    "verify": "always",
-    "strict": True,
-}
-CACHES = [
-    parts.Joined,
-    parts.JoinedTokensFirst,
-    parts.Sliced,
-    parts.Narrowed,
-    parts.CopiedSlice,
-    parts.IndexCopied,
-    parts.Indexed,
-    parts.Scattered,
-    parts.TokensFirst,
-    parts.Functional,
-    parts.Stacked,
-]
-POSITIONS = [parts.Absolute, parts.HalfSplit, parts.Interleaved, parts.Complex]
-LAYERS = [
-    parts.Layer,
-    parts.PostNorm,
-    parts.Parallel,
-    parts.RootMeanSquare,
-    parts.Modulated,
-    parts.HalfPrecision,
-]
-# Every cache with another layout and position, every layout and every position with another cache.
-COMBINATIONS = [
-    (LAYERS[at % len(LAYERS)], POSITIONS[at % len(POSITIONS)], kind) for at, kind in enumerate(CACHES)
-]
 
 
 def of(kind: type) -> Traced:
     """The combination with this cache."""
     return traced(next(each for each in COMBINATIONS if each[2] is kind))
-
-
-def label(combination: tuple[type, ...]) -> str:
-    return "-".join(part.__name__ for part in combination)
 
 
 @cache
@@ -88,7 +48,7 @@ def test_what_keeps_everything_is_the_untouched_model(model):
 
 
 def test_a_subset_is_what_plain_pytorch_computes(model):
-    outcome = model(OPEN)
+    outcome = model(EVERY_LAYER)
     assert outcome.arms(4) == ["pruned", "pruned", "skipped"]
     assert outcome.arms(5) == ["pruned"] * 3
     check(outcome, model)
@@ -96,6 +56,15 @@ def test_a_subset_is_what_plain_pytorch_computes(model):
     deviations = outcome.controller.ledger.deviations
     assert len(deviations) == 8 - 1
     assert max(deviations.values()) < (1e-5 if tolerance(model) < 1e-3 else 6e-2)
+
+
+@pytest.mark.parametrize("kind", [caches.Joined, caches.Functional, caches.Stacked])
+def test_a_whole_step_is_its_blocks(kind):
+    model = of(kind)
+    options = {**EVERY_LAYER, "score": "entropy", "entropy_source": "previous_scale", "verify": "once"}
+    blocks, step = model(options), model({**options, "unit": "step"})
+    assert identical(step.logits, blocks.logits)
+    assert step.arms(5) == blocks.arms(5) == ["pruned"] * 3
 
 
 def tolerance(model: Traced) -> float:
@@ -106,13 +75,13 @@ def check(outcome: Outcome, model: Traced) -> None:
     assert worst(outcome.logits, plainly(model.subject, outcome.keeps, SQUARE)) < tolerance(model)
 
 
-@pytest.mark.parametrize("kind", [parts.JoinedTokensFirst, parts.Functional])
+@pytest.mark.parametrize("kind", [caches.JoinedTokensFirst, caches.Functional])
 @pytest.mark.parametrize(
     "settings", [{"pruned_kv": "keep"}, {"score": "entropy", "entropy_source": "same_layer"}]
 )
 def test_keys_and_values_of_pruned_tokens_may_stay(kind, settings):
     model = of(kind)
-    outcome = model({**OPEN, "restore": "residual", **settings})
+    outcome = model({**EVERY_LAYER, "restore": "residual", **settings})
     assert outcome.arms(5) == ["pruned"] * 3
     expected = plainly(model.subject, outcome.keeps, SQUARE, cached="all")
     assert worst(outcome.logits, expected) < tolerance(model)
@@ -124,7 +93,7 @@ def test_keys_and_values_of_pruned_tokens_may_stay(kind, settings):
 @pytest.mark.usefixtures("drawn")
 @pytest.mark.parametrize(
     "settings",
-    [pytest.param({"preset": "lossless"}, marks=pytest.mark.nightly), OPEN],
+    [pytest.param({"preset": "lossless"}, marks=pytest.mark.nightly), EVERY_LAYER],
     ids=["whole", "pruned"],
 )
 def test_cached_rows_may_go_whatever_the_form_of_the_cache(model, settings):
@@ -142,8 +111,8 @@ def drawn() -> Iterator[None]:
 
 def test_a_budget_is_met_with_joined_caches():
     """Prices do not depend on how long the buffers are."""
-    model = of(parts.Joined)
-    outcome = model({**{name: OPEN[name] for name in OPEN if name != "keep"}, "budget": 1.3})
+    model = of(caches.Joined)
+    outcome = model({**{name: EVERY_LAYER[name] for name in EVERY_LAYER if name != "keep"}, "budget": 1.3})
     assert "pruned" in outcome.arms(5)
     check(outcome, model)
 
@@ -151,7 +120,7 @@ def test_a_budget_is_met_with_joined_caches():
 def test_the_rows_that_a_layer_left_out_are_missing_in_its_cache():
     """Joined caches keep the length that the model expects; the rows that no layer computed are zero."""
     model = traced(COMBINATIONS[0])
-    outcome = model(OPEN)
+    outcome = model(EVERY_LAYER)
     dropped = outcome.controller.caches.dropped
     assert sorted(dropped) == [0, 1, 2]
     for layer, (keys, values) in enumerate(outcome.state.cache.rows):
@@ -177,7 +146,7 @@ def test_a_joined_cache_becomes_a_buffer_that_leaves_the_graph():
     assert canonical_caches(graph) is graph
 
 
-@pytest.mark.parametrize("kind", [parts.Sliced, parts.TokensFirst])
+@pytest.mark.parametrize("kind", [caches.Sliced, caches.TokensFirst])
 def test_a_cache_that_is_canonical_stays_as_it_is(kind):
     model = of(kind)
     model({"preset": "lossless"})
@@ -189,6 +158,6 @@ def test_a_cache_that_is_canonical_stays_as_it_is(kind):
 @pytest.mark.parametrize("at", [0, 1])
 def test_joined_caches_through_inductor(at, fresh_dynamo):
     model = Traced(Family(*(part() if index else part for index, part in enumerate(COMBINATIONS[at]))))
-    outcome = model({**OPEN, "lowering": "inductor"})
+    outcome = model({**EVERY_LAYER, "lowering": "inductor"})
     assert outcome.arms(5) == ["pruned"] * 3
     check(outcome, model)

@@ -9,13 +9,16 @@ import torch
 
 from toprovar_fx.analysis.reasons import Reason
 
-from .models.attentions import KINDS, AttendingSubject
+from .models.attentions import FUSED, GROUPED, AttendingSubject
 from .models.flex_attentions import FLEX
+from .models.handwritten_attentions import CROSS, HANDWRITTEN
+from .models.library_attentions import LIBRARIES
 from .models.packed_attentions import PACKED
 from .models.subjects import Outcome, Traced, generate, identical, worst
 from .oracle_attentions import replay
 
-KINDS = {**KINDS, **FLEX, **PACKED}
+WRITTEN = (*FUSED, *GROUPED, *LIBRARIES, *HANDWRITTEN, *CROSS)
+KINDS = {**{kind.__name__: kind for kind in WRITTEN}, **FLEX, **PACKED}
 OPEN = {"preset": "criterion", "protected_layers_first": 0, "protected_layers_last": 0, "restore": "residual"}
 KEEP = {3: 0.5, 4: {0: 0.3, 1: 0.7}, 5: 0.25}
 # A model costs a second to trace; these are different enough to run every time, the others run at night.

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from toprovar_fx.errors import GraphError
 
 from .models import families as parts
+from .models import family_caches as caches
 from .models import odd
 from .models.families import Family
 from .models.subjects import SQUARE, Outcome, generate, worst
@@ -117,7 +118,7 @@ class Copying(Family):
         return super().arguments(hidden, state, end)
 
 
-@pytest.mark.parametrize("kind", [parts.Joined, parts.Sliced])
+@pytest.mark.parametrize("kind", [caches.Joined, caches.Sliced])
 def test_a_copy_of_a_cache_that_lacks_rows_is_refused(kind):
     subject = Copying(parts.Layer, parts.Absolute(), kind())
     generate(subject, compiled(subject.model, keep={4: {0: 1.0}}))

@@ -12,23 +12,7 @@ import pytest
 from toprovar_fx.__main__ import main
 from toprovar_fx.evaluation.frontier_join import join_tables, short_rows
 
-CATEGORIES = dict.fromkeys(
-    ("single_object", "two_objects", "counting", "colors", "position", "color_attribution"), 0.5
-)
-
-
-def row(method: str, share: float, **more: Any) -> dict[str, Any]:
-    figures = {"overall": 0.7, "psnr_db": 20.0, "ssim": 0.9, "frechet": 0.1, "gflop_per_image": 1.0}
-    found = {"method": method, "budget": None, "options": {}, "runs": 3, "flops_share": share, **figures}
-    return {**found, "categories": CATEGORIES, "change": -0.01, "change_ci95": 0.004, **more}
-
-
-def made(rows: dict[str, Any], **more: Any) -> dict[str, Any]:
-    """A table as `eval --table` writes it."""
-    dense = {"runs": 3, "overall": 0.71, "psnr_db": None, "ssim": None, "frechet": 0.1, "flops_share": 1.0}
-    dense |= {"gflop_per_image": None, "categories": CATEGORIES}
-    settings = {"command": "eval --table", "model": "scenes", "device": "NVIDIA H100", "torch": "2.13.0"}
-    return {**settings, "n": 1200, "runs": 3, "dense": dense, "rows": rows, "left_out": {}, **more}
+from .frontier_tables import made, row
 
 
 def stored(folder: Path, table: dict[str, Any]) -> str:

@@ -12,28 +12,13 @@ from benchmarks.ablation_variants import GROUPS
 from toprovar_fx.__main__ import main
 from toprovar_fx.cli.variants import parse_variant
 from toprovar_fx.evaluation.frontier_latency import devices, same_options, with_latency
-from toprovar_fx.evaluation.frontier_page import as_markdown
 from toprovar_fx.evaluation.frontier_peers import behind_the_best
+from toprovar_fx.reporting.frontier_page import as_markdown
 from toprovar_fx.reporting.page import as_page
 from toprovar_fx.reporting.parts import Parts
 
 from .browser import check_page
-from .test_frontier_join import made, row
-
-
-def timed(name: str, median_ms: float, options: dict[str, str] | None = None) -> dict[str, Any]:
-    figures = {"median_ms": median_ms, "spread": 0.01, "speedup_vs_inductor": 100 / median_ms}
-    return {"name": name, "options": options or {}, **figures, "peak_memory_bytes": 3 * 2**20}
-
-
-def bench(device: str, *rows: dict[str, Any]) -> dict[str, Any]:
-    named = (
-        {"device": "cuda", "device_name": device}
-        if device != "x86"
-        else {"device": "cpu", "device_name": device}
-    )
-    return {"command": "bench", **named, "graphs_compiled_while_timing": 0, "variants": list(rows)}
-
+from .frontier_tables import bench, made, row, timed
 
 TWICE = {"preset": "fast", "budget": "2x", "scale_exit": "None"}
 TABLE = made(

@@ -9,11 +9,11 @@ from torch import Tensor
 from toprovar_fx.analysis.reasons import Reason
 from toprovar_fx.errors import GraphError
 from toprovar_fx.options import Options
+from toprovar_fx.policies.graph_support import GraphGates, graph_gates
 from toprovar_fx.runtime.controller import Controller
 from toprovar_fx.runtime.gates import ScaleDepthGate
 from toprovar_fx.runtime.generation import Generation
 from toprovar_fx.runtime.graph_gate import GraphGate
-from toprovar_fx.runtime.graph_support import GraphGates, graph_gates
 from toprovar_fx.runtime.selecting_gate import SelectingGate
 
 from .models.fixtures import NAMES, traced

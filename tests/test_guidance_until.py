@@ -124,6 +124,14 @@ def test_a_loop_that_does_not_ask_is_told():
         traced("infinity")({**OPEN, "keep": MANY, "guidance_until": 3})
 
 
+@pytest.mark.parametrize(("until", "first"), [(1, 1), (4, 4), (-1, 5), (-5, 1), (-6, 1), (-9, 1)])
+def test_the_first_scale_always_has_all_its_rows(until, first):
+    """However far from the end: a shorter schedule may have fewer scales than the option counts."""
+    options = Options(guidance_until=until)
+    policy = options.deciding(options, SQUARE, 1, None)
+    assert [policy.conditional_only(scale) for scale in range(6)] == [scale >= first for scale in range(6)]
+
+
 def test_errors_name_what_was_expected():
     with pytest.raises(OptionError, match=r"guidance_until=0: .*nearest valid: guidance_until=1"):
         Options(guidance_until=0)

@@ -11,6 +11,7 @@ from toprovar_fx.checkpoints import module_bytes
 from toprovar_fx.loading import memory
 from toprovar_fx.loading.memory import memory_needed, memory_of_named
 from toprovar_fx.models.cache import KVCache
+from toprovar_fx.models.cache_memory import CacheSizes
 from toprovar_fx.pipeline import InfinityPipeline
 
 
@@ -24,7 +25,7 @@ def test_weights_and_cache_cost_what_was_said(tmp_path, write, dtype):
         "transformer": sum(tensor.nbytes for tensor in pipe.transformer.state_dict().values()),
         "autoencoder": module_bytes(pipe.vae),
     }
-    cache = KVCache(pipe.config, 6, pipe.schedule.ends[-1], "meta", dtype)
+    cache = KVCache(CacheSizes.of(pipe.config, 6, pipe.schedule.ends[-1], dtype), "meta")
     assert need.cache_bytes == sum(tensor.nbytes for tensor in cache.keys + cache.values)
     assert need.total_bytes == sum(need.weights_bytes.values()) + need.cache_bytes
     assert "of 3 images" in str(need)

@@ -13,9 +13,9 @@ import torch
 from torch import fx
 from torch.nn import functional as F
 
+from toprovar_fx.input_specs import tensor_spec
 from toprovar_fx.lowering.attentions import with_attentions
 from toprovar_fx.lowering.region import Region
-from toprovar_fx.lowering.sizes import tensor_spec
 
 OURS = torch.ops.toprovar.attention.default
 sdpa = F.scaled_dot_product_attention

@@ -9,9 +9,9 @@ import sympy
 import torch
 from torch import fx
 
+from toprovar_fx.input_specs import tensor_spec
 from toprovar_fx.live_programs import programs
 from toprovar_fx.lowering.region import Region
-from toprovar_fx.lowering.sizes import tensor_spec
 from toprovar_fx.options import Options
 from toprovar_fx.program import StepProgram
 

@@ -12,6 +12,7 @@ from toprovar_fx.analysis.reasons import Reason
 from toprovar_fx.lowering import region
 from toprovar_fx.passes import rows
 
+from .dynamo_errors import cause
 from .models.attentions import AttendingSubject, Positional
 from .models.subjects import Outcome, Subject, generate, identical, worst
 
@@ -36,10 +37,6 @@ def fails(*args: object, **kwargs: object) -> object:
 def run(subject: Subject, **options: object) -> Outcome:
     compiled = torch.compile(subject.model, backend="toprovar", options={**PRUNED, **options})
     return generate(subject, compiled)
-
-
-def cause(error: BaseException) -> BaseException:
-    return getattr(error, "inner_exception", error)
 
 
 @pytest.mark.filterwarnings("ignore:toprovar. this generation ran without a prunable graph:RuntimeWarning")

@@ -12,12 +12,7 @@ from torch import Tensor
 
 from toprovar_fx.ops import attention_entropy
 
-
-def oracle(q: Tensor, k: Tensor, scale: float, first_key: int = 0) -> Tensor:
-    """Entropies [B, H, Lq] in float64, from the whole matrix."""
-    k = k.double().repeat_interleave(q.shape[1] // k.shape[1], dim=1)[:, :, first_key:]
-    logp = torch.log_softmax(scale * q.double() @ k.transpose(-1, -2), dim=-1)
-    return -(logp.exp() * logp).sum(-1)
+from .float64_attention import entropies
 
 
 def inputs(
@@ -34,7 +29,7 @@ def inputs(
 @pytest.mark.parametrize("first_key", [0, 37])
 def test_equals_the_float64_oracle(sharpness: float, first_key: int) -> None:
     q, k = inputs(0, (2, 4, 64, 32), (2, 4, 300, 32), sharpness)
-    expected = oracle(q, k, 1.0, first_key)
+    expected = entropies(q, k, 1.0, first_key)
     heads = torch.ops.toprovar.attention_entropy(q, k, 1.0, False, first_key)
     mean = torch.ops.toprovar.attention_entropy(q, k, 1.0, True, first_key)
     assert heads.dtype == mean.dtype == torch.float32
@@ -49,7 +44,7 @@ def test_queries_that_are_keys_are_sharp_and_never_negative() -> None:
     entropy = attention_entropy(100 * k, k, 1.0, False)
     assert entropy.min() >= 0
     assert entropy.median() < 1e-3
-    torch.testing.assert_close(entropy.double(), oracle(100 * k, k, 1.0), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(entropy.double(), entropies(100 * k, k, 1.0), rtol=1e-5, atol=1e-5)
 
 
 def test_uniform_rows_have_the_logarithm_of_the_number_of_keys() -> None:
@@ -102,7 +97,7 @@ def test_any_shape_and_tile_equals_the_oracle(
         entropy = attention_entropy(q, k, 0.7, False, first_key)
     assert entropy.min() >= 0
     assert entropy.max() <= math.log(keys - first_key) * (1 + 1e-6) + 1e-6
-    torch.testing.assert_close(entropy.double(), oracle(q, k, 0.7, first_key), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(entropy.double(), entropies(q, k, 0.7, first_key), rtol=1e-5, atol=1e-5)
 
 
 def test_views_of_a_cache_and_transposed_queries() -> None:
@@ -117,7 +112,7 @@ def test_statistics_do_not_lose_precision_with_the_dtype(dtype: torch.dtype) -> 
     q, k = (x.to(dtype) for x in inputs(4, (1, 2, 8, 16), (1, 2, 30, 16), 30.0))
     entropy = attention_entropy(q, k, 1.0)
     assert entropy.dtype == torch.float32
-    torch.testing.assert_close(entropy.double(), oracle(q, k, 1.0).mean(1), rtol=1e-5, atol=3e-6)
+    torch.testing.assert_close(entropy.double(), entropies(q, k, 1.0).mean(1), rtol=1e-5, atol=3e-6)
 
 
 def test_the_rows_of_other_samples_have_no_effect() -> None:

@@ -12,6 +12,8 @@ from torch.nn import functional as F
 from toprovar_fx.flops import flop_counter
 from toprovar_fx.ops import attention_entropy, attention_with_entropy
 
+from .float64_attention import attended
+
 OPERATOR = torch.ops.toprovar.attention_with_entropy.default
 
 
@@ -23,19 +25,11 @@ def inputs(
     return q, k, torch.randn(2, key_heads, keys, width)
 
 
-def oracle(q: Tensor, k: Tensor, v: Tensor, scale: float = 1.0, first_key: int = 0) -> tuple[Tensor, Tensor]:
-    """Output and entropies [B, H, Lq] in float64, from the whole matrix."""
-    k, v = (x.double().repeat_interleave(q.shape[1] // k.shape[1], 1) for x in (k, v))
-    s = scale * q.double() @ k.mT
-    logp = torch.log_softmax(s[..., first_key:], -1)
-    return s.softmax(-1) @ v, -(logp.exp() * logp).sum(-1)
-
-
 @pytest.mark.parametrize("norm", [0.0, 1.0, 10.0, 100.0])
 @pytest.mark.parametrize("first_key", [0, 17])
 def test_equals_the_float64_oracle(norm: float, first_key: int) -> None:
     q, k, v = inputs(norm=norm)
-    expected, nats = oracle(q, k, v, 1.0, first_key)
+    expected, nats = attended(q, k, v, 1.0, first_key)
     for mean in (False, True):
         out, entropy = attention_with_entropy(q, k, v, 1.0, mean, first_key)
         torch.testing.assert_close(out.double(), expected, rtol=1e-5, atol=2e-5)
@@ -59,7 +53,7 @@ def test_values_may_be_wider_than_keys() -> None:
     q, k, _ = inputs()
     v = torch.randn(2, 4, 37, 48)
     out, _ = attention_with_entropy(q, k, v, 1.0)
-    torch.testing.assert_close(out.double(), oracle(q, k, v)[0], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(out.double(), attended(q, k, v)[0], rtol=1e-5, atol=1e-5)
 
 
 @given(
@@ -75,7 +69,7 @@ def test_any_shape_equals_the_oracle(
 ) -> None:
     first_key = data.draw(st.integers(0, keys - 1))
     q, k, v = inputs(2 * repeats, 2, queries, keys, width, norm)
-    expected, nats = oracle(q, k, v, 0.7, first_key)
+    expected, nats = attended(q, k, v, 0.7, first_key)
     out, entropy = attention_with_entropy(q, k, v, 0.7, False, first_key)
     torch.testing.assert_close(out.double(), expected, rtol=1e-5, atol=2e-5)
     torch.testing.assert_close(entropy.double(), nats, rtol=1e-5, atol=1e-5)

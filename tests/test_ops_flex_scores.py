@@ -7,8 +7,8 @@ import sympy
 import torch
 from torch import fx
 
+from toprovar_fx.input_specs import InputSpec, tensor_spec
 from toprovar_fx.lowering.region import Region
-from toprovar_fx.lowering.sizes import InputSpec, tensor_spec
 from toprovar_fx.ops.flex_scores import flex_scores
 
 SCALE = 0.3

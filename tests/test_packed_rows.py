@@ -7,13 +7,14 @@ import sympy
 import torch
 from torch import fx
 
+from toprovar_fx.analysis.graph_sizes import traced_sizes
 from toprovar_fx.analysis.progressions import progression
 from toprovar_fx.analysis.reasons import Reason
 from toprovar_fx.flops import flop_counter
-from toprovar_fx.lowering.sizes import traced_sizes
 
 from .models import odd_packed, stand_ins
 from .models.odd import OddSubject
+from .models.refused import PACKED_ROWS
 from .models.subjects import generate, identical
 
 PRUNING = {
@@ -24,19 +25,6 @@ PRUNING = {
     "protected_layers_first": 0,
     "protected_layers_last": 0,
 }
-WRONG = {
-    odd_packed.Unequal: "cumulative lengths",
-    odd_packed.UnequalThroughAView: "cumulative lengths",
-    odd_packed.UnknownStarts: "cumulative lengths",
-    odd_packed.LongerSteps: "cumulative lengths",
-    odd_packed.FewerRows: "cumulative lengths",
-    odd_packed.Causal: "causal=True",
-    odd_packed.Window: "window_size_left=4",
-    odd_packed.LogSum: "more than the attended values",
-    odd_packed.PackedAfterwards: "mul reads the packed result",
-    odd_packed.Scrambled: "not merged from",
-    odd_packed.WrittenAfterwards: "written to afterwards",
-}
 
 
 @pytest.fixture(autouse=True)
@@ -45,7 +33,7 @@ def _traced_anew():
 
 
 @pytest.mark.filterwarnings("ignore:toprovar. this generation ran without a prunable graph:RuntimeWarning")
-@pytest.mark.parametrize(("kind", "detail"), WRONG.items(), ids=[kind.__name__ for kind in WRONG])
+@pytest.mark.parametrize(("kind", "detail"), PACKED_ROWS.items(), ids=[kind.__name__ for kind in PACKED_ROWS])
 def test_what_is_not_proven_stays_dense_and_says_what(kind, detail):
     subject = OddSubject(kind)
     expected = generate(subject, subject.model)

@@ -96,6 +96,13 @@ def test_upstream_models_are_cut_at_their_sublayers(kind, parts):
     assert set(ledger.keep_sets) == set(ledger.deviations) == {(4, unit) for unit in range(3 * parts)}
 
 
+def test_a_budget_is_shared_out_by_the_published_ratios():
+    """The last of them at scales that the paper does not prune, so that a budget may cut these too."""
+    options = Options(policy="fastvar")
+    policy = FastVAR(options, SQUARE, 1, None)
+    assert [policy.retention(scale, 0, 1.0) for scale in range(6)] == [0.5, 0.5, 0.6, 0.5, 0.5, 0.5]
+
+
 def test_a_budget_is_met():
     options = {"policy": "fastvar", "budget": 1.5, "scale_exit": None, "min_scale": -3}
     report = report_of(traced("infinity")(options).run)

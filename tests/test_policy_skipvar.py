@@ -23,6 +23,9 @@ from .models.fixtures import traced
 from .models.subjects import SQUARE, identical
 from .small_pipelines import PROMPTS, build, plainly
 
+# A loop that tells the code sums is not told that it does not.
+pytestmark = pytest.mark.filterwarnings("error:toprovar. policy=.skipvar. was told:RuntimeWarning")
+
 TALL = Schedule(((1, 1), (2, 1), (4, 2), (6, 3), (8, 4), (10, 5)))
 
 

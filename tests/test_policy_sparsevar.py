@@ -49,6 +49,9 @@ def test_keeping_all_is_the_dense_model_bit_for_bit(name):
 def test_ratios_may_be_given():
     outcome = traced("infinity")({"policy": "sparsevar", "keep": {-1: 0.5}})
     assert outcome.counts(5) == [32] * 4
+    # The one anchor of a small map has company: a block is not traced for a single token.
+    outcome = traced("infinity")({"policy": "sparsevar", "keep": {3: 0.05}})
+    assert outcome.counts(3) == [2] * 4
 
 
 def test_anchors_are_a_grid():

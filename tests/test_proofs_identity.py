@@ -11,7 +11,6 @@ from torch import Tensor
 from toprovar_fx.analysis.reasons import Reason
 from toprovar_fx.errors import GraphError
 from toprovar_fx.lowering.region import Region
-from toprovar_fx.passes import rows as rows_module
 from toprovar_fx.passes.outline_blocks import outline_blocks
 from toprovar_fx.passes.row_plan import GatherAt, RowPlan
 from toprovar_fx.passes.rows import rewrite_rows
@@ -115,20 +114,6 @@ def test_the_gathered_graph_with_all_tokens_in_any_order_is_the_dense_block(bloc
         expected, _ = call(dense, inputs)
         found, _ = call(pruned, inputs, *extras(plan, permutations(hidden), hidden))
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
-
-
-@pytest.fixture
-def without_table_gather(monkeypatch):
-    """A rewriter with the classic bug: position tables stay in the order of the full scale.
-
-    They are cut to K rows; left whole, the proof of shapes would see them.
-    """
-
-    def ungathered(self, operand, axes, rank):
-        dimension = axes.token - rank
-        return self.graph.call_method("narrow", (self.mapped[operand], dimension, 0, self._count(kept=True)))
-
-    monkeypatch.setattr(rows_module.Rewriter, "_gather_table", ungathered)
 
 
 @pytest.mark.parametrize("name", ROTATED)

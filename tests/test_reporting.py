@@ -12,9 +12,9 @@ import pytest
 from toprovar_fx.__main__ import main
 
 from .browser import check_page
+from .frontier_tables import made, row
 from .html_pages import Cells, Checker
 from .profiles import made as calibrated
-from .test_frontier_join import made, row
 
 BENCH = {
     "name": "balanced",

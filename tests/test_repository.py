@@ -12,12 +12,13 @@ from pathlib import Path
 
 import pytest
 
+from .checkout import ROOT, repository_files
+
 if sys.version_info >= (3, 11):
     import tomllib
 else:  # the only user of toml on 3.10; mypy brings tomli there
     import tomli as tomllib
 
-ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 CORE = {"torch", "numpy", "functorch", "sympy", "toprovar_fx"}
 TEXT = {".py", ".md", ".toml", ".yaml", ".yml", ".json", ".sh", ".cfg", ""}
@@ -28,18 +29,6 @@ def sources() -> list[Path]:
     return sorted(
         {path.resolve() for folder in ("toprovar_fx", "passes") for path in (ROOT / folder).rglob("*.py")}
     )
-
-
-def repository_files() -> list[Path]:
-    listing = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
-    if listing.returncode:
-        pytest.skip("not a git checkout")
-    return [ROOT / name for name in listing.stdout.splitlines() if (ROOT / name).is_file()]
 
 
 def test_every_package_folder_is_listed() -> None:

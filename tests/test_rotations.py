@@ -10,9 +10,9 @@ import sympy
 import torch
 from torch import Tensor, fx
 
+from toprovar_fx.analysis.graph_sizes import spec_of
 from toprovar_fx.lowering.region import Region
 from toprovar_fx.lowering.rotations import with_rotations
-from toprovar_fx.lowering.sizes import spec_of
 from toprovar_fx.models.configs import CONFIGS
 from toprovar_fx.schedules import Schedule
 

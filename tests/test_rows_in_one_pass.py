@@ -12,8 +12,8 @@ from torch._inductor.virtualized import V
 from torch.nn import functional as F
 
 from toprovar_fx._torch_private.choices import rows_in_one_pass
+from toprovar_fx.input_specs import KEPT, tensor_spec
 from toprovar_fx.lowering.region import Region
-from toprovar_fx.lowering.sizes import KEPT, tensor_spec
 
 pytest.importorskip("triton")
 LENGTH = sympy.Symbol("L", integer=True, positive=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import sys
+from collections import deque
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from toprovar_fx.models.cache_layout import TokenMajor
-from toprovar_fx.models.shared_tail import PagesError, give_back, mapped_bytes, shared_caches
+from toprovar_fx.models.shared_tail import MappedRange, PagesError, give_back, mapped_bytes, shared_caches
 
 from .host_pages import HostPages
 
@@ -111,6 +112,28 @@ def test_what_cannot_be_waited_for_is_given_back_later():
     gc.collect()
     give_back(pages)
     assert pages.held == 0
+
+
+class Contested(deque[MappedRange]):
+    """Another thread takes an element whenever this one is about to, until nothing is left."""
+
+    def popleft(self) -> MappedRange:
+        if len(self) > 1:
+            self.others.append(super().popleft())
+        return super().popleft()
+
+
+@on_linux
+def test_threads_that_give_back_at_once_share_the_work():
+    pages = HostPages()
+    caches = shared_caches(pages, layout(pages), 2, torch.float32)
+    pages.may_wait = False
+    del caches
+    gc.collect()
+    pages.may_wait, pages.retired = True, Contested(pages.retired)
+    pages.retired.others = []
+    give_back(pages)
+    assert len(pages.reserved) == len(pages.retired.others) == 2 and not pages.retired
 
 
 @on_linux

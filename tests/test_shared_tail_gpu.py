@@ -12,6 +12,7 @@ import torch
 from toprovar_fx.evaluation.memory import peak_bytes
 from toprovar_fx.models.cache import CacheShelf, KVCache
 from toprovar_fx.models.cache_layout import CacheLayout
+from toprovar_fx.models.cache_memory import CacheSizes
 from toprovar_fx.models.cuda_pages import cuda_pages
 from toprovar_fx.models.infinity import Infinity
 from toprovar_fx.models.shared_tail import mapped_bytes
@@ -51,9 +52,12 @@ class Large(TinyInfinity):
         return State(self.cache, self.model.prepare_text(text.to(self.parameter), lengths))
 
 
+def sizes_of(rows: int, layout: CacheLayout, kept_tokens: int = KEPT) -> CacheSizes:
+    return CacheSizes.of(LARGE, rows, TOKENS, torch.bfloat16, layout=layout, kept_tokens=kept_tokens)
+
+
 def new_cache(layout: CacheLayout, images: int = 1) -> KVCache:
-    given = (LARGE, 2 * images, TOKENS, torch.device("cuda", 0), torch.bfloat16)
-    return KVCache(*given, layout=layout, kept_tokens=KEPT)
+    return KVCache(sizes_of(2 * images, layout), torch.device("cuda", 0))
 
 
 def free_bytes() -> int:
@@ -140,16 +144,16 @@ def test_the_peak_counts_mapped_caches():
 
 def test_a_shelf_keeps_the_mapping():
     before = mapped_bytes("cuda")
-    shelf, given = CacheShelf(), (LARGE, 2, TOKENS, torch.device("cuda", 0), torch.bfloat16)
-    cache = shelf.take(*given, layout="shared", kept_tokens=KEPT)
+    shelf, place = CacheShelf(), torch.device("cuda", 0)
+    cache = shelf.take(sizes_of(2, "shared"), place)
     address = cache.keys[0].data_ptr()
     shelf.give(cache)
     del cache
-    again = shelf.take(*given, layout="shared", kept_tokens=KEPT)
+    again = shelf.take(sizes_of(2, "shared"), place)
     assert again.keys[0].data_ptr() == address
     shelf.give(again)
     del again
-    other = shelf.take(*given, layout="shared", kept_tokens=KEPT - SCHEDULE.tokens[-2])
+    other = shelf.take(sizes_of(2, "shared", KEPT - SCHEDULE.tokens[-2]), place)
     assert mapped_bytes("cuda") - before == other.sizes.memory_bytes(cuda_pages(0).page_bytes)
 
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from benchmarks import skip_classifier as script
+from benchmarks.skip_classifier_fit import Sample, classifiers
 from toprovar_fx.evaluation.study import PairedStudy
 from toprovar_fx.pipeline import InfinityPipeline
 from toprovar_fx.policies.classifier import load_classifier
@@ -58,18 +59,18 @@ def test_more_passes_only_after_less():
     assert script._most(ways) == [2, 0, 1]
 
 
-def separable(n: int) -> list[script.Sample]:
+def separable(n: int) -> list[Sample]:
     """Little change: 3 scales can be left out; much: none, and rows by the high frequencies."""
     rng = np.random.default_rng(0)
     found = []
     for change, share in rng.uniform(0, 1, (n, 2)):
-        found.append(script.Sample((change, share), 3 * int(change < 0.5), 2 if share < 0.5 else 1))
+        found.append(Sample((change, share), 3 * int(change < 0.5), 2 if share < 0.5 else 1))
     return found
 
 
 def test_the_fit_and_its_figures():
     samples = separable(400)
-    found = script.classifiers(samples)
+    found = classifiers(samples)
     assert found["skip"]["samples"] == 300 and found["skip"]["held_out"]["samples"] == 100
     assert found["uncond"]["classes"] == [1, 2]
     for stage in ("skip", "uncond"):
@@ -77,7 +78,7 @@ def test_the_fit_and_its_figures():
         assert held_out["accuracy"] > 0.93 > held_out["most_common"] + 0.2
         assert held_out["leaves_out_too_much"] <= 1 - held_out["accuracy"]
     # One class only, and nothing left for the second stage.
-    (one,) = script.classifiers([script.Sample((0.1, 0.2), 3, 1)] * 8)["skip"]["classes"]
+    (one,) = classifiers([Sample((0.1, 0.2), 3, 1)] * 8)["skip"]["classes"]
     assert one == 3
 
 
@@ -85,8 +86,8 @@ def test_a_risk_bounds_what_is_left_out_too_much():
     """Features that say nothing: the more careful, the less is left out, on unseen prompts alike."""
     rng = np.random.default_rng(1)
     labels = rng.choice(4, 4000, p=[0.02, 0.08, 0.3, 0.6])
-    samples = [script.Sample(tuple(rng.normal(size=2)), int(label), 0) for label in labels]
-    found = {risk: script.classifiers(samples, risk)["skip"] for risk in (1.0, 0.2, 0.05)}
+    samples = [Sample(tuple(rng.normal(size=2)), int(label), 0) for label in labels]
+    found = {risk: classifiers(samples, risk)["skip"] for risk in (1.0, 0.2, 0.05)}
     assert found[1.0]["fitted"]["mean_decided"] == 3.0
     for risk in (0.2, 0.05):
         assert found[risk]["fitted"]["leaves_out_too_much"] <= risk

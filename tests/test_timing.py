@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from toprovar_fx.evaluation import timing
 from toprovar_fx.evaluation.timing import Timing
+from toprovar_fx.stopwatch import Stopwatch
 
 
 class Clock:
@@ -57,3 +59,29 @@ def test_spread() -> None:
 def test_no_round_is_refused() -> None:
     with pytest.raises(ValueError, match="at least 1"):
         timing.interleave({}, rounds=0)
+
+
+def test_a_stopwatch_waits_for_its_own_events_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To wait for the whole device would break a graph that another thread records."""
+
+    class Event:
+        def __init__(self, enable_timing: bool) -> None:
+            self.over = False
+
+        def record(self, stream: object) -> None:
+            pass
+
+        def synchronize(self) -> None:
+            self.over = True
+
+        def elapsed_time(self, later: Event) -> float:
+            assert self.over and later.over
+            return 1.5
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda *_: pytest.fail("it waits for the device"))
+    watch = Stopwatch(torch.device("cuda", 0))
+    watch.lap("text")
+    watch.lap("scales")
+    assert watch.milliseconds() == {"text": 1.5, "scales": 1.5, "total": 3.0}

@@ -13,12 +13,12 @@ from toprovar_fx.analysis.reasons import Reason
 from toprovar_fx.errors import OptionError
 from toprovar_fx.live_programs import programs
 from toprovar_fx.options import Options
-from toprovar_fx.passes import rows as rows_module
 from toprovar_fx.program import StepProgram
 from toprovar_fx.runtime.report import report_of
 
 from .models.fixtures import NAMES, eager, traced
 from .models.subjects import (
+    MANY,
     MANY_GRAPHS,
     OPEN,
     SQUARE,
@@ -31,8 +31,6 @@ from .models.subjects import (
 )
 from .oracles import replay
 
-# Four pruned scales in a row, other counts in every layer; layer 3 is skipped once.
-MANY = {2: 0.5, 3: {1: 0.25, 2: 0.75, 3: 0.5}, 4: {1: 0.5, 2: 0.1, 3: 0.0}, 5: {1: 0.3, 2: 0.6, 3: 0.2}}
 BEFORE = {"entropy_source": "previous_scale"}
 DECIDED = {
     "lossless": {"preset": "lossless"},
@@ -132,12 +130,7 @@ def test_a_step_that_is_not_decided_runs_by_blocks_and_says_why(options, what):
     assert sorted({scale for scales in noted for scale in scales}) == list(found.controller.ledger.notes)
 
 
-def test_a_wrong_rewrite_runs_dense_and_is_reported(monkeypatch):
-    def ungathered(self, operand, axes, rank):
-        dimension = axes.token - rank
-        return self.graph.call_method("narrow", (self.mapped[operand], dimension, 0, self._count(kept=True)))
-
-    monkeypatch.setattr(rows_module.Rewriter, "_gather_table", ungathered)
+def test_a_wrong_rewrite_runs_dense_and_is_reported(without_table_gather):
     model = replace(traced("infinity"), programs={})
     found = model({**OPEN, "keep": {-2: 0.5, -1: 0.5}, **BEFORE, "unit": "step"})
     assert identical(found.logits, eager("infinity").logits)

@@ -18,8 +18,7 @@ from .options import Options, options_table, presets_table
 from .pipeline import InfinityPipeline, PipelineOutput
 from .runtime.generation import current_generation, generation
 from .schedules import Schedule
-
-__version__ = "0.1.0"
+from .version import __version__ as __version__
 
 __all__ = [
     "Accelerated",

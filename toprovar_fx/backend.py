@@ -81,7 +81,7 @@ def toprovar(
         return _dense(
             gm, example_inputs, settings, lowering, [PassRecord("analysis", fallbacks=[verdict.fallback])]
         )
-    except Exception as error:
+    except Exception as error:  # a fault in a pass, whatever it is: the graph runs dense instead
         if settings.on_error == "raise" or isinstance(error, (ToProVARError, *restarts())):
             raise
         log.warning("toprovar: a pass failed", exc_info=True)
@@ -125,7 +125,7 @@ def _dense(
             call = compile_with_dynamo_inputs(gm, example_inputs)
         except restarts():
             raise
-        except Exception as error:
+        except Exception as error:  # of a compiler, whatever its fault is
             if failed is None:
                 raise
             fallbacks.append(not_compiled(region.name, error))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from .errors import CheckpointError, nearest
 from .loading.files import State, read_tensors, some
-from .loading.shards import joined, shard_files
+from .loading.shards import joined
 
 # Buffers that are constant or rebuilt, so a checkpoint may lack or have them.
 _OPTIONAL_BUFFERS = (
@@ -50,15 +50,6 @@ def read_checkpoint(path: str | Path) -> State:
             refused, never run), a missing shard, or no tensors.
     """
     return joined(path, read_tensors)
-
-
-def checkpoint_bytes(path: str | Path) -> int:
-    """Return the size in bytes of a checkpoint's files, without reading them.
-
-    It bounds the memory of its tensors from above, up to the header. See ``module_bytes`` for a model, and
-    ``loading.headers.read_header`` for every tensor.
-    """
-    return sum(file.stat().st_size for file in shard_files(Path(path)))
 
 
 def module_bytes(module: nn.Module, dtype: torch.dtype | None = None) -> int:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .between_scales import BetweenScales
 from .errors import OptionError
+from .models.cache_memory import CacheSizes
 from .models.text import TextFeatures
 from .pipeline_components import PipelineComponents
 from .pipeline_inputs import checked_number, count_images, text_context, track_scales
@@ -141,22 +142,21 @@ class InfinityPipeline(PipelineComponents):
         self.transformer.set_schedule(self.schedule)
         quantizer.set_schedule(self.schedule.sides)
         context = text_context(self.transformer, text, guided=cfg != 1)
-        tokens, dtype = self.schedule.ends[-1], self.transformer.dtype
+        sizes = CacheSizes.of(
+            self.config,
+            len(context.cond),
+            self.schedule.ends[-1],
+            self.transformer.dtype,
+            layout=self.cache_layout,
+            kept_tokens=self.schedule.tokens_before_last,
+        )
         latent = (len(seeds), self.config.latent_bits, *quantizer.latent_side(-1))
         return ScaleLoop(
             transformer=self.transformer,
             quantizer=quantizer,
             schedule=self.schedule,
             context=context,
-            cache=self._caches.take(
-                self.config,
-                len(context.cond),
-                tokens,
-                self.device,
-                dtype,
-                layout=self.cache_layout,
-                kept_tokens=self.schedule.tokens_before_last,
-            ),
+            cache=self._caches.take(sizes, self.device),
             uniform=schedule_noise(seeds, self.schedule, self.config.bits),
             summed=torch.zeros(latent, device=self.device),
             cfg=cfg,

@@ -9,14 +9,16 @@ import sympy
 from torch import fx
 
 from ._torch_private import compile_id
+from .analysis.graph_sizes import graph_specs
 from .analysis.reasons import Fallback, Reason
 from .calibration.weights import KnownWeights
 from .cost.expressions import Sizes
 from .cost.generation import GenerationPrice
 from .cost.traced_step import TracedStep
+from .input_specs import group_offset
 from .lowering.region import Region
 from .lowering.rest import RegionModule
-from .lowering.sizes import SizeReader, graph_specs, group_offset
+from .lowering.size_reader import SizeReader
 from .options import Options
 from .passes.context import PassContext
 from .passes.step import PassRecord, Step
@@ -109,7 +111,7 @@ class StepProgram:
         if controller is not None and self._whole is not None:
             results = self._whole.run(controller, arguments, sizes)
             if results is not None:
-                self._caches.hold(controller.caches, arguments)
+                self._caches.hold(controller.caches, arguments, results)
                 return results
         return self.step.graph(*arguments)
 

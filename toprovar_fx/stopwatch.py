@@ -22,9 +22,11 @@ class Stopwatch:
         self._marks.append(self._mark())
 
     def milliseconds(self) -> dict[str, float]:
-        """Return the milliseconds of every stage and their ``total``; waits for the device."""
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
+        """Return the milliseconds of every stage and their ``total``; waits for the end of the last."""
+        # Not for the whole device: that would break a graph that another thread records.
+        for mark in self._marks:
+            if not isinstance(mark, float):
+                mark.synchronize()
         stages = zip(self._names, self._marks, self._marks[1:], strict=False)
         times = {name: self._between(before, after) for name, before, after in stages}
         return {**times, "total": sum(times.values())}

@@ -14,7 +14,7 @@ from torch import Tensor
 from toprovar_fx.analysis.reasons import Fallback, Reason
 from toprovar_fx.options import Options
 from toprovar_fx.policies import policy as policy_module
-from toprovar_fx.runtime.layer_plan import LayerPlan, LayerQuestion
+from toprovar_fx.policies.layer_plan import LayerPlan, LayerQuestion
 
 from ..models.subjects import Outcome, Traced, generate, identical
 from .model import STAGES

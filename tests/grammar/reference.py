@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from ..oracles import put, resized
 from .model import STAGES, Block, DrawnModel, Given
 from .spec import ATTENTION_MIXERS, CaseSpec
 from .subject import Inputs
@@ -172,17 +172,3 @@ class Step:
         logs = scores.log_softmax(-1)
         self.entropy = float(-(logs.exp() * logs).nan_to_num(0.0).sum(-1).mean())
         return (logs.exp() @ values).to(q.dtype)
-
-
-def put(base: Tensor, keep: Tensor, rows: Tensor) -> Tensor:
-    """`base` [R, L, C] with rows `keep` [R, K] replaced."""
-    result = base.clone()
-    for entry, row, value in zip(result, keep, rows, strict=True):
-        entry[row] = value
-    return result
-
-
-def resized(update: Tensor, sides: tuple[int, int], target: tuple[int, int]) -> Tensor:
-    """[R, h w, C] averaged over the area of every cell of the target map."""
-    grid = update.transpose(1, 2).unflatten(-1, sides)
-    return F.interpolate(grid, size=target, mode="area").flatten(2).transpose(1, 2)

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from toprovar_fx.schedules import Schedule
 
-from .families import Attend, PlainCache
+from .families import Attend
+from .family_caches import PlainCache
 from .subjects import State, Subject
 
 DEPTH = 2

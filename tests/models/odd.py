@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from toprovar_fx.schedules import Schedule
 
-from .subjects import State, Subject
+from .subjects import Lists, State, Subject
 
 WIDTH, HEADS = 16, 2
 
@@ -304,94 +304,6 @@ class TextOnly(Plain):
         return F.scaled_dot_product_attention(q, keys[:, :, :3] + 1, values[:, :, :3] + 1)
 
 
-class NarrowWrite(Plain):
-    """Not odd: the same write in other words."""
-
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, end: int) -> Tensor:
-        start = end - q.shape[2]
-        keys.narrow(2, start, q.shape[2]).copy_(k)
-        values.narrow(2, start, q.shape[2]).copy_(v)
-        return F.scaled_dot_product_attention(q, keys[:, :, :end], values[:, :, :end])
-
-
-class UnknownPlaces(Plain):
-    """The places that are written come in from outside."""
-
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, end: int) -> Tensor:
-        start = end - q.shape[2]
-        keys.index_copy_(2, self.places[start:end], k)
-        values[:, :, start:end] = v
-        return F.scaled_dot_product_attention(q, keys[:, :, :end], values[:, :, :end])
-
-
-class RotatedCache(Plain):
-    """Keys are cached without their positions and get them when they are read."""
-
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, end: int) -> Tensor:
-        start = end - q.shape[2]
-        keys[:, :, start:end] = k
-        values[:, :, start:end] = v
-        turned = keys[:, :, :end] * self.table[:end, : WIDTH // HEADS]
-        return F.scaled_dot_product_attention(q, turned, values[:, :, :end])
-
-
-class EarlyRead(Plain):
-    """Looks into the cache before the scale is written."""
-
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, end: int) -> Tensor:
-        return super().attend(q + keys[:, :, : end - q.shape[2]].sum(), k, v, keys, values, end)
-
-
-class SummedCache(Plain):
-    """Looks at all cached values beside attention."""
-
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, end: int) -> Tensor:
-        mixed = super().attend(q, k, v, keys, values, end)
-        return mixed + values[:, :, :end].mean(2, keepdim=True)
-
-
-class ConstantWrite(Plain):
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, end: int) -> Tensor:
-        start = end - q.shape[2]
-        keys[:, :, start:end] = k
-        values[:, :, start:end] = v
-        keys[:, :, 0:1] = 0.0
-        return F.scaled_dot_product_attention(q, keys[:, :, :end], values[:, :, :end])
-
-
-class ShiftedWrite(Plain):
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, end: int) -> Tensor:
-        start = end - q.shape[2]
-        keys[:, :, start:end] = k
-        values[:, :, start:end] = v
-        return F.scaled_dot_product_attention(q, keys[:, :, 1 : end + 1], values[:, :, 1 : end + 1])
-
-
-class Appended(Plain):
-    """Keys and values joined instead of written."""
-
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, end: int) -> Tensor:
-        return F.scaled_dot_product_attention(q, torch.cat((keys, k), 2), torch.cat((values, v), 2))
-
-
-class SharedCache(Plain):
-    """Both layers attend over the cache that the first one wrote."""
-
-    def block(self, x: Tensor, layer: int, keys: list[Tensor], values: list[Tensor], end: int) -> Tensor:
-        if layer == 0:
-            return super().block(x, 0, keys, values, end)
-        q, _, _ = self.heads(self.qkv[1](F.layer_norm(x, (WIDTH,))))
-        mixed = F.scaled_dot_product_attention(q, keys[0][:, :, :end], values[0][:, :, :end])
-        return x + self.out[1](mixed.transpose(1, 2).flatten(2))
-
-
-class LateRead(Plain):
-    """The head looks at a cache."""
-
-    def forward(self, hidden: Tensor, keys: list[Tensor], values: list[Tensor], end: int) -> Any:
-        return super().forward(hidden, keys, values, end) + keys[0][:, :, :end].mean()
-
-
 class SecondStream(Plain):
     """A skip connection around both blocks."""
 
@@ -430,14 +342,9 @@ class OddSubject(Subject):
     def state(self, images: int, schedule: Schedule) -> State:
         shape = (2 * images, HEADS, schedule.ends[-1] + 1, WIDTH // HEADS)
         keys, values = ([torch.zeros(shape) for _ in range(2)] for _ in range(2))
-        return State(_Lists(keys, values))
+        return State(Lists(keys, values))
 
     def arguments(self, hidden: Tensor, state: State, end: int) -> tuple[Any, ...]:
         if isinstance(self.model, Grid):
             hidden = hidden.transpose(1, 2).unsqueeze(-1)
         return hidden.clone(), state.keys, state.values, end
-
-
-class _Lists:
-    def __init__(self, keys: list[Tensor], values: list[Tensor]) -> None:
-        self.keys, self.values = keys, values

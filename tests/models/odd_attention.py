@@ -151,6 +151,22 @@ class FlashCausal(Plain):
         return flash_attn_func(q, k, v, causal=True).transpose(1, 2)
 
 
+class HiddenKeys(Plain):
+    """Keys and values are the hidden state, as no layer made them."""
+
+    def block(self, x: Tensor, layer: int, keys: list[Tensor], values: list[Tensor], end: int) -> Tensor:
+        q, _, _ = self.qkv[layer](F.layer_norm(x, (WIDTH,))).chunk(3, -1)
+        x = x + self.out[layer](F.scaled_dot_product_attention(q, x, x))
+        return x + self.mlp[layer](F.silu(F.layer_norm(x, (WIDTH,))))
+
+
+class SizesByKeyword(Cached):
+    """The token count is stated by keyword."""
+
+    def feed(self, x: Tensor, end: int) -> Tensor:
+        return torch.reshape(x, shape=(x.shape[0], x.shape[1], WIDTH))
+
+
 class OneLayer(Cached):
     """The second layer alone is odd; the first one could be pruned."""
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .odd_attention import Cached
+from .packed_attentions import steps
 from .stand_ins import flash_attn_varlen_forward, flash_attn_varlen_func
 
 
@@ -24,7 +25,7 @@ class Packed(Cached):
         return x.transpose(1, 2).flatten(0, 1)
 
     def starts(self, rows: int, length: int) -> Tensor:
-        return torch.arange(0, (rows + 1) * length, length, dtype=torch.int32)
+        return steps(rows, length)
 
     def call(self, *given: object) -> Tensor:
         return flash_attn_varlen_func(*given)
@@ -43,6 +44,13 @@ class UnequalThroughAView(Packed):
     def starts(self, rows: int, length: int) -> Tensor:
         starts = super().starts(rows, length)
         starts.narrow(0, 1, 1).sub_(1)
+        return starts
+
+
+class UnequalThroughOut(Packed):
+    def starts(self, rows: int, length: int) -> Tensor:
+        starts = super().starts(rows, length)
+        torch.sub(starts, (starts == length).int(), out=starts)
         return starts
 
 

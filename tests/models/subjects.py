@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 
 from toprovar_fx.backend import toprovar
 from toprovar_fx.models.cache import KVCache
+from toprovar_fx.models.cache_memory import CacheSizes
 from toprovar_fx.models.configs import InfinityConfig
 from toprovar_fx.models.infinity import Infinity
 from toprovar_fx.models.text import TextContext
@@ -60,6 +61,13 @@ class State:
     @property
     def values(self) -> list[Tensor]:
         return self.cache.values
+
+
+class Lists:
+    """A cache: keys and values per layer."""
+
+    def __init__(self, keys: list[Tensor], values: list[Tensor]) -> None:
+        self.keys, self.values = keys, values
 
 
 class Subject(ABC):
@@ -116,7 +124,7 @@ class TinyInfinity(Subject):
         config, like = self.model.config, self.parameter
         text = torch.randn(2 * images, config.text_maxlen, config.text_channels, generator=source).to(like)
         lengths = torch.tensor([5 + row % 4 for row in range(2 * images)], device=like.device)
-        cache = KVCache(config, 2 * images, schedule.ends[-1], like.device, like.dtype)
+        cache = KVCache(CacheSizes.of(config, 2 * images, schedule.ends[-1], like.dtype), like.device)
         return State(cache, self.model.prepare_text(text, lengths))
 
     def arguments(self, hidden: Tensor, state: State, end: int) -> tuple[Any, ...]:

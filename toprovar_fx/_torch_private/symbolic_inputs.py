@@ -15,7 +15,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
 
-from ..lowering.sizes import InputSpec, is_small
+from ..input_specs import InputSpec, is_small
 
 log = logging.getLogger(__name__)
 

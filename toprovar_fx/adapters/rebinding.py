@@ -35,10 +35,10 @@ def rebound(function: Callable[..., Any], replacements: Mapping[object, object])
     return copied
 
 
-def torch_with(**functions: Callable[..., Any]) -> types.ModuleType:
-    """A stand-in for the name `torch` in which some functions are others; `torch` itself stays as it is."""
+def torch_with(**attributes: object) -> types.ModuleType:
+    """A stand-in for the name `torch` in which some attributes are others; `torch` itself stays as it is."""
     module = types.ModuleType("torch")
     vars(module).update(vars(torch))
-    vars(module).update(functions)
+    vars(module).update(attributes)
     vars(module)["__getattr__"] = lambda name: getattr(torch, name)
     return module

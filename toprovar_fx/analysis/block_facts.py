@@ -58,13 +58,7 @@ def read_block(graph: fx.Graph, attends: bool = True) -> BlockFacts:
         if node in by_node:
             _attention(by_node[node], facts, own)
         elif operator_name(node) == "setitem" and node.args[0] in caches:
-            if not isinstance(node.args[2], fx.Node) or node.args[2] not in facts.axes:
-                raise Unsupported(Reason.CACHE_WRITE, node, "the written rows are not the scale's tokens")
-            write = read_write(node, facts.axes[node.args[2]], length)
-            if write.cache in write_of:
-                raise Unsupported(Reason.CACHE_WRITE, node, "the cache is written twice")
-            write_of[write.cache] = write
-            facts.writes.append(write)
+            _write(node, facts, write_of)
         elif any(operand in write_of for operand in node.all_input_nodes):
             cache = next(operand for operand in node.all_input_nodes if operand in write_of)
             _read(read_read(node, write_of[cache]), write_of[cache], facts)
@@ -84,8 +78,15 @@ def read_block(graph: fx.Graph, attends: bool = True) -> BlockFacts:
         where = calls[0].node if calls else leave
         raise Unsupported(Reason.NO_ATTENTION, where, f"{len(own)} self-attentions in one block")
     facts.attention = own[0] if own else None
-    if own and hidden in (own[0].key, own[0].value):
-        raise Unsupported(Reason.TOKEN_MIXING, own[0].node, "keys or values are the hidden state itself")
+    _refuse_whole(facts)
+    return facts
+
+
+def _refuse_whole(facts: BlockFacts) -> None:
+    """Refuse a block whose nodes are all understood, for what they make together."""
+    call, hidden, leave = facts.attention, facts.hidden, facts.exit
+    if call is not None and hidden in (call.key, call.value):
+        raise Unsupported(Reason.TOKEN_MIXING, call.node, "keys or values are the hidden state itself")
     starts = [size_of(write.start) for write in facts.writes]
     # Two caches, of keys and of values, begin alike or attention would not take them.
     if len(starts) > 2 and not all(same(start, starts[0]) for start in starts[1:]):
@@ -94,7 +95,18 @@ def read_block(graph: fx.Graph, attends: bool = True) -> BlockFacts:
         raise Unsupported(Reason.RESHAPED_TOKENS, leave, "the block's result is not [rows, tokens, width]")
     if dtype_of(leave) != dtype_of(hidden):
         raise Unsupported(Reason.RESIDUAL_DTYPE, leave, f"{dtype_of(hidden)} becomes {dtype_of(leave)}")
-    return facts
+
+
+def _write(node: fx.Node, facts: BlockFacts, write_of: dict[fx.Node, CacheWrite]) -> None:
+    """The scale's rows into a cache; `write_of` is by cache."""
+    rows = node.args[2]
+    if not isinstance(rows, fx.Node) or rows not in facts.axes:
+        raise Unsupported(Reason.CACHE_WRITE, node, "the written rows are not the scale's tokens")
+    write = read_write(node, facts.axes[rows], facts.length)
+    if write.cache in write_of:
+        raise Unsupported(Reason.CACHE_WRITE, node, "the cache is written twice")
+    write_of[write.cache] = write
+    facts.writes.append(write)
 
 
 def _read(read: CacheRead, write: CacheWrite, facts: BlockFacts) -> None:

@@ -98,6 +98,11 @@ def full_index(index: object, rank: int) -> tuple[object, ...] | None:
     return entries + (slice(None),) * (rank - len(entries))
 
 
+def one_slice(rank: int, axis: int, entry: slice) -> tuple[slice, ...]:
+    """The index of `rank` dimensions that is `entry` on one axis and whole on all others."""
+    return tuple(entry if at == axis else slice(None) for at in range(rank))
+
+
 def leading_numbers(entries: tuple[object, ...], shape: tuple[Size, ...]) -> tuple[int, ...]:
     """The numbers at the front of a full index, counted from the start where the size is known."""
     found: list[int] = []

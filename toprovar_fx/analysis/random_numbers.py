@@ -33,15 +33,19 @@ _DROPOUTS = {name: (1, 2) for name in ("dropout", "dropout1d", "dropout2d", "dro
 }
 
 
-def refuse_random(node: fx.Node) -> None:
-    """Refuse a node that draws random numbers; dropout that is switched off draws none."""
+def draws(node: fx.Node) -> bool:
+    """Whether a node draws random numbers; dropout that is switched off draws none."""
     name = operator_name(node)
-    drawing = name in _DRAWING
     if name.rstrip("_") in _DROPOUTS:
         at, switch = _DROPOUTS[name.rstrip("_")]
         on = argument(node, switch, "training", argument(node, switch, "train", True))
-        drawing = on is not False and argument(node, at, "p", 0.5) != 0
-    elif name == "scaled_dot_product_attention":
-        drawing = argument(node, 4, "dropout_p", 0.0) != 0
-    if drawing:
-        raise Unsupported(Reason.RANDOM, node, f"operator {name}")
+        return on is not False and argument(node, at, "p", 0.5) != 0
+    if name == "scaled_dot_product_attention":
+        return argument(node, 4, "dropout_p", 0.0) != 0
+    return name in _DRAWING
+
+
+def refuse_random(node: fx.Node) -> None:
+    """Refuse a node that draws random numbers."""
+    if draws(node):
+        raise Unsupported(Reason.RANDOM, node, f"operator {operator_name(node)}")

@@ -8,7 +8,9 @@ from torch import fx
 
 from .._torch_private import is_mutable
 from .caches import written_caches
-from .operators import operator_name, writes_in_place
+from .operators import operator_name, tensor_operands, writes_in_place
+from .random_numbers import draws
+from .shapes import value_of
 
 _IN_PLACE = frozenset(
     {
@@ -42,13 +44,15 @@ def obstacle_to_repeating(graph: fx.Graph) -> str:
 
     Allowed are writes `input[index] = value` to an input that nothing has read before: as values come from
     other inputs, or from what was just written, a second run writes the same. So are writes in place to
-    values that the graph computed.
+    values that the graph computed. Random numbers would be others the second time.
     """
     written = written_caches(graph)
     untouched = set(written)
     for node in graph.nodes:
         if node.op in ("placeholder", "output"):
             continue
+        if draws(node):
+            return f"{operator_name(node)} at {node.name} draws random numbers"
         if operator_name(node) == "setitem" and node.args[0] in written:
             untouched.discard(node.args[0])
         elif _writes(node) and _may_be_input(node):
@@ -70,11 +74,16 @@ def _writes(node: fx.Node) -> bool:
 
 def _may_be_input(node: fx.Node) -> bool:
     """Whether what an operator writes to may be memory of an input."""
-    at = node.args[0] if node.args else None
-    while isinstance(at, fx.Node) and at.op != "placeholder":
-        if at.op in ("call_function", "call_method") and operator_name(at) in _FRESH:
-            return False
-        at = at.args[0] if at.args else None
-        while isinstance(at, (tuple, list)) and at:
-            at = at[0]
-    return True
+    open_ends: list[object] = [*node.args[:1]] or [None]
+    while open_ends:
+        at = open_ends.pop()
+        if isinstance(at, (tuple, list)):
+            open_ends.extend(at)
+        elif not isinstance(at, fx.Node) or at.op == "placeholder":
+            return True
+        elif isinstance(value_of(at), (tuple, list)):
+            # Several results: each may be a view of another operand, as those of `broadcast_tensors` are.
+            open_ends.extend(tensor_operands(at))
+        elif at.op not in ("call_function", "call_method") or operator_name(at) not in _FRESH:
+            open_ends.append(at.args[0] if at.args else None)
+    return False

@@ -16,6 +16,7 @@ from ..options import Options
 from ..runtime.generation import Generation
 from ..runtime.report import GenerationReport, report_of
 from ..schedules import Schedule
+from ..version import __version__
 from .agreement import agreement, joined_count, joined_depth, joined_scope
 from .measuring import measuring
 from .profile import Observed, Profile
@@ -145,8 +146,6 @@ class Calibration:
         Raises:
             ProfileError: no image was added.
         """
-        from .. import __version__
-
         joined = self.joined()
         assert self._schedule is not None
         assert self._model is not None

@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -19,6 +19,9 @@ from .loading import check_dtype, check_model, load
 from .progress import progress
 from .values import check_count, check_device, check_path
 from .variants import at_budgets
+
+if TYPE_CHECKING:
+    from ..evaluation.frontier import Entry
 
 NAME = "table"
 # Image seeds of further runs, or of more prompts, would be those of other runs and of the split "tune".
@@ -60,7 +63,7 @@ def write_table(
     Raises:
         ToProVARError: an input is not valid, the folder holds rows of other settings, or cannot be written.
     """
-    from ..evaluation.frontier import Entry, Frontier
+    from ..evaluation.frontier import Frontier
     from ..evaluation.frontier_store import DENSE, RowStore
     from ..evaluation.study import judges
 
@@ -74,23 +77,9 @@ def write_table(
     if n < 2:
         raise OptionError(f"--n is {n}, expected 2 or more: the Frechet distance compares sets of images")
     check_seconds(seconds)
-    entries = []
-    for variant in at_budgets(names, budgets):
-        if variant.options is None:
-            raise OptionError(
-                f"'{variant.name}' prunes nothing: expected a preset or policy; dense is in the table anyway"
-            )
-        entries.append(Entry(variant.name, variant.method or variant.name, variant.budget, variant.options))
-    if not entries:
-        raise OptionError("--table: expected at least one --preset to compare with dense")
+    entries = entries_of(names, budgets)
     device = check_device(device)
-    folder = Path(out)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"cannot make the folder '{out}': {error.strerror}") from error
-    if (folder / f"{NAME}.json").exists() and not (folder / ROWS).exists():
-        raise OutputError(f"'{out}' holds a table without its rows, expected another folder")
+    folder = table_folder(out)
     with progress("loading", doing=model):
         pipe = load(model, device, dtype)
     until = time.monotonic() + seconds if seconds else float("inf")
@@ -119,6 +108,42 @@ def write_table(
     return {**result, "out": str(folder)}
 
 
+def entries_of(names: Sequence[str], budgets: Sequence[float]) -> list[Entry]:
+    """The rows of the table beside dense: every variant, and those in the form ``@NAME`` at every budget.
+
+    Raises:
+        OptionError: there is none, one prunes nothing, or one is not known.
+    """
+    from ..evaluation.frontier import Entry
+
+    entries = []
+    for variant in at_budgets(names, budgets):
+        if variant.options is None:
+            raise OptionError(
+                f"'{variant.name}' prunes nothing: expected a preset or policy; dense is in the table anyway"
+            )
+        entries.append(Entry(variant.name, variant.method or variant.name, variant.budget, variant.options))
+    if not entries:
+        raise OptionError("--table: expected at least one --preset to compare with dense")
+    return entries
+
+
+def table_folder(out: str) -> Path:
+    """Make the folder of a table, if need be.
+
+    Raises:
+        OutputError: it cannot be made, or holds a table whose rows are not there.
+    """
+    folder = Path(out)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"cannot make the folder '{out}': {error.strerror}") from error
+    if (folder / f"{NAME}.json").exists() and not (folder / ROWS).exists():
+        raise OutputError(f"'{out}' holds a table without its rows, expected another folder")
+    return folder
+
+
 def device_name(device: str) -> str:
     """The card's name, or ``cpu``."""
     return torch.cuda.get_device_name() if device.startswith("cuda") else device
@@ -140,7 +165,7 @@ def write_forms(folder: Path, result: Mapping[str, Any]) -> None:
     Raises:
         OutputError: it cannot be written.
     """
-    from ..evaluation.frontier_page import as_markdown, plot
+    from ..reporting.frontier_page import as_markdown, plot
     from ..reporting.page import as_page
     from ..reporting.parts import Parts
 

@@ -120,7 +120,7 @@ def _row(outputs: dict[str, PipelineOutput], at: int, prompt: str, seed: int, fo
     for number, (name, output) in enumerate(outputs.items()):
         image = figures.images(output)[at]
         stem = f"{at:02d}-{number:02d}-{slug(name)}"
-        _write(folder / f"{stem}.png", image)
+        write_png(folder / f"{stem}.png", image)
         (psnr_db,), (ssim,) = figures.fidelity(reference[None], image[None])
         passed = verdict.verdicts(image[None], prompt)
         images.append(
@@ -135,7 +135,7 @@ def _row(outputs: dict[str, PipelineOutput], at: int, prompt: str, seed: int, fo
         )
         for scale, computed in sorted(figures.keep_maps(output, at).items())[-SCALES:]:
             file = f"{stem}-scale{scale}.png"
-            _write(folder / file, darkened(image, computed))
+            write_png(folder / file, darkened(image, computed))
             tokens.append(
                 {
                     "variant": name,
@@ -151,9 +151,3 @@ def _row(outputs: dict[str, PipelineOutput], at: int, prompt: str, seed: int, fo
 def _flops_share(output: PipelineOutput) -> float | None:
     own, dense = figures.flops(output), figures.dense_flops(output)
     return own / dense if own is not None and dense else None
-
-
-def _write(file: Path, image: NDArray[np.uint8]) -> None:
-    from PIL import Image
-
-    write_png(file, Image.fromarray(image))

@@ -99,7 +99,7 @@ def generate(request: Request) -> dict[str, Any]:
         output = _draw(pipe, request)
     rows = []
     for index, (file, image) in enumerate(zip(files, figures.images(output), strict=True)):
-        _write(file, image)
+        write_png(file, image)
         rows.append({**_described(request, index, file), **_figures(output, image, request.texts[index])})
     return {**result, "images": rows}
 
@@ -153,12 +153,6 @@ def _compare(
 
 def _draw(pipe: InfinityPipeline, request: Request) -> PipelineOutput:
     return pipe(list(request.texts), seed=request.seed, cfg=request.cfg, tau=request.tau)
-
-
-def _write(file: Path, image: Any) -> None:
-    from PIL import Image
-
-    write_png(file, Image.fromarray(image))
 
 
 def _described(request: Request, index: int, file: Path) -> dict[str, Any]:

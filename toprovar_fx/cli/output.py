@@ -8,6 +8,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ..errors import OutputError
 from ..loading.writing import check_file as check_file
 from ..loading.writing import check_writable as check_writable
@@ -63,9 +66,12 @@ def write_file(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     write_whole(path, fill)
 
 
-def write_png(path: Path, image: Image) -> None:
-    """Write a Pillow image to ``path`` as PNG, whole or not at all."""
-    write_file(path, lambda file: image.save(file, format="PNG"))
+def write_png(path: Path, image: Image | NDArray[np.uint8]) -> None:
+    """Write a Pillow image, or RGB ``[H, W, 3]``, to ``path`` as PNG, whole or not at all."""
+    from PIL.Image import fromarray
+
+    picture = fromarray(image) if isinstance(image, np.ndarray) else image
+    write_file(path, lambda file: picture.save(file, format="PNG"))
 
 
 def print_json(result: Mapping[str, Any]) -> None:

@@ -6,9 +6,9 @@ import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from ..evaluation.frontier_page import CATEGORIES
 from ..loading.writing import gib
 from ..reporting.cells import number, share
+from ..reporting.frontier_page import CATEGORIES
 from .generate import speed_in_words
 
 if TYPE_CHECKING:

@@ -15,8 +15,9 @@ import sympy
 from torch import fx
 
 from .._torch_private import SymbolicInputs, fake_run
+from ..analysis.graph_sizes import graph_specs
 from ..flops import flop_counter
-from ..lowering.sizes import InputSpec, at_sizes, graph_specs
+from ..input_specs import InputSpec, at_sizes
 from .traffic import TrafficCounter
 
 log = logging.getLogger(__name__)

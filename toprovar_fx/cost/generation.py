@@ -9,7 +9,7 @@ from typing import Protocol
 
 import sympy
 
-from ..lowering.sizes import IMAGES, KEPT, OFFSET
+from ..input_specs import IMAGES, KEPT, OFFSET
 from .expressions import NOTHING, Cost, Sizes
 from .roofline import Roofline
 

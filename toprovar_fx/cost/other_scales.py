@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 
 import sympy
 
-from ..lowering.sizes import KEPT, OFFSET, TOKENS
+from ..input_specs import KEPT, OFFSET, TOKENS
 from .expressions import Cost, Sizes
 from .generation import Priced, StepGraphs
 

@@ -37,7 +37,3 @@ class Roofline:
         No launch, no dispatch and no imbalance is in it: a run is slower, never faster.
         """
         return 1e3 * max(cost.flops / self.flops_per_s, cost.bytes_fused / self.bytes_per_s)
-
-    def intensity(self) -> float:
-        """FLOPs per byte from which on the matrix units are the limit."""
-        return self.flops_per_s / self.bytes_per_s

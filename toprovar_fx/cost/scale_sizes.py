@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 import sympy
 
-from ..lowering.sizes import OFFSET
+from ..input_specs import OFFSET
 from ..schedules import Schedule
 
 Observed = Sequence[tuple[int, Mapping[sympy.Symbol, int]]]

@@ -8,9 +8,10 @@ import sympy
 from torch import fx
 
 from ..analysis.facts import BlockFacts
+from ..analysis.graph_sizes import spec_of, traced_sizes
 from ..analysis.shapes import shape_of, size_of
 from ..errors import OptionError
-from ..lowering.sizes import TOKENS, spec_of, traced_sizes
+from ..input_specs import TOKENS
 from ..schedules import Schedule
 from .generation import StepGraphs
 from .other_scales import at_other_scales

@@ -11,7 +11,7 @@ from .rows import expand_cfg_rows, join_cfg_rows
 from .saliency import keep_probability, normalise_entropy, scale_weight
 from .scope import layer_detail, sigma_ratio
 from .scores import frequency_score, prunability, random_score
-from .selection import bernoulli_tokens, keep_count, round_to_bucket, select_tokens, token_budget
+from .selection import bernoulli_tokens, keep_count, round_to_bucket, select_tokens
 
 __all__ = [
     "bernoulli_tokens",
@@ -33,6 +33,5 @@ __all__ = [
     "scale_weight",
     "select_tokens",
     "sigma_ratio",
-    "token_budget",
     "upsample_map",
 ]

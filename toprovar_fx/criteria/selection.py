@@ -6,49 +6,12 @@ import math
 from collections.abc import Sequence
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from .noise import counter_uniform
 
 # Absorbs the rounding of products like 0.7 * 10 before a ceiling.
 _SLACK = 1e-6
-
-
-def token_budget(
-    p_keep: Tensor,
-    buckets: Sequence[float],
-    min_keep: float = 0.0,
-    skip_below: float = 0.0,
-    rule: Literal["mean", "max"] = "mean",
-) -> Tensor:
-    """Return K, one number of kept tokens for all rows: the mean of ``P_keep``, rounded up to a bucket.
-
-    The arithmetic of :func:`round_to_bucket` on the device: nothing is read back.
-
-    Args:
-        p_keep: Keep probabilities, ``[..., L]``; the leading axes are samples that share one static shape.
-        buckets: Keep ratios, see :func:`round_to_bucket`.
-        min_keep: Least ratio kept.
-        skip_below: Mean retention below which K is 0: the layer is skipped.
-        rule: Retention of several samples: their mean or the largest.
-
-    Returns:
-        K in 0 .. L, int64, a scalar.
-    """
-    length = p_keep.shape[-1]
-    retention = _joined_retention(p_keep, rule).double()
-
-    def share(ratio: float) -> Tensor:
-        # Filled on the device: a tensor made from Python numbers would be copied there, and waited for.
-        return (torch.full_like(retention, ratio) * length - _SLACK).ceil()
-
-    wanted = torch.maximum((retention * length + 0.5).floor(), share(min_keep))
-    count = torch.full_like(retention, 1.0) * length
-    for ratio in reversed(buckets):
-        candidate = share(ratio).clamp_max(length)
-        count = torch.where(candidate >= wanted, candidate, count)
-    return torch.where(retention < skip_below, 0, count).long()
 
 
 def keep_count(
@@ -58,14 +21,23 @@ def keep_count(
     skip_below: float = 0.0,
     rule: Literal["mean", "max"] = "mean",
 ) -> int:
-    """Return what :func:`token_budget` returns as a number; one retention is read back from the device."""
-    retention = float(_joined_retention(p_keep, rule))
-    return round_to_bucket(retention, p_keep.shape[-1], buckets, min_keep, skip_below)
+    """Return K, one number of kept tokens for all rows: the mean of ``P_keep``, rounded up to a bucket.
 
+    One retention is read back from the device.
 
-def _joined_retention(p_keep: Tensor, rule: Literal["mean", "max"]) -> Tensor:
+    Args:
+        p_keep: Keep probabilities, ``[..., L]``; the leading axes are samples that share one static shape.
+        buckets: Keep ratios, see :func:`round_to_bucket`.
+        min_keep: Least ratio kept.
+        skip_below: Mean retention below which K is 0: the layer is skipped.
+        rule: Retention of several samples: their mean or the largest.
+
+    Returns:
+        K in 0 .. L.
+    """
     each = p_keep.float().mean(-1)
-    return each.mean() if rule == "mean" else each.amax()
+    retention = float(each.mean() if rule == "mean" else each.amax())
+    return round_to_bucket(retention, p_keep.shape[-1], buckets, min_keep, skip_below)
 
 
 def round_to_bucket(

@@ -19,8 +19,8 @@ from ..program import StepProgram
 from ..recording import Recording
 from ..runtime.generation import Generation
 from ..runtime.report import GenerationReport, report_of
+from .explanation import Explanation
 from .facts import (
-    Explanation,
     FallbackFacts,
     GateFacts,
     GenerationFacts,

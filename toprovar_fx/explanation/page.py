@@ -6,11 +6,12 @@ from collections.abc import Iterator, Sequence
 from html import escape
 from importlib.resources import files
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..errors import OutputError
 from ..whole_files import replace_file
 from .diff import compare
-from .facts import Explanation, FallbackFacts, GenerationFacts
+from .facts import FallbackFacts, GenerationFacts
 from .markup import because, code, meter, table
 from .text import (
     NO_GENERATION,
@@ -25,6 +26,9 @@ from .text import (
     share,
     tokens,
 )
+
+if TYPE_CHECKING:
+    from .explanation import Explanation
 
 
 def write_page(found: Explanation, path: Path) -> Path:

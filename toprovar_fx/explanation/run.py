@@ -17,8 +17,9 @@ from ..errors import OptionError
 from ..options import Options
 from ..pipeline import InfinityPipeline
 from ..recording import recording
+from ..version import __version__
 from .collect import fill
-from .facts import Explanation
+from .explanation import Explanation
 
 
 def explain(
@@ -74,8 +75,6 @@ def explaining(model: str = "what ran here") -> Iterator[Explanation]:
     Yields:
         The report; it is empty until the block ends.
     """
-    from .. import __version__
-
     found = Explanation(model, torch=torch.__version__, version=__version__)
     breaks, started = graph_breaks(), time.perf_counter()
     with recording() as seen:

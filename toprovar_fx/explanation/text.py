@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from ..policies.registry import POLICIES
-from .facts import Explanation, FallbackFacts, GateFacts, GenerationFacts, GraphFacts, RunFacts, ScaleFacts
+from ..runtime.report import kept_cell
+from .facts import FallbackFacts, GateFacts, GenerationFacts, GraphFacts, RunFacts, ScaleFacts
+
+if TYPE_CHECKING:
+    from .explanation import Explanation
 
 NOTHING = (
     "no graph of this backend took part: torch.compile compiles a module's forward and nothing else, so call "
@@ -191,11 +196,8 @@ def share(part: float | None, whole: float | None) -> str:
 
 
 def cell(run: RunFacts | None) -> str:
-    """A kept-token cell: a share, `skip`, or `.` where the layer did not run."""
-    if run is None:
-        return "."
-    text = "skip" if run.kept == 0 else f"{run.kept / run.tokens:.0%}"
-    return text + ("*" if run.arm == "tapped" else "")
+    """A cell of the kept tokens, `.` where the layer did not run."""
+    return "." if run is None else kept_cell(run.arm, run.kept, run.tokens)
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:

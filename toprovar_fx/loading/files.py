@@ -147,7 +147,7 @@ def _refusing(file: Path) -> Iterator[None]:
         raise CheckpointError(
             f"checkpoint {file} is damaged or truncated, or holds more than tensors: refused"
         ) from None
-    except Exception as error:
+    except Exception as error:  # what a reader raises depends on where the damage is
         raise CheckpointError(f"checkpoint {file} is damaged or truncated: {one_line(error)}") from None
 
 

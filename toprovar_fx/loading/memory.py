@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 
 from ..checkpoints import module_bytes
-from ..models.cache import DEFAULT_LAYOUT, KVCache
+from ..models.cache import DEFAULT_LAYOUT
+from ..models.cache_memory import CacheSizes
 from ..models.configs import InfinityConfig, config_named
 from ..models.infinity import Infinity
 from ..models.text_encoder import SceneTextEncoder, default_t5_dtype, require_transformers
@@ -157,7 +158,7 @@ def _priced(
     if text_bytes:
         weights["text encoder"] = text_bytes
     rows = images * (1 if config.cfg == 1 else 2)
-    cache_bytes = KVCache.bytes_needed(
+    sizes = CacheSizes.of(
         config,
         rows,
         schedule.ends[-1],
@@ -167,7 +168,7 @@ def _priced(
     )
     return MemoryNeed(
         weights_bytes=weights,
-        cache_bytes=cache_bytes,
+        cache_bytes=sizes.memory_bytes(),
         images=images,
         available_bytes=available_bytes(device),
         device=device,

@@ -13,13 +13,13 @@ from torch import fx
 
 from ..analysis.attention_forms import FORMS, form_of, named_arguments
 from ..analysis.contexts import is_context
+from ..analysis.graph_sizes import graph_specs
 from ..analysis.shapes import as_size, same, value_of
 from ..ops import attention  # noqa: F401 - registers the operator called here
-from .sizes import graph_specs
+from ..ops.cards import HOPPER, capability
 
 _SDPA = FORMS["scaled_dot_product_attention"]
 _HALF = (torch.bfloat16, torch.float16)
-_HOPPER = (9, 0)
 
 
 def with_attentions(graph: fx.GraphModule) -> fx.GraphModule:
@@ -54,7 +54,7 @@ def with_attentions(graph: fx.GraphModule) -> fx.GraphModule:
 def _on_hopper(graph: fx.Graph) -> bool:
     devices = {spec.device for spec in graph_specs(graph) if spec.device is not None}
     cards = [device for device in devices if device.type == "cuda"]
-    return bool(cards) and all(torch.cuda.get_device_capability(card) == _HOPPER for card in cards)
+    return bool(cards) and all(capability(card) == HOPPER for card in cards)
 
 
 def _plain_call(node: fx.Node) -> tuple[fx.Node, fx.Node, fx.Node, float] | None:

@@ -11,8 +11,8 @@ from torch import fx
 from torch.nn import functional as F
 
 from ..analysis.contexts import is_context
+from ..analysis.graph_sizes import spec_of
 from ..ops import linear_gelu  # noqa: F401 - registers the operator called here
-from .sizes import spec_of
 
 _HALF = (torch.bfloat16, torch.float16)
 

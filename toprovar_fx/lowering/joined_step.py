@@ -13,13 +13,14 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from ..analysis.graph_sizes import spec_of
 from ..criteria.restore import scatter_rows
 from ..criteria.scores import frequency_score
+from ..input_specs import IMAGES, InputSpec, group_count, group_offset, tensor_spec
 from ..ops import select_tokens  # noqa: F401 - registers the operator called here
 from .joined_layers import Extra, JoinedLayer, JoinedStep, Selection
 from .region import Region
 from .rest import RegionModule
-from .sizes import IMAGES, InputSpec, group_count, group_offset, spec_of, tensor_spec
 
 
 def join_step(

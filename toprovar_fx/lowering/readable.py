@@ -8,7 +8,8 @@ import sympy
 from torch import fx
 
 from .._torch_private import SymbolicInputs, clone_graph, symbolic_values
-from .sizes import IMAGES, KEPT, OFFSET, graph_specs
+from ..analysis.graph_sizes import graph_specs
+from ..input_specs import IMAGES, KEPT, OFFSET
 
 # Sizes for working out shapes: small, so that they fit any cache, and all different.
 _HINTS = {KEPT: 4, OFFSET: 8, IMAGES: 1}
@@ -52,8 +53,9 @@ def _with_shapes(graph: fx.GraphModule) -> tuple[fx.GraphModule, dict[str, str],
     try:
         inputs = SymbolicInputs(specs, hints)
         values = symbolic_values(copied, inputs)
-    except Exception as error:
-        return copied, {}, [f"# shapes unknown: {type(error).__name__}: {str(error).splitlines()[0][:120]}"]
+    except Exception as error:  # of any operator's fake implementation: code without shapes is still code
+        detail = str(error).partition("\n")[0][:120]
+        return copied, {}, [f"# shapes unknown: {type(error).__name__}: {detail}"]
     for node in copied.graph.nodes:
         if node.op != "output":
             node.meta["val"] = values[node.name]

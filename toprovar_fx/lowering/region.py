@@ -12,13 +12,15 @@ from torch import fx
 
 from .._torch_private import CompiledGraph, SymbolicInputs, compile_with_inductor, restarts
 from ..analysis.caches import written_caches
+from ..analysis.graph_sizes import graph_specs
 from ..analysis.reasons import Fallback, Reason
 from ..cost.expressions import Cost, GraphCosts, Sizes
+from ..input_specs import at_sizes
 from .attentions import with_attentions
 from .epilogues import with_epilogues
 from .rotations import with_rotations
 from .rows_in_place import with_rows_in_place
-from .sizes import SizeReader, at_sizes, graph_specs
+from .size_reader import SizeReader
 
 log = logging.getLogger(__name__)
 
@@ -112,7 +114,7 @@ class Region:
             return self._as_traced
         try:
             return self._choose(arguments, sizes)
-        except Exception as error:
+        except Exception as error:  # of a compiler, whatever its fault is: the traced graph computes the same
             if self._on_failure is None or isinstance(error, restarts()):
                 raise
             self.failure = not_compiled(self.name, error)

@@ -14,10 +14,11 @@ import torch
 from torch import fx
 
 from ..analysis.contexts import is_context
+from ..analysis.graph_sizes import spec_of
 from ..analysis.operators import operator_name
+from ..input_specs import InputSpec
 from ..ops.rotated_qkv import KERNEL_DTYPES, has_kernel
 from .patterns import Call, Found, Hole, match
-from .sizes import InputSpec, spec_of
 
 _ANGLES = ("cos", "sin")
 

@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class CacheSizes:
-    """What a cache holds and how.
+    """What a cache holds and how; two caches of equal sizes can stand in for each other.
 
     Attributes:
         layers: each with keys and values ``[rows, heads, slots, width]``.
@@ -48,11 +48,24 @@ class CacheSizes:
         config: InfinityConfig,
         rows: int,
         max_tokens: int,
-        dtype: torch.dtype,
-        layout: CacheLayout,
-        kept_tokens: int | None,
+        dtype: torch.dtype = torch.float32,
+        *,
+        layout: CacheLayout = "plain",
+        kept_tokens: int | None = None,
     ) -> CacheSizes:
-        """Return the sizes for a model; one slot more than there are tokens.
+        """Return the sizes for a model.
+
+        One slot more than the longest schedule is asked for: the slice of the last scale then never equals
+        the whole buffer, so no guard on that equality splits the symbolic graph.
+
+        Args:
+            config: sizes of the model.
+            rows: batch rows, CFG rows included.
+            max_tokens: of all scales together.
+            dtype: of keys and values.
+            layout: how they lie in memory; ``shared`` is ``plain`` where sharing saves nothing or the device
+                cannot map memory, and ``token_major`` differs from ``plain`` in strides alone.
+            kept_tokens: of all scales but the last; None: nothing may be shared.
 
         Raises:
             OptionError: unknown layout, or ``kept_tokens`` not in ``0 .. max_tokens``.
@@ -84,7 +97,7 @@ class CacheSizes:
         return self.separate_bytes - self.in_pages(page_bytes).memory_bytes(self.layers)
 
     def memory_bytes(self, page_bytes: int = USUAL_PAGE_BYTES) -> int:
-        """Memory on a device that can map it."""
+        """Bytes of all keys and values, on a device that can map memory."""
         return self.separate_bytes - (max(0, self.saving(page_bytes)) if self.layout == "shared" else 0)
 
     def allocate(self, device: torch.device) -> tuple[list[Tensor], list[Tensor]]:

@@ -10,6 +10,7 @@ from collections import deque
 import torch
 from torch import Tensor
 
+from ..one_capture import CAPTURE
 from .shared_tail import MappedRange, PagesError
 
 log = logging.getLogger(__name__)
@@ -96,7 +97,8 @@ class CudaPages:
         except (OSError, AttributeError) as error:
             raise PagesError(f"no CUDA driver with virtual memory management: {error}") from error
         # The driver is initialised and the device has a context.
-        torch.cuda.synchronize(self.device)
+        with CAPTURE:
+            torch.cuda.synchronize(self.device)
         number, supported, page = ctypes.c_int(), ctypes.c_int(), ctypes.c_size_t()
         self._call("cuDeviceGet", ctypes.byref(number), index)
         self._call("cuDeviceGetAttribute", ctypes.byref(supported), _SUPPORTED, number.value)
@@ -142,7 +144,9 @@ class CudaPages:
         self._call("cuMemAddressFree", address, size)
 
     def wait(self) -> bool:
-        """Wait for the device; False while this thread records a graph, which waiting would break."""
+        """Wait for the device; False while a graph is recorded, which waiting would break."""
+        if not CAPTURE.acquire(blocking=False):
+            return False
         try:
             if torch.cuda.is_current_stream_capturing():
                 return False
@@ -150,6 +154,8 @@ class CudaPages:
         except RuntimeError as error:
             log.debug("mapped caches are freed later: %s", error)
             return False
+        finally:
+            CAPTURE.release()
         return True
 
     def bytes_at(self, address: int, size: int, owner: object) -> Tensor:

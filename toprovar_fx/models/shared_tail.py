@@ -17,7 +17,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections import deque
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Protocol
 
 import torch
@@ -165,12 +165,21 @@ def shared_caches(
 def give_back(pages: Pages) -> None:
     """Free what is retired, if the device can be waited for now."""
     # Only what was retired before the wait: kernels may still use what another thread retires meanwhile.
-    due = [pages.retired.popleft() for _ in range(len(pages.retired))]
+    due = _take_all(pages.retired)
     if due and not pages.wait():
         pages.retired.extend(due)
         return
     for mapped in due:
         mapped.free()
+
+
+def _take_all(retired: deque[MappedRange]) -> list[MappedRange]:
+    """Empty it; another thread, or the end of another cache in this one, may do so at the same time."""
+    taken: list[MappedRange] = []
+    with suppress(IndexError):
+        for _ in range(len(retired)):
+            taken.append(retired.popleft())
+    return taken
 
 
 def _map_layers(pages: Pages, layout: TokenMajor, layers: int, undo: ExitStack) -> list[MappedRange]:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .attention_with_entropy import attention_with_entropy
+from .attention_with_entropy import attention_with_entropy, empty_output
 
 
 @torch.library.custom_op("toprovar::attend_rows", mutates_args=())
@@ -69,7 +69,7 @@ def _(
     own_keys: bool,
 ) -> tuple[Tensor, Tensor]:
     found = q.new_empty((q.shape[0], q.shape[2] if entropy else 0), dtype=torch.float32)
-    return _output(q, v_rows), found
+    return empty_output(q, v_rows), found
 
 
 def attend_masked(
@@ -99,17 +99,12 @@ def _attention(q: Tensor, keys: Tensor, values: Tensor, scale: float, mask: Tens
     """Stock attention in the layout of the output."""
     grouped = q.shape[1] != keys.shape[1]
     attended = F.scaled_dot_product_attention(q, keys, values, mask, scale=scale, enable_gqa=grouped)
-    out = _output(q, values)
+    out = empty_output(q, values)
     return attended if attended.stride() == out.stride() else out.copy_(attended)
 
 
 def _no_entropy(q: Tensor) -> Tensor:
     return q.new_empty((q.shape[0], 0), dtype=torch.float32)
-
-
-def _output(q: Tensor, v: Tensor) -> Tensor:
-    batch, heads, queries, _ = q.shape
-    return q.new_empty(batch, queries, heads, v.shape[3]).transpose(1, 2)
 
 
 def _masked_entropy(q: Tensor, keys: Tensor, scale: float, counted: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 import triton
 from torch import Tensor
 
+from .cards import HOPPER, MOST_PROGRAMS, capability
 from .triton_launch import GLUON_KNOWN, HopperTiles, allows_tma, launch_hopper
 from .triton_merge import empty_parts, merge
 
@@ -73,14 +74,14 @@ def has_kernel(q: Tensor, k: Tensor, v: Tensor, scale: float) -> bool:
         and q.dtype in (torch.bfloat16, torch.float16)
         and q.dtype == k.dtype == v.dtype
         and q.device == k.device == v.device
-        and torch.cuda.get_device_capability(q.device) == (9, 0)
+        and capability(q.device) == HOPPER
+        and q.shape[0] * q.shape[1] <= MOST_PROGRAMS
         and q.shape[3] == k.shape[3] == v.shape[3] == WIDTH
         and k.shape[:3] == v.shape[:3]
         and q.shape[0] == k.shape[0]
         and q.shape[1] % k.shape[1] == 0
         and scale > 0
-        # A tensor map has no steps of 0, as those of an expanded dimension.
-        and all(allows_tma(x) and 0 not in x.stride() for x in (q, k, v))
+        and all(allows_tma(x) for x in (q, k, v))
     )
 
 

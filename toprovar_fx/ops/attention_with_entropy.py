@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .attention_entropy import attention_entropy, check_operands
+from .cards import AMPERE, MOST_PROGRAMS, capability
 from .triton_found import has_triton
 
 # Widest heads of the kernel, by dtype.
@@ -20,8 +21,9 @@ def attention_with_entropy(
     """Return ``softmax(scale q k^T) v`` and the entropy of every row of the softmax (eq. 2).
 
     On CUDA one kernel computes both in one pass over the keys, with fp32 statistics and without the attention
-    matrix (`triton_attention.py`). On a CPU, and where that kernel does not apply (no Triton, float64, wider
-    heads than 256 or in float32 than 128), they are two: stock attention, bit for bit what
+    matrix (`triton_attention.py`). On a CPU, and where that kernel does not apply (no Triton, cards of others
+    than NVIDIA or before Ampere, float64, wider heads than 256 or in float32 than 128), they are two: stock
+    attention, bit for bit what
     ``torch.nn.functional.scaled_dot_product_attention`` returns, and :func:`attention_entropy`.
 
     Args:
@@ -50,7 +52,7 @@ def attention_with_entropy(
             return launch(q, k, v, scale, mean_heads, first_key)
     grouped = q.shape[1] != k.shape[1]
     attended = F.scaled_dot_product_attention(q, k, v, scale=scale, enable_gqa=grouped)
-    out = _empty_output(q, v)
+    out = empty_output(q, v)
     if attended.stride() != out.stride() or attended.dtype != out.dtype:
         attended = out.copy_(attended)
     return attended, attention_entropy(q, k, scale, mean_heads, first_key)
@@ -62,10 +64,11 @@ def _(
 ) -> tuple[Tensor, Tensor]:
     batch, heads, queries, _ = q.shape
     entropy = q.new_empty((batch, queries) if mean_heads else (batch, heads, queries), dtype=torch.float32)
-    return _empty_output(q, v), entropy
+    return empty_output(q, v), entropy
 
 
-def _empty_output(q: Tensor, v: Tensor) -> Tensor:
+def empty_output(q: Tensor, v: Tensor) -> Tensor:
+    """Return memory for attention to values ``[B, Hk, Lk, Ev]``, laid out as ``[B, Lq, H, Ev]``."""
     batch, heads, queries, _ = q.shape
     return q.new_empty(batch, queries, heads, v.shape[3]).transpose(1, 2)
 
@@ -75,6 +78,8 @@ def _has_kernel(q: Tensor, k: Tensor, v: Tensor) -> bool:
         return False
     if not (q.dtype == k.dtype == v.dtype and q.device == k.device == v.device and q.shape[3] == v.shape[3]):
         return False
-    # Before Ampere there is no bfloat16, of which float32 products are made too.
-    known = q.dtype is torch.float16 or torch.cuda.get_device_capability(q.device) >= (8, 0)
-    return known and q.shape[3] <= _WIDEST_HEAD.get(q.dtype, 0)
+    # Before Ampere there is no bfloat16, of which float32 products are made too, and at 128 channels too
+    # little shared memory.
+    if capability(q.device) < AMPERE or q.shape[0] * q.shape[1] > MOST_PROGRAMS:
+        return False
+    return q.shape[3] <= _WIDEST_HEAD.get(q.dtype, 0)

@@ -1,4 +1,4 @@
-"""The attention kernel with entropy accumulators, in plain Triton: any CUDA card, and the interpreter.
+"""The attention kernel with entropy accumulators, in plain Triton: cards from Ampere on, the interpreter.
 
 With ``s`` the logits of a row in base 2 and ``peak`` their running maximum, three sums run together:
 ``mass = sum 2^(s - peak)``, ``moment = sum 2^(s - peak) (s - peak)`` and the output. When the peak moves by

@@ -10,6 +10,7 @@ import triton
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from .cards import HOPPER, capability
 from .triton_attention import attention_kernel
 
 # The kernel of `gluon_attention` is taken where it applies; else the plain one everywhere.
@@ -60,18 +61,15 @@ def default_tiles(q: Tensor, k: Tensor, v: Tensor) -> Tiles | HopperTiles:
     if q.dtype == torch.float32:
         # Six products per product: more does not fit into the registers.
         return Tiles(64, 32, 4, 2) if width <= 64 else Tiles(64, 16, 4, 2)
-    capability = torch.cuda.get_device_capability(q.device) if q.is_cuda else (0, 0)
-    if (
-        PREFER_HOPPER_KERNEL
-        and GLUON_KNOWN
-        and capability == (9, 0)
-        and all(allows_tma(x) for x in (q, k, v))
-    ):
+    card = capability(q.device)
+    maps = card >= HOPPER and all(allows_tma(x) for x in (q, k, v))
+    # The output's rows of E numbers are mapped too.
+    if PREFER_HOPPER_KERNEL and GLUON_KNOWN and card == HOPPER and maps and q.shape[-1] % 8 == 0:
         return HopperTiles(128, 2, hold=False, turns=True) if width <= 128 else HopperTiles(64, 2)
-    tma = capability >= (9, 0)
     if width > 128:
-        return Tiles(128, 64, 8, 2, tma) if tma else Tiles(64, 32, 4, 2)
-    return Tiles(64, 64, 4, 3, True) if tma else Tiles(128, 64, 8 if width > 64 else 4, 2)
+        # Without maps the larger tiles need more shared memory than later cards than Hopper may have.
+        return Tiles(128, 64, 8, 2, True) if maps else Tiles(64, 32, 4, 2)
+    return Tiles(64, 64, 4, 3, True) if card >= HOPPER else Tiles(128, 64, 8 if width > 64 else 4, 2)
 
 
 def launch(
@@ -159,6 +157,9 @@ def launch_hopper(
 
 
 def allows_tma(x: Tensor) -> bool:
-    """Whether a tensor map can describe ``x``: addresses and strides in multiples of 16 bytes."""
-    aligned = all(stride * x.itemsize % 16 == 0 for stride in x.stride()[:3])
+    """Whether a tensor map can describe ``x``: addresses and strides in multiples of 16 bytes, none of 0.
+
+    Strides of 0 are those of expanded dimensions.
+    """
+    aligned = all(stride * x.itemsize % 16 == 0 < stride for stride in x.stride()[:3])
     return aligned and x.stride(3) == 1 and x.data_ptr() % 16 == 0

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from torch import Tensor
 
-from ..runtime.layer_plan import LayerPlan, LayerQuestion, plan_layer
+from .layer_plan import LayerPlan, LayerQuestion, plan_layer
 
 if TYPE_CHECKING:
     from ..options import Options
-    from ..runtime.depth import DepthTracker
     from ..schedules import Schedule
+    from .scale_depth import ScaleDepth
 
 
 class Policy:
@@ -47,7 +47,7 @@ class Policy:
     granularity: ClassVar[Literal["layer", "sublayer"]] = "layer"
     skips: ClassVar[bool] = False
 
-    def __init__(self, options: Options, schedule: Schedule, images: int, depth: DepthTracker) -> None:
+    def __init__(self, options: Options, schedule: Schedule, images: int, depth: ScaleDepth) -> None:
         self.options, self.schedule, self.images, self.depth = options, schedule, images, depth
         self.units, self.parts = 0, 1
 

@@ -16,8 +16,8 @@ from .policy import Policy
 
 if TYPE_CHECKING:
     from ..options import Options
-    from ..runtime.depth import DepthTracker
     from ..schedules import Schedule
+    from .scale_depth import ScaleDepth
 
 # The scale after which it decides, of 13: index 9. The preview has the sides of the scale with index 4.
 _DECIDES, _PREVIEW = -4, 4 / 12
@@ -47,7 +47,7 @@ class SkipVAR(Policy):
         "It needs a loop that tells the code sums: InfinityPipeline, or one that calls note_codes.",
     )
 
-    def __init__(self, options: Options, schedule: Schedule, images: int, depth: DepthTracker) -> None:
+    def __init__(self, options: Options, schedule: Schedule, images: int, depth: ScaleDepth) -> None:
         super().__init__(options, schedule, images, depth)
         self._classifier = load_classifier(options.classifier)
         self._at = len(schedule) + _DECIDES

@@ -11,14 +11,14 @@ from torch import Tensor
 
 from ..criteria.rows import expand_cfg_rows, join_cfg_rows
 from ..criteria.selection import select_tokens
-from ..runtime.layer_plan import LayerPlan, LayerQuestion
+from .layer_plan import FEWEST_TOKENS, LayerPlan, LayerQuestion
 from .peer import constants
 from .policy import Policy
 
 if TYPE_CHECKING:
     from ..options import Options
-    from ..runtime.depth import DepthTracker
     from ..schedules import Schedule
+    from .scale_depth import ScaleDepth
 
 # The fourth of eight groups of layers is watched; tokens count that change above this share of the largest.
 _WATCHED, _THRESHOLD = (12 / 32, 16 / 32), 0.6
@@ -43,7 +43,7 @@ class SparseVAR(Policy):
         "A batch keeps as many tokens as its most detailed image wants, each image its own.",
     )
 
-    def __init__(self, options: Options, schedule: Schedule, images: int, depth: DepthTracker) -> None:
+    def __init__(self, options: Options, schedule: Schedule, images: int, depth: ScaleDepth) -> None:
         super().__init__(options, schedule, images, depth)
         self._entering: Tensor | None = None
         self._changed: tuple[int, Tensor] | None = None
@@ -99,7 +99,7 @@ class SparseVAR(Policy):
         if share is None:
             share = float((change / change.amax() > _THRESHOLD).float().mean(1).amax())
         anchors = _anchors(self.schedule.sides[scale], change.device)
-        count = min(length, max(math.floor(share * length + 1e-6), int(anchors.sum()), 2))
+        count = min(length, max(math.floor(share * length + 1e-6), int(anchors.sum()), FEWEST_TOKENS))
         if count == length:
             return LayerPlan(length)
         score = self._at(change[..., None], known, scale)[..., 0].masked_fill(anchors, math.inf)

@@ -15,10 +15,10 @@ from ..calibration.plots import entropy_and_rho, layer_roles
 from ..calibration.profile import Profile
 from ..evaluation.frontier_join import short_rows
 from ..evaluation.frontier_latency import devices
-from ..evaluation.frontier_page import latency_plot, plot
-from ..evaluation.frontier_page import table as frontier_table
 from ..explanation.markup import table
 from . import tables
+from .frontier_page import latency_plot, plot
+from .frontier_page import table as frontier_table
 from .gallery import gallery
 from .parts import KINDS, MISFITS, Parts, misfit
 

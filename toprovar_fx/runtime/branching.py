@@ -15,9 +15,9 @@ from ..criteria.saliency import scale_weight
 from ..criteria.selection import round_to_bucket
 from ..errors import GraphError
 from ..options import Options
+from ..policies.layer_plan import FEWEST_TOKENS
 from ..schedules import Schedule
 from .deciders import Deciders
-from .layer_plan import FEWEST_TOKENS
 from .ledger import Ledger, Run
 from .on_device import DepthOnDevice, ScopeOnDevice
 

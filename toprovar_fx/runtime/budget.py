@@ -20,14 +20,13 @@ from ..cost.generation import WHOLE, ScalePlan, StepGraphs, price_scales
 from ..cost.scale_sizes import Observed, ScaleSizes
 from ..errors import OptionError
 from ..options import Options
+from ..policies.layer_plan import FEWEST_TOKENS
 from ..schedules import Schedule
 from .ledger import Ledger
 from .taps import ranking_layer, ranking_taps
 
 log = logging.getLogger(__name__)
 
-# Two tokens at least: a size of one would need another trace of the block.
-_FEWEST = 2
 _MOST_KNOWN = 256
 
 
@@ -108,7 +107,7 @@ class StepBudget:
         found = []
         for scale in range(ask.scale, ask.exit):
             tokens = ask.schedule.tokens[scale]
-            least = min(tokens, max(_FEWEST, math.ceil(options.min_keep * tokens - 1e-6)))
+            least = min(tokens, max(FEWEST_TOKENS, math.ceil(options.min_keep * tokens - 1e-6)))
             for layer in self._step.layers:
                 if ask.may_prune(scale, layer):
                     kept = max(ask.retention(scale, layer), 1 / tokens)

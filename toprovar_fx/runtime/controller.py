@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import sympy
 from torch import Tensor
@@ -11,13 +11,12 @@ from torch import Tensor
 from ..analysis.cache_layout import CacheLayout
 from ..criteria.restore import scatter_rows
 from ..options import Options
+from ..policies.layer_plan import LayerPlan
 from .branching import Branching, begin_branching
 from .budget import StepBudget
 from .compaction import Compaction
 from .deciders import Deciders
-from .generation import Generation
 from .graph_updates import GraphUpdates
-from .layer_plan import LayerPlan
 from .layer_plans import LayerPlans
 from .ledger import Ledger
 from .outlook import Outlook
@@ -25,6 +24,9 @@ from .ranking import Ranking
 from .rations import Rations
 from .short_caches import ShortCaches
 from .silence import warn_if_idle
+
+if TYPE_CHECKING:
+    from .generation import Generation
 
 
 class Controller:

@@ -4,6 +4,9 @@ A recording reads and writes fixed addresses. Weights and caches are *held*: the
 a recording is found by. Everything else is *copied* into buffers that all recordings of a program share, and
 what a recording returns is copied out, so that nobody sees memory that a later replay overwrites. Recordings
 share one memory pool: only one of them runs at a time, and nothing in it outlives its replay.
+
+A replay writes to caches behind torch's back; their version counters, by which everybody tells that a tensor
+was written, are advanced for it.
 """
 
 from __future__ import annotations
@@ -86,12 +89,14 @@ class Buffers:
             version = version_of(source)
             known = self._sources.get(key)
             if version is None or known is None or known[0]() is not source or known[1] != version:
-                stale.append((self._known[key], source))
-                if version is not None:
-                    self._sources[key] = weakref.ref(source), version
-                else:
-                    self._sources.pop(key, None)
-        copy_all([buffer for buffer, _ in stale], [source for _, source in stale])
+                stale.append((key, source, version))
+        for key, _, _ in stale:
+            self._sources.pop(key, None)
+        copy_all([self._known[key] for key, _, _ in stale], [source for _, source, _ in stale])
+        # Only now: a copy that failed is made again.
+        for key, source, version in stale:
+            if version is not None:
+                self._sources[key] = weakref.ref(source), version
 
 
 @dataclass
@@ -113,10 +118,11 @@ class GraphMemory:
 
 @dataclass(frozen=True)
 class _Places:
-    """Positions of the tensors among a call's arguments; either way of passing any of them is correct."""
+    """Positions of the tensors among a call's arguments; what is not written may be passed either way."""
 
     held: list[int]
     copied: list[int]
+    written: list[int]
 
 
 class GraphedCall:
@@ -167,33 +173,36 @@ class GraphedCall:
                 if isinstance(value, Tensor)
             }
             held = [at for at, yes in stays.items() if yes]
-            self._places = _Places(held, [at for at, yes in stays.items() if not yes])
+            copied = [at for at, yes in stays.items() if not yes]
+            self._places = _Places(held, copied, [at for at in held if at in written])
         return self._places
 
     def _replayed(self, call: Call, arguments: Sequence[Any], sizes: Sizes) -> tuple[Any, ...] | None:
         places = self._places_of(arguments)
-        held = tuple(map(Tensor.data_ptr, map(arguments.__getitem__, places.held)))
         buffers = self._memory.buffers
         copied = [(at, buffers.key(self._names[at], arguments[at]), arguments[at]) for at in places.copied]
-        recordings = self._recordings.setdefault(sizes, {})
-        recording = recordings.get(held)
-        if recording is None:
-            why = self._obstacle(arguments, places)
-            if len(recordings) >= _MOST_RECORDINGS:
-                why = f"weights or caches moved after each of {_MOST_RECORDINGS} recordings"
-            if why:
-                self._refuse(sizes, why)
-                return None
         fixed = list(arguments)
         for at, key, value in copied:
             fixed[at] = buffers.at(key, value)
+        # Equal sizes may come in other layouts, which have buffers of their own.
+        found_by = tuple(fixed[at].data_ptr() for at in (*places.held, *places.copied))
+        recordings = self._recordings.setdefault(sizes, {})
+        recording = recordings.get(found_by)
+        if recording is None:
+            why = self._obstacle(arguments, places)
+            if len(recordings) >= _MOST_RECORDINGS:
+                why = f"weights, caches or layouts changed after each of {_MOST_RECORDINGS} recordings"
+            if why:
+                self._refuse(sizes, why)
+                return None
         buffers.fill([(key, value) for _, key, value in copied])
         if recording is None:
             recording = self._record(call, fixed, sizes)
             if recording is None:
                 return None
-            recordings[held] = recording
+            recordings[found_by] = recording
         recording.replay()
+        torch.autograd.graph.increment_version([arguments[at] for at in places.written])
         return tuple(value.clone() if isinstance(value, Tensor) else value for value in recording.outputs)
 
     def _obstacle(self, arguments: Sequence[Any], places: _Places) -> str:
@@ -203,9 +212,16 @@ class GraphedCall:
         for at in (*places.held, *places.copied):
             if not self._memory.recorder.accepts(arguments[at]):
                 return f"an input is on {arguments[at].device}"
+        written = {arguments[at].untyped_storage().data_ptr() for at in places.written}
         for value in map(arguments.__getitem__, places.copied):
-            if any(step == 0 and size > 1 for size, step in zip(value.shape, value.stride(), strict=True)):
-                return "an input is an expanded view"
+            if _overlaps_itself(value):
+                return "an input is a view whose elements share memory"
+            if value.untyped_storage().data_ptr() in written:
+                return "an input shares memory with one that is written"
+        if torch.is_grad_enabled() and any(
+            arguments[at].requires_grad for at in (*places.held, *places.copied)
+        ):
+            return "gradients are wanted, of which a replay records nothing"
         return ""
 
     def _record(self, call: Call, fixed: Sequence[Any], sizes: Sizes) -> Recording | None:
@@ -225,3 +241,13 @@ class GraphedCall:
 
     def _refuse(self, sizes: Sizes, detail: str) -> None:
         self._refused[sizes] = Fallback(Reason.NOT_CAPTURED, detail=detail)
+
+
+def _overlaps_itself(x: Tensor) -> bool:
+    """Whether several elements may lie at one address, as in an expanded view."""
+    reach = 0
+    for step, size in sorted(zip(x.stride(), x.shape, strict=True)):
+        if size > 1 and step <= reach:
+            return True
+        reach += step * (size - 1)
+    return False

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..errors import GraphError
+from ..one_capture import CAPTURE
 from ..options import Options
 from .cuda_graphs import Call, GraphMemory, Recording
 
@@ -18,14 +19,16 @@ class CudaRecorder:
     """Recorder of one CUDA device, with one memory pool for all its recordings.
 
     Args:
-        device: the device of all tensors.
+        device: the device of all tensors; the current one without an index.
     """
 
     def __init__(self, device: torch.device) -> None:
-        self._device = torch.device("cuda", device.index if device.index is not None else 0)
+        index = torch.cuda.current_device() if device.index is None else device.index
+        self._device = torch.device("cuda", index)
         self._pool = torch.cuda.graph_pool_handle()
         self._stream = torch.cuda.Stream(self._device)
         self._last: torch.cuda.Event | None = None
+        self._failed: list[torch.cuda.CUDAGraph] = []
 
     def accepts(self, tensor: Tensor) -> bool:
         """Whether the tensor is on the device."""
@@ -35,19 +38,31 @@ class CudaRecorder:
         """Run a call on the recording's stream: libraries set themselves up, and kernels are compiled."""
         current = torch.cuda.current_stream(self._device)
         self._stream.wait_stream(current)
-        with torch.cuda.stream(self._stream):
-            results = call(*arguments)
-        current.wait_stream(self._stream)
-        return results
+        try:
+            with CAPTURE, torch.cuda.stream(self._stream):
+                return call(*arguments)
+        finally:
+            current.wait_stream(self._stream)
 
     def record(self, call: Call, arguments: Sequence[Any]) -> Recording:
         """Record a call that was warmed."""
         graph = torch.cuda.CUDAGraph()
-        with (
-            torch.cuda.device(self._device),
-            torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"),
-        ):
-            outputs = tuple(call(*arguments))
+        try:
+            with (
+                CAPTURE,
+                torch.cuda.device(self._device),
+                # Where a recording fails, torch leaves the thread on the recording's stream.
+                torch.cuda.stream(torch.cuda.current_stream(self._device)),
+                torch.cuda.graph(
+                    graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
+                ),
+            ):
+                outputs = tuple(call(*arguments))
+        except BaseException:
+            # The allocator may take the pool for one that is still recorded into, and ask the graph about it.
+            self._failed.append(graph)
+            self._pool = torch.cuda.graph_pool_handle()
+            raise
         return Recording(graph.replay, outputs)
 
     @contextmanager
@@ -56,8 +71,10 @@ class CudaRecorder:
         stream = torch.cuda.current_stream(self._device)
         if self._last is not None:
             stream.wait_event(self._last)
-        yield
-        self._last = stream.record_event()
+        try:
+            yield
+        finally:
+            self._last = stream.record_event()
 
 
 def graph_memory(options: Options, device: torch.device | None) -> GraphMemory | None:

@@ -11,12 +11,12 @@ from ..errors import GraphError, ScheduleError
 from ..options import Options
 from ..schedules import Schedule
 from ..user_line import warn_at_user_line
+from .controller import Controller
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from ..lowering.region import Region
-    from .controller import Controller
     from .dense_calls import DenseCalls
     from .short_caches import ShortCaches
 
@@ -161,8 +161,6 @@ class Generation:
         """
         found = self._controllers.get(options)
         if found is None:
-            from .controller import Controller
-
             found = self._controllers[options] = Controller(options, self)
         if layers > found.layers:
             found.adopt(layers, parts)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from torch import Tensor
 
 from ..criteria.score_registry import ScoreContext
+from ..policies.layer_plan import LayerPlan, LayerQuestion
 from .deciders import Deciders
-from .generation import Generation
-from .layer_plan import LayerPlan, LayerQuestion
 from .outlook import Outlook
 from .ranking import Ranking
+
+if TYPE_CHECKING:
+    from .generation import Generation
 
 
 class LayerPlans:

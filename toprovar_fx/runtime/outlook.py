@@ -7,12 +7,16 @@ ranked by a map that is already there (`entropy_source`).
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from ..options import Options
 from .deciders import Deciders
-from .generation import Generation
 from .maps import ScaleMaps
 from .rations import Rations
 from .taps import ranks_others
+
+if TYPE_CHECKING:
+    from .generation import Generation
 
 
 class Outlook:

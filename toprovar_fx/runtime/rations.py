@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import sympy
 
@@ -10,8 +11,10 @@ from ..cost.budget import Counts
 from ..options import Options
 from .budget import BudgetQuestion, StepBudget
 from .deciders import Deciders
-from .generation import Generation
 from .ledger import Ledger
+
+if TYPE_CHECKING:
+    from .generation import Generation
 
 
 class Rations:

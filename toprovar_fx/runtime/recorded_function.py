@@ -46,10 +46,10 @@ class RecordedFunction:
         buffers = memory.buffers
         keys = {name: buffers.key(name, value) for name, value in tensors.items()}
         place = tuple(keys.values()), tuple(constants.items())
-        if place not in self._recordings:
+        if place not in self._recordings and len(self._recordings) < _MOST_RECORDINGS:
             fixed = {name: buffers.at(key, tensors[name]) for name, key in keys.items()}
             self._recordings[place] = self._record(memory, fixed, tensors, constants)
-        recording = self._recordings[place]
+        recording = self._recordings.get(place)
         if recording is None:
             return self._function(**tensors, **constants)
         buffers.fill([(key, tensors[name]) for name, key in keys.items()])
@@ -63,8 +63,6 @@ class RecordedFunction:
         tensors: Mapping[str, Tensor],
         constants: Mapping[str, Hashable],
     ) -> Recording | None:
-        if len(self._recordings) >= _MOST_RECORDINGS:
-            return None
         for name, value in tensors.items():
             fixed[name].copy_(value)
 

@@ -15,8 +15,8 @@ from ..cost.expressions import NOTHING, Cost, Sizes
 from ..cost.generation import Priced
 from ..cost.other_scales import AtOtherScales
 from ..cost.scale_sizes import ScaleSizes
+from ..input_specs import TOKENS
 from ..lowering.region import Region
-from ..lowering.sizes import TOKENS
 from ..schedules import Schedule
 from .controller import Controller
 from .generation import Generation
@@ -212,11 +212,13 @@ class GenerationReport:
         return "\n".join(lines)
 
 
+def kept_cell(arm: str, kept: int, tokens: int) -> str:
+    """How a table shows a layer that ran: its share of kept tokens or `skip`; * where it told entropies."""
+    return ("skip" if kept == 0 else f"{kept / tokens:.0%}") + ("*" if arm == "tapped" else "")
+
+
 def _cell(run: Run | None) -> str:
-    if run is None:
-        return "."
-    text = "skip" if run.kept == 0 else f"{run.kept / run.tokens:.0%}"
-    return text + ("*" if run.arm == "tapped" else "")
+    return "." if run is None else kept_cell(run.arm, run.kept, run.tokens)
 
 
 def report_of(run: Generation) -> GenerationReport | None:

@@ -6,10 +6,10 @@ from typing import Any
 
 from torch import Tensor
 
+from ..policies.layer_plan import LayerPlan
 from .arms import Arm
 from .controller import Controller
 from .gates import offset_at
-from .layer_plan import LayerPlan
 from .token_gates import TokenGate
 
 

@@ -9,8 +9,8 @@ import sympy
 from torch import Tensor
 
 from ..cost.expressions import Sizes
+from ..input_specs import IMAGES, KEPT, OFFSET
 from ..lowering.region import Region
-from ..lowering.sizes import IMAGES, KEPT, OFFSET
 from .controller import Controller
 from .ledger import Run
 from .step_decision import LayerDecision

@@ -1,8 +1,8 @@
-"""The caches among the inputs of a rewritten step."""
+"""The caches among the inputs and results of a rewritten step."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from .short_caches import ShortCaches, may_be_caches, refuse_short_caches
@@ -14,20 +14,23 @@ if TYPE_CHECKING:
 class StepCaches:
     """Which input of a step is the cache of which layer: all of them are noted, and checked, at once.
 
+    Caches that grow are made anew in every step; the next one gets what this one returns.
+
     Args:
         step: the step after the passes.
     """
 
     def __init__(self, step: Step) -> None:
-        self._readers = _cache_inputs(step)
+        self._readers, self._made = _cache_places(step)
         self._no_weights: list[int] | None = None
 
-    def hold(self, caches: ShortCaches, arguments: tuple[Any, ...]) -> None:
+    def hold(self, caches: ShortCaches, arguments: tuple[Any, ...], results: Sequence[Any]) -> None:
         """Note in `caches` those of all layers, as their gates do where a step runs by blocks."""
         held: dict[int, list[Any]] = {}
-        for at, layers in self._readers.items():
-            for layer in layers:
-                held.setdefault(layer, []).append(arguments[at])
+        for places, values in ((self._readers, arguments), (self._made, results)):
+            for at, layers in places.items():
+                for layer in layers:
+                    held.setdefault(layer, []).append(values[at])
         for layer, given in held.items():
             caches.hold(layer, given)
 
@@ -50,12 +53,17 @@ class StepCaches:
         refuse_short_caches(own, others, self._readers, arguments, self._no_weights)
 
 
-def _cache_inputs(step: Step) -> dict[int, set[int]]:
-    """Positions of the step's inputs that are caches of layers with gates, and those layers."""
+_Places = dict[int, set[int]]
+
+
+def _cache_places(step: Step) -> tuple[_Places, _Places]:
+    """Positions of the step's inputs and results that are caches of layers with gates, and those layers."""
     graph = step.graph.graph
     position = {node: at for at, node in enumerate(n for n in graph.nodes if n.op == "placeholder")}
+    leaving = {node: at for at, node in enumerate(graph.output_node().args[0])}  # type: ignore[arg-type]
     calls = {node.target: node for node in graph.nodes if node.op == "call_module"}
-    found: dict[int, set[int]] = {}
+    given: _Places = {}
+    made: _Places = {}
     for site in step.sites:
         if site.block.facts is None:
             continue
@@ -63,6 +71,8 @@ def _cache_inputs(step: Step) -> dict[int, set[int]]:
         for write in site.block.facts.writes:
             cache = calls[site.name].args[inputs.index(write.cache)]
             while cache.op != "placeholder":
+                if cache in leaving:
+                    made.setdefault(leaving[cache], set()).add(site.layer)
                 cache = cache.args[0]
-            found.setdefault(position[cache], set()).add(site.layer)
-    return found
+            given.setdefault(position[cache], set()).add(site.layer)
+    return given, made

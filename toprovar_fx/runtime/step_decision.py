@@ -13,10 +13,10 @@ from typing import Literal
 from torch import Tensor, fx, nn
 
 from ..analysis.reasons import Fallback, Reason
+from ..policies.layer_plan import FEWEST_TOKENS, explicit_count
 from .arms import Arm
 from .controller import Controller
 from .gates import DenseBlock, EntropyTap, LayerSkipGate, ScaleDepthGate
-from .layer_plan import FEWEST_TOKENS, explicit_count
 from .token_gates import TokenGate
 
 ArmName = Literal["dense", "tapped", "pruned", "skipped"]

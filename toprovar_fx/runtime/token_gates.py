@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from ..analysis.reasons import Fallback, Reason
 from ..errors import GraphError
 from ..options import Options
+from ..policies.layer_plan import LayerPlan
 from .arms import Arm
 from .controller import Controller
 from .gates import Gate, offset_at
-from .layer_plan import LayerPlan
 from .verify import PermutationCheck
 
 

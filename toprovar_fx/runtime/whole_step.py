@@ -11,13 +11,13 @@ import sympy
 import torch
 from torch import Tensor
 
+from ..analysis.graph_sizes import spec_of
 from ..analysis.shapes import size_of
 from ..lowering.joined_layers import Extra, JoinedLayer, JoinedStep, Selection
 from ..lowering.joined_step import join_step
 from ..lowering.linked_step import link_step
 from ..lowering.region import Region
 from ..lowering.rest import RegionModule
-from ..lowering.sizes import spec_of
 from ..options import Options
 from .controller import Controller
 from .cuda_graphs import GraphedCall

@@ -32,7 +32,7 @@ def load_state(path: Path, device: torch.device) -> dict[str, Any] | None:
         return None
     try:
         state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
-    except Exception as error:
+    except Exception as error:  # what a reader raises depends on where the damage is
         raise CheckpointError(f"training state {path}: expected a file of this program, {error}") from error
     return state
 

@@ -6,7 +6,8 @@ import io
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from .frontier_latency import devices
+from ..evaluation.frontier_latency import devices
+from .cells import number
 
 CATEGORIES = {
     "single_object": "single",
@@ -100,18 +101,14 @@ def _cells(name: str, row: Json, timed: list[str]) -> list[str]:
         f"{row['overall']:.3f}",
         change,
         # A few prompts need not have one of every category.
-        *(_number(row["categories"].get(category), 2) for category in CATEGORIES),
-        _number(row.get("match"), 3),
-        _number(row.get("psnr_db"), 1),
-        _number(row.get("ssim"), 3),
-        _number(row.get("frechet"), 4),
+        *(number(row["categories"].get(category), 2) for category in CATEGORIES),
+        number(row.get("match"), 3),
+        number(row.get("psnr_db"), 1),
+        number(row.get("ssim"), 3),
+        number(row.get("frechet"), 4),
         f"{row['flops_share']:.0%}",
     ]
     for device in timed:
         found = row.get("latency", {}).get(device, {})
-        cells += [_number(found.get("median_ms"), 1), _number(found.get("peak_memory_bytes"), 0, 2**-20)]
+        cells += [number(found.get("median_ms"), 1), number(found.get("peak_memory_bytes"), 0, 2**-20)]
     return cells
-
-
-def _number(value: float | None, digits: int, factor: float = 1.0) -> str:
-    return "-" if value is None else f"{value * factor:.{digits}f}"

@@ -1,0 +1,140 @@
+"""Recorded scale steps on CUDA compute what the calls compute, one graph launch per scale."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+import torch
+from torch import Tensor
+
+from toprovar_fx.runtime.cuda_recorder import CudaRecorder
+
+from .models.subjects import SQUARE, Outcome, TinyInfinity, generate, identical, worst
+from .replayed_steps import DECIDED, LOSSLESS, Kept, compiled
+
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("many_graphs")]
+
+FEW = {**DECIDED, "keep": {-2: {1: 0.5}, -1: {1: 0.25}}, "ranking_depth": 0.0}
+CASES = {
+    "dense": ("eager", torch.float32, LOSSLESS, 1e-5),
+    "pruned in bf16": ("eager", torch.bfloat16, DECIDED, 1e-2),
+    "pruned by Inductor": ("inductor", torch.float32, FEW, 1e-3),
+}
+
+
+def deviation(found: Outcome, expected: Outcome) -> float:
+    largest = max(float(logits.abs().max()) for logits in expected.logits)
+    return worst(found.logits, expected.logits) / largest
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("lowering", "dtype", "options", "limit"), CASES.values(), ids=CASES)
+def test_cuda_graphs_compute_what_the_calls_compute(lowering, dtype, options, limit):
+    subject = Kept(device="cuda", dtype=dtype)
+    forward = compiled(subject, options, lowering=lowering, cuda_graphs=True)
+    without = compiled(subject, options, lowering="eager", cuda_graphs=False)
+    first = generate(subject, forward)
+    copies = [logits.clone() for logits in first.logits]
+    for images, seed in ((1, 1), (1, 2), (2, 1), (1, 3)):
+        found = generate(subject, forward, images, seed=seed)
+        expected = generate(subject, without, images, seed=seed)
+        assert deviation(found, expected) < limit, (images, seed)
+        assert found.counts(5) == expected.counts(5)
+        assert not found.controller.ledger.notes
+    assert identical(first.logits, copies), "a replay overwrote what was returned before"
+    with pytest.raises(KeyboardInterrupt):
+        generate(subject, forward, seed=5, fail_at=4)
+    assert deviation(generate(subject, forward), first) < limit
+
+
+def test_cuda_graphs_launch_one_graph_per_scale():
+    subject = Kept(device="cuda", dtype=torch.bfloat16)
+    forward = compiled(subject, LOSSLESS, lowering="inductor", cuda_graphs=True)
+    generate(subject, forward)
+    generate(subject, forward)
+    kinds = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+    with torch.profiler.profile(activities=kinds) as profile:
+        generate(subject, forward)
+    names = [event.name for event in profile.events() if "Launch" in event.name]
+    assert sum("GraphLaunch" in name for name in names) == len(SQUARE), names
+
+
+def test_cuda_graphs_and_caches_that_move():
+    subject = TinyInfinity(device="cuda")
+    forward = compiled(subject, LOSSLESS, cuda_graphs="auto")
+    expected = generate(subject, compiled(subject, {**LOSSLESS, "unit": "block"}))
+    alive = [generate(subject, forward) for _ in range(6)]
+    for found in alive:
+        assert deviation(found, expected) < 2e-4
+
+
+def test_cuda_graphs_from_two_streams():
+    subject = Kept(device="cuda")
+    forward = compiled(subject, DECIDED, cuda_graphs=True)
+    expected = generate(subject, forward)
+    other = torch.cuda.Stream()
+    for stream in (other, torch.cuda.current_stream(), other):
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            found = generate(subject, forward)
+        stream.synchronize()
+        assert identical(found.logits, expected.logits)
+
+
+def test_cuda_graphs_in_two_threads():
+    """Threads take turns; each has its caches, so each has its recordings."""
+    subjects = [Kept(device="cuda"), Kept(device="cuda")]
+    forward = [compiled(subject, DECIDED, cuda_graphs=True) for subject in subjects]
+    expected = [generate(subject, call) for subject, call in zip(subjects, forward, strict=True)]
+    found: list[Outcome | None] = [None, None]
+
+    def run(at: int) -> None:
+        with torch.cuda.stream(torch.cuda.Stream()):
+            found[at] = generate(subjects[at], forward[at])
+            torch.cuda.current_stream().synchronize()
+
+    threads = [threading.Thread(target=run, args=(at,)) for at in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for one, other in zip(found, expected, strict=True):
+        assert one is not None and identical(one.logits, other.logits)
+
+
+def test_cuda_graphs_recorded_in_two_threads():
+    """As above, but both record: each begins by waiting for the device, which would break the other."""
+    subjects = [Kept(device="cuda"), Kept(device="cuda")]
+    forward = [compiled(subject, DECIDED, cuda_graphs=True) for subject in subjects]
+    found: list[Outcome | None] = [None, None]
+
+    def run(at: int) -> None:
+        with torch.cuda.stream(torch.cuda.Stream()):
+            found[at] = generate(subjects[at], forward[at])
+            torch.cuda.current_stream().synchronize()
+
+    threads = [threading.Thread(target=run, args=(at,)) for at in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for subject, outcome in zip(subjects, found, strict=True):
+        assert outcome is not None and not outcome.controller.ledger.notes
+        assert deviation(outcome, generate(subject, compiled(subject, {**DECIDED, "unit": "block"}))) < 1e-4
+
+
+def test_what_cuda_cannot_record_leaves_the_device_usable():
+    recorder, x = CudaRecorder(torch.device("cuda")), torch.ones(4, device="cuda")
+    before = torch.cuda.current_stream()
+
+    def waits(x: Tensor) -> tuple[Tensor, ...]:
+        return (x + float(x.sum()),)
+
+    recorder.warm(waits, (x,))
+    with pytest.raises(RuntimeError):
+        recorder.record(waits, (x,))
+    assert torch.cuda.current_stream() == before
+    recording = recorder.record(lambda x: (x * 2,), (x,))
+    recording.replay()
+    assert (recording.outputs[0] == 2).all()

@@ -1,0 +1,59 @@
+"""What a generation's trackers answer, asked one by one: maps that rank, scope, and what a budget may cut."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from toprovar_fx.options import Options
+from toprovar_fx.runtime.deciders import Deciders
+from toprovar_fx.runtime.ledger import Ledger
+from toprovar_fx.runtime.maps import ScaleMaps
+from toprovar_fx.runtime.ranking import Ranking
+from toprovar_fx.runtime.rations import Rations
+from toprovar_fx.runtime.scope import ScopeTracker
+from toprovar_fx.schedules import Schedule
+
+from .models.subjects import OPEN, SQUARE
+
+
+def test_only_layers_of_the_running_scale_rank_others():
+    ranking = Ranking(Options(**OPEN, entropy_source="previous_layer"), SQUARE)
+    ranking.adopt(4)
+    known = torch.rand(2, 16)
+    ranking.put(2, 3, known)
+    assert ranking.map_for(3, 3) is known
+    ranking.end_scale()
+    # Nothing was measured at the next scale: a layer has its own map, if any.
+    assert ranking.map_for(3, 4) is None
+    assert ranking.map_for(2, 4).shape == (2, 36)
+
+
+def test_new_values_are_resized_anew():
+    maps = ScaleMaps(SQUARE, updates=False)
+    maps.put(0, 2, torch.zeros(1, 9))
+    assert not maps.at(0, 4).any()
+    maps.put(0, 3, torch.ones(1, 16))
+    assert maps.at(0, 4).min() == 1
+
+
+@pytest.mark.parametrize(
+    ("schedule", "share", "scale"),
+    [(Schedule.infinity(), 6 / 13, 5), (SQUARE, 0.5, 2), (SQUARE, 1.0, 5), (SQUARE, 0.0, 0)],
+    ids=["published", "half", "last", "first"],
+)
+def test_the_scope_is_measured_at_the_representative_scale(schedule, share, scale):
+    """The paper counts scales from 1: its sixth of 13 is index 5."""
+    options = Options(preset="criterion", representative_scale=share)
+    assert ScopeTracker(options, schedule, Ledger()).measured_at == scale
+
+
+def test_a_budget_leaves_the_first_scale_and_protected_layers_alone():
+    options = Options(**OPEN, budget="2x", min_scale=0)
+    deciders = Deciders.begin(options, SQUARE, 1, Ledger())
+    deciders.adopt(4, 1)
+    rations = Rations(options, SimpleNamespace(scale=0, schedule=SQUARE), deciders, {}, Ledger())
+    allowed = {(scale, layer) for scale in range(6) for layer in range(4) if rations.allows(scale, layer)}
+    assert allowed == {(scale, layer) for scale in range(1, 6) for layer in range(1, 4)}
