@@ -29,6 +29,11 @@ def test_interruption(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().err.count("\n") == 1
 
 
+def test_an_interruption_that_typer_caught(capsys: pytest.CaptureFixture[str]) -> None:
+    assert guarded(lambda arguments: 130, []) == 130
+    assert capsys.readouterr().err == "toprovar: interrupted; finished files are intact\n"
+
+
 def test_a_missing_extra_names_the_installation(capsys: pytest.CaptureFixture[str]) -> None:
     assert failing(ModuleNotFoundError("No module named 'PIL.Image'", name="PIL.Image")) == 2
     assert "pip install 'toprovar-fx[demo]'" in capsys.readouterr().err

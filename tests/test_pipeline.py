@@ -336,3 +336,11 @@ def test_numbers_of_numpy_are_numbers():
     kept = {"seed": 1, "tau": 0.0}
     images = [build()("a red circle", cfg=cfg, **kept).images for cfg in (3.0, np.float32(3), np.int64(3))]
     assert np.array_equal(images[0], images[1]) and np.array_equal(images[0], images[2])
+
+
+def test_a_transformer_that_is_compiled_twice_is_named():
+    pipe = build()
+    pipe.transformer = torch.compile(torch.compile(pipe.transformer, backend="eager"), backend="eager")
+    if not isinstance(pipe.transformer, torch.nn.Module):  # as torch 2.13 makes it
+        with pytest.raises(OptionError, match="expected a module that is compiled once"):
+            pipe("a red circle")

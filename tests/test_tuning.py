@@ -179,8 +179,8 @@ def test_the_command_writes_a_preset(judged, tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
-        (["--target", "1x"], "target='1x'"),
-        (["--target", "quick"], "target='quick'"),
+        (["--target", "1x"], "--target '1x'"),
+        (["--target", "quick"], "--target 'quick'"),
         (["--target", "3x", "--trials", "0"], "--trials is 0"),
         (["--target", "3x", "--processes", "0"], "--processes is 0"),
         (["--target", "3x", "--seconds", "-1"], "--seconds is -1"),

@@ -78,8 +78,14 @@ class InfinityPipeline(PipelineComponents):
         Raises:
             PromptError: no prompt, or one that cannot be encoded.
             SeedError: seeds out of range or of the wrong number.
-            OptionError: cfg, tau or top_p out of range, or no text encoder for a prompt.
+            OptionError: cfg, tau or top_p out of range, no text encoder for a prompt, or a transformer that
+                is no module.
         """
+        if not isinstance(self.transformer, torch.nn.Module):
+            # What torch.compile makes of a module that is compiled already.
+            raise OptionError(
+                f"transformer is a {type(self.transformer).__name__}: expected a module that is compiled once"
+            )
         images = count_images(prompts)
         seeds = seed_tensor(seed, images, self.device)
         config = self.config

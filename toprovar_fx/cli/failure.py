@@ -35,6 +35,8 @@ def guarded(command: Callable[[list[str]], int], arguments: list[str]) -> int:
     """
     try:
         code = command(arguments)
+        if code == INTERRUPTED:  # newer versions of typer return it instead of raising
+            return _tell("interrupted; finished files are intact", INTERRUPTED)
         if sys.stdout is not None:  # it is None where the caller closed it
             sys.stdout.flush()
         return code

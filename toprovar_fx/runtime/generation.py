@@ -70,14 +70,15 @@ class Generation:
 
         Raises:
             GraphError: the scale before ran eagerly on caches that lack rows.
-            ScheduleError: there is no such scale, or it is not behind the one that ran.
+            ScheduleError: there is no such scale, or it is to run again on caches that lack rows.
         """
-        last = len(self.schedule) - 1
-        if not isinstance(scale, int) or not self.scale < scale <= last:
-            behind = (
-                f"one of {self.scale + 1} .. {last}" if self.scale < last else "none, as the last one ran"
+        scales = len(self.schedule)
+        if not isinstance(scale, int) or not 0 <= scale < scales:
+            raise ScheduleError(f"scale {scale!r} of {scales}: expected 0 .. {scales - 1}")
+        if scale <= self.scale and any(controller.caches.short for controller in self.controllers):
+            raise ScheduleError(
+                f"scale {scale} after scale {self.scale}, on caches that lack rows: expected a later one"
             )
-            raise ScheduleError(f"scale {scale!r} after scale {self.scale}: expected {behind}")
         self.refuse_eager_reads()
         for controller in self.controllers:
             controller.end_scale()
