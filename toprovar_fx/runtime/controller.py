@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..analysis.cache_layout import CacheLayout
 from ..criteria.restore import scatter_rows
+from ..errors import GraphError
 from ..options import Options
 from ..policies.layer_plan import LayerPlan
 from .branching import Branching, begin_branching
@@ -84,6 +85,19 @@ class Controller:
     def enter(self) -> None:
         """Note that the current scale runs in a compiled graph."""
         self._generation.enter_compiled()
+
+    def refuse_second_call(self) -> None:
+        """Refuse to run layers again at a scale: what is known of a layer is that of one call.
+
+        Raises:
+            GraphError: a step of this generation ran at this scale.
+        """
+        if self.ledger.runs and self.ledger.runs[-1].scale == self.scale:
+            raise GraphError(
+                f"a compiled step ran twice at scale {self.scale}: expected one call of one graph a scale; "
+                "nearest valid: all batch rows in one call, a model without graph breaks, and for another "
+                "model other options or its own generation"
+            )
 
     def branch(self, in_graphs: bool) -> None:
         """Learn, before a step runs, whether its layers decide themselves.

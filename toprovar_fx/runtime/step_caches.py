@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+import sympy
+from torch import fx
+
+from ..analysis.shapes import Size, size_of
 from .short_caches import ShortCaches, may_be_caches, refuse_short_caches
 
 if TYPE_CHECKING:
@@ -20,7 +24,18 @@ class StepCaches:
 
     def __init__(self, step: Step) -> None:
         self._readers = _cache_inputs(step)
+        self._starts = _starts(step)
         self._no_weights: list[int] | None = None
+
+    def begin(self, caches: ShortCaches, sizes: Mapping[sympy.Symbol, int]) -> None:
+        """Note in `caches` where each layer is about to write, by the values of the trace's size symbols.
+
+        Raises:
+            GraphError: see `ShortCaches.begin`.
+        """
+        values = {symbol: sympy.Integer(value) for symbol, value in sizes.items()}
+        for start, layers in self._starts.items():
+            caches.begin(layers, int(start.xreplace(values)))
 
     def hold(self, caches: ShortCaches, arguments: tuple[Any, ...]) -> None:
         """Note in `caches` those of all layers, as their gates do where a step runs by blocks."""
@@ -65,4 +80,21 @@ def _cache_inputs(step: Step) -> dict[int, set[int]]:
             while cache.op != "placeholder":
                 cache = cache.args[0]
             found.setdefault(position[cache], set()).add(site.layer)
+    return found
+
+
+def _starts(step: Step) -> dict[Size, list[int]]:
+    """First cache rows of a scale as traced, in the symbols of the trace, and the layers that write there."""
+    calls = {node.target: node for node in step.graph.graph.nodes if node.op == "call_module"}
+    found: dict[Size, list[int]] = {}
+    for site in step.sites:
+        if site.block.facts is None or not site.block.facts.writes:
+            continue
+        start: object = site.block.facts.writes[0].start
+        if isinstance(start, fx.Node):
+            inputs = [node for node in site.block.graph.graph.nodes if node.op == "placeholder"]
+            start = calls[site.name].args[inputs.index(start)]
+        size = size_of(start)
+        if size is not None:
+            found.setdefault(size, []).append(site.layer)
     return found
