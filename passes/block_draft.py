@@ -14,6 +14,7 @@ from ..analysis.block_facts import BlockFacts
 from ..analysis.contexts import is_context
 from ..analysis.graph_sizes import spec_of
 from ..analysis.shapes import shape_of
+from ..analysis.writes import written
 from ..criteria.scores import frequency_score
 from ..input_specs import IMAGES, KEPT, OFFSET, InputSpec, tensor_spec
 from ..ops import select_tokens  # noqa: F401 - registers the operator called here
@@ -180,4 +181,4 @@ def _with_own_slots(spec: InputSpec, axis: int | None, at: int) -> InputSpec:
 def _is_impure(node: fx.Node) -> bool:
     if node.op in ("placeholder", "output") or node.target is operator.setitem:
         return True
-    return is_context(node) or node.is_impure()
+    return is_context(node) or node.is_impure() or bool(written([node]))

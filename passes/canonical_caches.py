@@ -46,7 +46,8 @@ def canonical_caches(graph: fx.Graph) -> fx.Graph:
             changes.
     """
     calls = attention_calls(graph)
-    length = calls[0].query_length if calls else sympy.Integer(1)
+    counts = sorted((call.query_length for call in calls), key=lambda count: count.is_Integer)
+    length = counts[0] if counts else sympy.Integer(1)
     # A scale of one token is not rewritten.
     if length == 1 or not any(_is_other_form(node, length) for node in graph.nodes):
         return graph

@@ -13,7 +13,7 @@ from ..analysis.caches import CacheRead, CacheWrite
 from ..analysis.flex import is_flex
 from ..analysis.graph_sizes import spec_of
 from ..analysis.reasons import Reason, Unsupported
-from ..analysis.shapes import same, shape_of, value_of
+from ..analysis.shapes import same, shape_of, size_of, value_of
 from ..input_specs import OFFSET, InputSpec
 from ..ops import attend_rows  # noqa: F401 - registers the operator called here
 from .rows import Rewriter
@@ -41,6 +41,9 @@ def refuse_indirect(facts: BlockFacts) -> None:
     if len(facts.writes) not in (0, 2):
         raise Unsupported(Reason.GATE_ON_HOST, call.node, f"{len(facts.writes)} caches are written")
     for write in facts.writes:
+        first = size_of(write.start)
+        if first is not None and first.is_Integer and not facts.length.is_Integer:
+            raise Unsupported(Reason.GATE_ON_HOST, write.node, "its cache may begin anew at every scale")
         cache, rows = shape_of(write.cache), shape_of(write.rows)
         others = [at for at in range(len(cache)) if at != write.axis]
         if spec_of(write.cache).dtype != getattr(value_of(write.rows), "dtype", None):

@@ -9,6 +9,7 @@ from torch import fx
 from ..analysis.block_facts import read_block
 from ..analysis.blocks import Block, read_step
 from ..analysis.caches import refuse_shared
+from ..analysis.in_place import refuse_moved_writes
 from ..analysis.reasons import Unsupported
 from ..analysis.signature import signature
 from ..analysis.sublayers import split_blocks
@@ -61,6 +62,7 @@ def outline_blocks(traced: fx.GraphModule, granularity: str = "layer") -> Step:
         outline = Outline(f"rest_{at}", _entry(nodes), tuple(nodes))
         outlines.append(outline)
         modules[outline.name] = extract(outline)
+    refuse_moved_writes(captured, [outline.nodes for outline in outlines])
     graph = replace_by_calls(captured, outlines)
     module = fx.GraphModule({**dict(traced.named_children()), **modules}, graph, class_name="Step")
     return Step(module, tuple(sites), parts, fallback)

@@ -70,6 +70,14 @@ def test_a_shape_passed_around_is_understood():
     assert identical(whole.logits, generate(subject, subject.model).logits)
 
 
+def test_positions_that_the_head_adds_are_no_part_of_the_last_layer():
+    subject = odd.OddSubject(odd.TableInHead)
+    found = generate(subject, compiled(subject, keep={5: {1: 0.0}}, restore="residual"))
+    assert found.arms(5) == ["dense", "skipped"]
+    subject.model.skips = SQUARE.tokens[5]
+    assert identical(found.logits, generate(subject, subject.model).logits)
+
+
 @pytest.mark.parametrize(
     ("kind", "others"), [(odd_caches.SharedCache, {Reason.NO_ATTENTION}), (odd_caches.LateRead, set())]
 )

@@ -56,6 +56,7 @@ class StepProgram:
         self._context = context
         self._fallbacks = [fallback for record in records for fallback in record.fallbacks]
         self._rest: list[Region] = []
+        self._shortens = options.prunes or options.compacts
         self._warned = not (options.prunes or options.compacts or options.guidance_until is not None)
         facts = next(site.block.facts for site in step.sites if site.block.facts is not None)
         self._read_sizes = SizeReader(graph_specs(step.graph.graph))
@@ -91,12 +92,18 @@ class StepProgram:
         if other is not None:
             return self._run_apart(other, arguments)
         controller = self._controller()
+        needed = self._budget or self._whole or (controller is not None and self._shortens)
+        sizes = dict(self._read_sizes(arguments)) if needed else {}
         if controller is None and not self._warned:
             self._warned = True
             warn_outside_generation()
         if controller is not None:
             running = current_generation()
             assert running is not None
+            if self.options.prunes:
+                controller.refuse_second_call()
+            if self._shortens:
+                self._caches.begin(controller.caches, sizes)
             self._caches.refuse_short(controller.caches, running.short_caches, arguments)
             controller.enter()
             controller.branch(self._branches)
@@ -105,7 +112,6 @@ class StepProgram:
         if controller is not None and not controller.ledger.prunable:
             self._recognise(controller, arguments)
             controller.ledger.prunable = True
-        sizes = dict(self._read_sizes(arguments)) if self._budget or self._whole else {}
         if controller is not None and self._budget is not None:
             controller.ration(self._budget, self._traced.counted(sizes))
         if controller is not None and self._whole is not None:

@@ -71,6 +71,28 @@ class TableInBlock(Plain):
         return x + self.table[end - x.shape[1] : end]
 
 
+class TableInHead(Plain):
+    """Not odd: the second layer is of its own kind, and the head adds positions. `skips` may be set: L."""
+
+    end = skips = 0
+
+    def forward(self, hidden: Tensor, keys: list[Tensor], values: list[Tensor], end: int) -> Any:
+        self.end = end
+        return super().forward(hidden, keys, values, end)
+
+    def block(self, x: Tensor, layer: int, keys: list[Tensor], values: list[Tensor], end: int) -> Tensor:
+        if layer == 1 and x.shape[1] == self.skips:
+            return x
+        self.layer = layer
+        return super().block(x, layer, keys, values, end)
+
+    def feed(self, x: Tensor, end: int) -> Tensor:
+        return x.tanh() if self.layer else x
+
+    def leave(self, x: Tensor) -> Tensor:
+        return self.head(x + self.table[self.end - x.shape[1] : self.end])
+
+
 class Parallel(Plain):
     """Both branches of a block read the same stream: it has no sublayers that follow each other."""
 

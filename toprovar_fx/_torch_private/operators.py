@@ -54,6 +54,13 @@ def registered_name(target: object) -> str | None:
     return target._schema.name
 
 
+def namespace_of(target: object) -> str | None:
+    """The namespace of an operator of `torch.ops`, an overload or all of them; None for anything else."""
+    if not isinstance(target, (torch._ops.OpOverload, torch._ops.OpOverloadPacket)):
+        return None
+    return packet_of(target)._qualified_op_name.partition("::")[0]  # type: ignore[attr-defined, no-any-return]
+
+
 def linear_gelu_rows(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
     """`gelu(x W^T + b)` of rows `[N, C]`, approximated by tanh, in one product where the device has one."""
     return torch._addmm_activation(bias, x, weight.t(), use_gelu=True)

@@ -6,6 +6,7 @@ from collections.abc import Collection
 from dataclasses import replace
 
 import sympy
+import torch
 from torch import fx
 
 from .attention import AttentionCall, attention_calls, refused
@@ -13,13 +14,22 @@ from .caches import CacheRead, CacheWrite, read_read, read_write, written_caches
 from .contractions import read_contraction
 from .facts import BlockFacts
 from .flex import ScoreMod
-from .operators import flat_arguments, operator_name, states_length, writes_in_place
+from .in_place import refuse_writes
+from .operators import (
+    flat_arguments,
+    operator_name,
+    refuse_foreign,
+    states_length,
+    value_operands,
+    writes_in_place,
+)
 from .random_numbers import refuse_random
 from .reasons import Fallback, Reason, Unsupported
 from .rules import transfer
 from .scores import ScoreReader
-from .shapes import Size, dtype_of, same, shape_of, size_of
+from .shapes import Size, as_size, dtype_of, same, shape_of, size_of, value_of
 from .transfers import Axes, Transfer
+from .writes import memory_of
 
 __all__ = ["BlockFacts", "read_block"]
 
@@ -52,8 +62,10 @@ def read_block(graph: fx.Graph, attends: bool = True) -> BlockFacts:
         if node.op in ("placeholder", "output", "get_attr"):
             continue
         refuse_random(node)
-        tokens = [operand for operand in node.all_input_nodes if operand in facts.axes]
-        keyed = [operand for operand in node.all_input_nodes if operand in facts.keyed]
+        tokens = [operand for operand in value_operands(node) if operand in facts.axes]
+        keyed = [operand for operand in value_operands(node) if operand in facts.keyed]
+        if (tokens or keyed) and node not in by_node:
+            refuse_foreign(node)
         product = read_contraction(node) if tokens or keyed else None
         if node in by_node:
             _attention(by_node[node], facts, own)
@@ -91,6 +103,11 @@ def _refuse_whole(facts: BlockFacts) -> None:
     # Two caches, of keys and of values, begin alike or attention would not take them.
     if len(starts) > 2 and not all(same(start, starts[0]) for start in starts[1:]):
         raise Unsupported(Reason.CACHE_LAYOUT, facts.writes[-1].node, "caches of one block begin apart")
+    read = {each.cache for each in facts.reads}
+    unread = next((write.node for write in facts.writes if write.cache not in read), None)
+    if unread is not None:
+        raise Unsupported(Reason.CACHE_LAYOUT, unread, "its rows are for another reader than this attention")
+    refuse_writes(facts)
     if facts.axes.get(leave) != Axes(0, 1):
         raise Unsupported(Reason.RESHAPED_TOKENS, leave, "the block's result is not [rows, tokens, width]")
     if dtype_of(leave) != dtype_of(hidden):
@@ -186,10 +203,10 @@ def _again(verdict: Fallback) -> Unsupported:
 
 
 def _row_operator(node: fx.Node, facts: BlockFacts) -> None:
-    if writes_in_place(node) and (node.args[0] not in facts.axes or _root(node).op == "placeholder"):
+    if writes_in_place(node) and (node.args[0] not in facts.axes or memory_of(node).op == "placeholder"):
         raise Unsupported(Reason.IN_PLACE_WRITE, node)
     result = transfer(node, facts.axes, facts.length)
-    if any(operand in facts.keyed for operand in node.all_input_nodes):
+    if any(operand in facts.keyed for operand in value_operands(node)):
         raise Unsupported(Reason.TOKEN_MIXING, node, "a cached value is used outside attention")
     _refuse_length(node, facts.length)
     facts.note(node, result)
@@ -207,8 +224,12 @@ def _key_operator(node: fx.Node, operand: fx.Node, facts: BlockFacts) -> None:
 
 
 def _rows_of(operand: fx.Node, facts: BlockFacts) -> Size:
-    """Number of keys, by a value with one row per key."""
-    return shape_of(operand)[facts.keyed[operand].token]
+    """Number of keys, by a value with one row per key, or by one of a bundle."""
+    value = value_of(operand)
+    one = value[0] if isinstance(value, (tuple, list)) else value
+    if not isinstance(one, torch.Tensor):
+        raise Unsupported(Reason.UNKNOWN_OPERATOR, operand, "the trace recorded no shape")
+    return as_size(one.shape[facts.keyed[operand].token])
 
 
 def _refuse_length(node: fx.Node, *counts: Size) -> None:
@@ -222,26 +243,3 @@ def _refuse_length(node: fx.Node, *counts: Size) -> None:
         size = None if isinstance(entry, int) else size_of(entry)
         if size is not None and symbols & size.free_symbols:
             raise Unsupported(Reason.LENGTH_IN_ARITHMETIC, node, str(size))
-
-
-def _root(node: fx.Node) -> fx.Node:
-    """The value whose memory an in-place operator's first operand shares, views followed upwards."""
-    views = {
-        "view",
-        "reshape",
-        "transpose",
-        "permute",
-        "unsqueeze",
-        "squeeze",
-        "getitem",
-        "expand",
-        "unbind",
-        "chunk",
-    }
-    at = node.args[0]
-    while isinstance(at, fx.Node) and at.op != "placeholder":
-        if operator_name(at) not in views and not writes_in_place(at):
-            return at
-        at = at.args[0]
-    assert isinstance(at, fx.Node)
-    return at

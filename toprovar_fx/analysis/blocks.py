@@ -71,8 +71,7 @@ def read_step(graph: fx.Graph) -> StepFacts:
     length, hidden = find_tokens(graph, calls)
     if same(length, sympy.Integer(1)):
         raise Unsupported(Reason.ONE_TOKEN, calls[0].node)
-    if length.is_Integer:
-        refuse_other_tokens(graph, calls, hidden)
+    refuse_other_tokens(graph, calls, hidden)
     dependent = token_dependent(graph, hidden)
     own = [call for call in calls if call.key in dependent and same(call.query_length, length)]
     if not own:
@@ -114,7 +113,7 @@ def _blocks(
             leave = before_mixed_rows(graph, call.node, cuts, leave, order)
             block = _block(graph, layer, call, starts[layer], leave, dependent, order)
         else:
-            block = _last_block(graph, layer, call, starts[layer], cuts, dependent, order, blocks)
+            block = _last_block(graph, layer, call, starts[layer], cuts, dependent, order, length, blocks)
         if not all(same(a, b) for a, b in zip(shape_of(block.entry), shape_of(block.exit), strict=True)):
             raise Unsupported(Reason.NO_BLOCK, call.node, "the block changes the shape of the hidden state")
         blocks.append(block)
@@ -196,6 +195,7 @@ def _last_block(
     cuts: Sequence[fx.Node],
     dependent: set[fx.Node],
     order: dict[fx.Node, int],
+    length: Size,
     before: Sequence[Block],
 ) -> Block:
     later = [cut for cut in cuts if cut.op != "placeholder" and order[cut] > order[call.node]]
@@ -208,5 +208,8 @@ def _last_block(
     # Another sum, such as the shift of a head's modulation, does not end it.
     for leave in reversed(later):
         if leave is not entry and ends_with_sum(leave, entry) and carries(leave, entry):
+            whole = _before_positions(leave, cuts, dependent, length)
+            if whole.op != "placeholder" and order[whole] > order[call.node]:
+                leave = whole
             return _block(graph, layer, call, entry, leave, dependent, order)
     raise Unsupported(Reason.NO_BLOCK, call.node, "no residual sum follows the last attention")

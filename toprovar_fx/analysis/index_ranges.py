@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import torch
 from torch import fx
 
 from .operators import argument, dimension, operator_name
-from .shapes import is_tensor, same, shape_of, size_of
+from .shapes import dtype_of, same, shape_of, size_of
+from .writes import is_written
 
 # An int or an int-valued node.
 Term = object
@@ -36,7 +38,7 @@ def index_range(value: object) -> IndexRange | None:
     """What an index tensor counts, or None where that is not certain."""
     if not isinstance(value, fx.Node) or value.op not in ("call_function", "call_method"):
         return None
-    if not is_tensor(value):
+    if dtype_of(value) not in (torch.int32, torch.int64) or is_written(value):
         return None
     name = operator_name(value)
     if name == "arange":

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from types import FunctionType
+
 from torch import fx
 
+from .._torch_private import namespace_of
 from .reasons import Reason, Unsupported
 from .shapes import Size, is_tensor, same, size_of
 
@@ -17,7 +20,12 @@ _INPLACE_AT = {
     "elu": 2,
     "dropout": 3,
 }
-IN_PLACE = frozenset(["iadd", "imul", "isub", "itruediv"])
+_IN_PLACE = "iadd isub imul itruediv ifloordiv imod ipow imatmul iand ior ixor ilshift irshift"
+IN_PLACE = frozenset(_IN_PLACE.split())
+# Namespaces of operators and packages of functions that the rules were written for.
+_KNOWN_HOMES = ("aten", "prims", "torch", "toprovar", "toprovar_fx")
+# What takes the type and the device of its second operand, and no values.
+_LIKE_SECOND = frozenset({"to", "type_as"})
 
 
 def operator_name(node: fx.Node) -> str:
@@ -26,6 +34,21 @@ def operator_name(node: fx.Node) -> str:
         return str(node.target)
     name = getattr(node.target, "__name__", str(node.target))
     return name.partition(".")[0]
+
+
+def refuse_foreign(node: fx.Node) -> None:
+    """Refuse an operator or function of somebody else's: its name, `normalize` say, tells nothing about it.
+
+    Attentions of libraries are looked up by their names before (`attention_forms.py`).
+    """
+    target = node.target
+    if node.op != "call_function":
+        return
+    home = namespace_of(target)
+    if isinstance(target, FunctionType):
+        home = target.__module__.partition(".")[0]
+    if home not in (None, *_KNOWN_HOMES):
+        raise Unsupported(Reason.UNKNOWN_OPERATOR, node, f"operator {operator_name(node)} of {home}")
 
 
 def fetched_graph(node: object) -> fx.GraphModule | None:
@@ -47,6 +70,13 @@ def writes_in_place(node: fx.Node) -> bool:
 def tensor_operands(node: fx.Node) -> list[fx.Node]:
     """Tensor-valued operands in order, nested ones included."""
     return [operand for operand in node.all_input_nodes if is_tensor(operand)]
+
+
+def value_operands(node: fx.Node) -> list[fx.Node]:
+    """Operands whose values count; in `x.type_as(y)` and the like those of `y` do not."""
+    if operator_name(node) in _LIKE_SECOND and node.args and isinstance(node.args[0], fx.Node):
+        return [node.args[0]]
+    return list(node.all_input_nodes)
 
 
 def argument(node: fx.Node, position: int, name: str, default: object = None) -> object:

@@ -19,8 +19,8 @@ class Reason(enum.Enum):
     )
     ONE_TOKEN = "a scale of one token has nothing to prune"
     AMBIGUOUS_LENGTH = (
-        "the token count is a constant, and it is not certain which rows are the scale's tokens; leave out "
-        "dynamic=False, or pass what is no token in another shape"
+        "it is not certain which rows are the scale's tokens; leave out dynamic, so that their number alone "
+        "is a symbol, or pass what is no token in another shape"
     )
     RECOMPILE_LIMIT = (
         "a constant token count takes a graph per scale, more than Dynamo compiles, and scales that run "
@@ -51,7 +51,10 @@ class Reason(enum.Enum):
     TOKEN_MIXING = "the operator mixes tokens, so rows cannot be dropped before it"
     RESHAPED_TOKENS = "the token axis is merged with another axis or split"
     LENGTH_IN_ARITHMETIC = "the token count enters arithmetic, so its value would change with the kept tokens"
-    IN_PLACE_WRITE = "an in-place write reaches the block's input, or a value without tokens"
+    IN_PLACE_WRITE = (
+        "an in-place write reaches memory from outside the block, such as its input, a value without tokens, "
+        "or one that was computed before attention; write the result to a new tensor"
+    )
     CACHE_WRITE = "the key/value cache is written in a way that is not a slice of the current scale's tokens"
     CACHE_LAYOUT = (
         "cached keys or values are kept or used in a way whose rows cannot be told; write the scale's rows "

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import fx
 
-from .operators import argument, tensor_operands
+from .operators import argument, value_operands
 from .reasons import Reason, Unsupported
-from .shapes import Size, same, shape_of
+from .shapes import Size, is_tensor, same, shape_of
 from .transfers import Axes, Rule, Tagged, Transfer, input_shape, main_axes
 
 
@@ -14,7 +14,8 @@ def pointwise(node: fx.Node, tagged: Tagged, length: Size) -> Transfer:
     """Broadcasting: axes count from the right; an untagged operand with L rows there is a position table."""
     rank = len(shape_of(node))
     found: Axes | None = None
-    for operand in tensor_operands(node):
+    operands = [operand for operand in value_operands(node) if is_tensor(operand)]
+    for operand in operands:
         if operand in tagged:
             axes = tagged[operand].shifted(rank - len(shape_of(operand)))
             if found not in (None, axes):
@@ -23,7 +24,7 @@ def pointwise(node: fx.Node, tagged: Tagged, length: Size) -> Transfer:
     if found is None:
         raise Unsupported(Reason.UNKNOWN_OPERATOR, node, "no token-tagged tensor operand")
     tables = []
-    for operand in tensor_operands(node):
+    for operand in operands:
         if operand in tagged:
             continue
         shape = shape_of(operand)

@@ -15,7 +15,7 @@ from .attention import AttentionCall
 from .contractions import Contraction
 from .facts import BlockFacts
 from .handwritten import SOFTMAX
-from .operators import argument, operator_name
+from .operators import argument, operator_name, value_operands
 from .reasons import Reason, Unsupported
 from .rules import transfer
 from .shapes import same, shape_of
@@ -43,12 +43,12 @@ class ScoreReader:
 
     def touches(self, node: fx.Node) -> bool:
         """Whether one of the operands is a matrix of scores."""
-        return any(operand in self._scores for operand in node.all_input_nodes)
+        return any(operand in self._scores for operand in value_operands(node))
 
     def operator(self, node: fx.Node) -> None:
         """An operator on scores that is no product."""
         facts = self._facts
-        origins = {self._scores[operand] for operand in node.all_input_nodes if operand in self._scores}
+        origins = {self._scores[operand] for operand in value_operands(node) if operand in self._scores}
         if len(origins) != 1:
             raise _refusal(node, "scores of two attentions meet")
         (origin,) = origins
@@ -211,7 +211,7 @@ def _placed(node: fx.Node, product: Contraction, operand: fx.Node, axes: Axes) -
 
 
 def _columns(facts: BlockFacts, node: fx.Node) -> object:
-    operand = next(operand for operand in node.all_input_nodes if operand in facts.keyed)
+    operand = next(operand for operand in value_operands(node) if operand in facts.keyed)
     return shape_of(operand)[facts.keyed[operand].token]
 
 

@@ -27,9 +27,12 @@ def refuse_float_sizes(graph: fx.Graph) -> None:
 
 
 def find_tokens(graph: fx.Graph, calls: Sequence[AttentionCall]) -> tuple[Size, fx.Node]:
-    """The token count and the token input, by the first attention whose queries are a scale's tokens."""
+    """The token count and the token input, by the first attention whose queries are a scale's tokens.
+
+    Where one count is a symbol, a number is that of something else, such as a text.
+    """
     verdicts = []
-    for call in calls:
+    for call in sorted(calls, key=lambda call: call.query_length.is_Integer):
         try:
             return call.query_length, _token_input(graph, call, call.query_length)
         except Unsupported as verdict:
@@ -38,11 +41,14 @@ def find_tokens(graph: fx.Graph, calls: Sequence[AttentionCall]) -> tuple[Size, 
 
 
 def refuse_other_tokens(graph: fx.Graph, calls: Sequence[AttentionCall], hidden: fx.Node) -> None:
-    """Refuse a graph of constant sizes in which attention runs over the rows of several inputs.
+    """Refuse a graph in which attention runs over the rows of several inputs, constant ones or symbolic ones.
 
-    Nothing but the numbers would say which of them are the scale's tokens, and which are those of a text.
+    Nothing would say which of them are the scale's tokens, and which are those of a text.
     """
+    constant = shape_of(hidden)[1].is_Integer
     for call in calls:
+        if call.query_length.is_Integer != constant:
+            continue
         other = None
         with suppress(Unsupported):
             other = _token_input(graph, call, call.query_length)

@@ -98,7 +98,7 @@ class Compaction:
                     for tensor in (one.key, one.value):
                         _move(_heads_first(tensor, one.layout), keep)
                     if stay < cache.rows:
-                        self._caches.drop(cache.layer, cache.rows - stay)
+                        self._caches.drop(cache.layer, cache.rows - stay, anywhere=True)
                 self._ledger.cached_rows[scale, cache.layer] = cache.rows, stay
 
     def release(self) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..analysis.cache_layout import CacheLayout
 from ..criteria.restore import scatter_rows
+from ..errors import GraphError
 from ..options import Options
 from ..policies.layer_plan import LayerPlan
 from .branching import Branching, begin_branching
@@ -44,6 +45,7 @@ class Controller:
         self.options, self._generation = options, generation
         schedule, ledger = generation.schedule, Ledger()
         self.ledger = ledger
+        self._runs_before = 0  # of this scale
         self._deciders = Deciders.begin(options, schedule, generation.images, ledger)
         self.policy = self._deciders.policy
         self._ranking = Ranking(options, schedule)
@@ -84,6 +86,19 @@ class Controller:
     def enter(self) -> None:
         """Note that the current scale runs in a compiled graph."""
         self._generation.enter_compiled()
+
+    def refuse_second_call(self) -> None:
+        """Refuse to run layers again at a scale: what is known of a layer is that of one call.
+
+        Raises:
+            GraphError: a step of this generation ran since the scale began.
+        """
+        if len(self.ledger.runs) > self._runs_before:
+            raise GraphError(
+                f"a compiled step ran twice at scale {self.scale}: expected one call of one graph a scale; "
+                "nearest valid: all batch rows in one call, a model without graph breaks, and for another "
+                "model other options or its own generation"
+            )
 
     def branch(self, in_graphs: bool) -> None:
         """Learn, before a step runs, whether its layers decide themselves.
@@ -127,6 +142,7 @@ class Controller:
 
     def end_scale(self) -> None:
         """Close the scale that ran."""
+        self._runs_before = len(self.ledger.runs)
         self._deciders.end_scale(self.scale)
         self._ranking.end_scale()
         self._updates.end_scale()

@@ -27,6 +27,9 @@ class ShortCaches:
         self._known = known
         self.dropped: dict[int, int] = {}
         self._uncertain: set[int] = set()
+        # By layer: where its scales began, ascending, and how many rows were left out of which.
+        self._begun: dict[int, list[int]] = {}
+        self._left_out: dict[int, list[tuple[int | None, int]]] = {}
         # The tensors are kept: memory that is given back may become that of another tensor.
         self._held: dict[int, list[Tensor]] = {}
 
@@ -38,10 +41,42 @@ class ShortCaches:
         """Let go of the tensors: no graph of the generation runs any more."""
         self._held.clear()
 
-    def drop(self, layer: int, rows: int) -> None:
-        """Note that `layer` left out `rows` rows."""
+    def drop(self, layer: int, rows: int, anywhere: bool = False) -> None:
+        """Note that `layer` left out `rows` rows, of the scale that runs or with `anywhere` of all so far."""
         self._become_known()
         self.dropped[layer] = self.dropped.get(layer, 0) + rows
+        begun = self._begun.get(layer)
+        place = None if anywhere or not begun else begun[-1]
+        self._left_out.setdefault(layer, []).append((place, rows))
+
+    def begin(self, layers: Iterable[int], start: int) -> None:
+        """Note that the caches of `layers` are about to be written from row `start` on, as traced.
+
+        Rows left out from there on lack no more: a cache may be scratch memory of one scale.
+
+        Raises:
+            GraphError: a cache lacks rows, and it is not certain whether they are among those replaced.
+        """
+        for layer in layers:
+            begun = self._begun.get(layer, [])
+            if begun and start <= begun[-1] and self._left_out.get(layer):
+                self._replace(layer, start, certain=start == 0 or start in begun)
+            self._begun[layer] = [*(place for place in begun if place < start), start]
+
+    def _replace(self, layer: int, start: int, certain: bool) -> None:
+        left_out = self._left_out.pop(layer)
+        if not certain or (start > 0 and any(place is None for place, _ in left_out)):
+            raise GraphError(
+                f"layer {layer} writes its cache at row {start}, over rows of earlier scales of which some "
+                "are missing: expected the row behind them, or where one of those scales began"
+            )
+        stay: list[tuple[int | None, int]] = [
+            (place, rows) for place, rows in left_out if place is not None and place < start
+        ]
+        self.dropped.pop(layer)
+        if stay:
+            self._left_out[layer] = stay
+            self.dropped[layer] = sum(rows for _, rows in stay)
 
     def suspect(self, layer: int) -> None:
         """Note that `layer` may have left out rows: its graph decides, and only the device knows."""
@@ -49,7 +84,7 @@ class ShortCaches:
         self._uncertain.add(layer)
 
     def _become_known(self) -> None:
-        if not self.dropped and not self._uncertain:
+        if not any(each is self for each in self._known):
             self._known.append(self)
 
     @property

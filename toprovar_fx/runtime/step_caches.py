@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import sympy
+from torch import fx
+
+from ..analysis.shapes import Size, size_of
 from .short_caches import ShortCaches, may_be_caches, refuse_short_caches
 
 if TYPE_CHECKING:
@@ -22,7 +26,18 @@ class StepCaches:
 
     def __init__(self, step: Step) -> None:
         self._readers, self._made = _cache_places(step)
+        self._starts = _starts(step)
         self._no_weights: list[int] | None = None
+
+    def begin(self, caches: ShortCaches, sizes: Mapping[sympy.Symbol, int]) -> None:
+        """Note in `caches` where each layer is about to write, by the values of the trace's size symbols.
+
+        Raises:
+            GraphError: see `ShortCaches.begin`.
+        """
+        values = {symbol: sympy.Integer(value) for symbol, value in sizes.items()}
+        for start, layers in self._starts.items():
+            caches.begin(layers, int(start.xreplace(values)))
 
     def hold(self, caches: ShortCaches, arguments: tuple[Any, ...], results: Sequence[Any]) -> None:
         """Note in `caches` those of all layers, as their gates do where a step runs by blocks."""
@@ -76,3 +91,20 @@ def _cache_places(step: Step) -> tuple[_Places, _Places]:
                 cache = cache.args[0]
             given.setdefault(position[cache], set()).add(site.layer)
     return given, made
+
+
+def _starts(step: Step) -> dict[Size, list[int]]:
+    """First cache rows of a scale as traced, in the symbols of the trace, and the layers that write there."""
+    calls = {node.target: node for node in step.graph.graph.nodes if node.op == "call_module"}
+    found: dict[Size, list[int]] = {}
+    for site in step.sites:
+        if site.block.facts is None or not site.block.facts.writes:
+            continue
+        start: object = site.block.facts.writes[0].start
+        if isinstance(start, fx.Node):
+            inputs = [node for node in site.block.graph.graph.nodes if node.op == "placeholder"]
+            start = calls[site.name].args[inputs.index(start)]
+        size = size_of(start)
+        if size is not None:
+            found.setdefault(size, []).append(site.layer)
+    return found
