@@ -9,9 +9,14 @@ from .errors import OptionError
 
 
 def placement(
-    device: torch.device | str | None, dtype: torch.dtype | None
+    device: torch.device | str | None, dtype: torch.dtype | None, *, present: bool = True
 ) -> tuple[torch.device, torch.dtype]:
     """Fill what was not given: CUDA if there is one, else the CPU; bfloat16 on CUDA, else float32.
+
+    Args:
+        device: where components are to live.
+        dtype: of their weights.
+        present: whether the device has to be one of this machine.
 
     Raises:
         OptionError: no device that torch knows, CUDA where there is none, or no floating-point dtype.
@@ -23,7 +28,7 @@ def placement(
     except (RuntimeError, TypeError):
         raise OptionError(f"device={device!r}: expected a torch.device such as 'cpu' or 'cuda:0'") from None
     cards = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if placed.type == "cuda" and (placed.index or 0) >= cards:
+    if present and placed.type == "cuda" and (placed.index or 0) >= cards:
         raise OptionError(
             f"device={device!r}: torch finds {cards} CUDA devices; expected one of them or 'cpu'"
         )

@@ -85,7 +85,7 @@ def memory_needed(
         CheckpointError: as there; keys and shapes that do not fit are found here already.
         OptionError: as there.
     """
-    device, dtype = placement(device, dtype)
+    device, dtype = placement(device, dtype, present=False)
     files = pipeline_files(name_or_path)
     if files is not None:
         modules, schedule = described_parts(files, dtype)
@@ -110,7 +110,7 @@ def memory_of_named(
     Raises:
         OptionError: unknown name.
     """
-    device, dtype = placement(device, dtype)
+    device, dtype = placement(device, dtype, present=False)
     config, text_bytes, schedule = config_named(name), 0, Schedule.infinity()
     if name == "scenes":
         schedule = Schedule.named(name)
