@@ -1,7 +1,8 @@
-"""Shared by all tests: markers that depend on the machine, hypothesis profiles, fixed random state."""
+"""Shared by all tests: markers that depend on the machine, hypothesis profiles, random state, garbage."""
 
 from __future__ import annotations
 
+import gc
 import random
 from collections.abc import Iterator
 from importlib import import_module
@@ -46,6 +47,13 @@ def fixed_random_state() -> None:
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def old_objects_are_not_walked() -> None:
+    """What earlier files left, such as traced models that files share, costs a collection 10 s and more."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture

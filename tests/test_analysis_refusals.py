@@ -175,6 +175,7 @@ def test_every_reason_has_a_test():
         # tests/test_constant_lengths_coincide.py and test_constant_lengths_limit.py
         Reason.AMBIGUOUS_LENGTH,
         Reason.RECOMPILE_LIMIT,
+        Reason.SECOND_CALL,  # tests/test_in_place.py
         Reason.ONE_TOKEN,
         Reason.VERIFICATION,
         Reason.GATE_ON_HOST,  # tests/test_graph_gates.py

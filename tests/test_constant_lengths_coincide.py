@@ -173,7 +173,8 @@ def test_the_rows_of_another_model_are_not_the_tokens_of_the_scale(fresh_dynamo)
     expected: list[tuple[Tensor, Tensor]] = []
     found = generate(step, forward)
     reasons = {fallback.reason for fallback in found.controller.ledger.fallbacks}
-    assert reasons == {Reason.AMBIGUOUS_LENGTH}
+    # At scale 2 it has as many rows as the scale, and is the second step that runs there.
+    assert reasons == {Reason.AMBIGUOUS_LENGTH, Reason.SECOND_CALL}
     assert pruned_at(found, 5)
     assert all(torch.equal(*pair) for pair in expected)
 

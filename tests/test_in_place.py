@@ -139,22 +139,30 @@ def test_attention_over_a_text_comes_first(dynamic):
     assert dynamic is None or Reason.AMBIGUOUS_LENGTH in reasons(found)
 
 
-def test_a_step_runs_once_a_scale():
-    """Guidance by two calls on parts of one cache: rows that the first left out are none of the second's."""
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_second_call_at_a_scale_is_dense(shared):
+    """Guidance by two calls, on parts of one cache: rows that the first left out are none of the second's."""
     subject = OddSubject(Plain)
-    step = torch.compile(subject.model, backend="toprovar", options=PRUNING)
+    step = torch.compile(subject.model, backend="toprovar", options={**PRUNING, "keep": {4: 0.5}})
     with torch.inference_mode(), generation(SQUARE, 1) as opened:
-        state = subject.state(1, SQUARE)
-        for scale, end in enumerate(SQUARE.ends[:2]):
+        state, whole = subject.state(1, SQUARE), subject.state(1, SQUARE)
+        states = state, state if shared else subject.state(1, SQUARE)
+        for scale, end in enumerate(SQUARE.ends[:5]):
             opened.begin_scale(scale)
             hidden = subject.hidden(1, scale, SQUARE)
-            for rows in (slice(0, 1), slice(1, 2)):
-                caches = [[cache[rows] for cache in each] for each in (state.keys, state.values)]
-                if scale and rows.start:
-                    with pytest.raises(GraphError, match="ran twice at scale 1"):
+            expected = subject.model(hidden, whole.keys, whole.values, end)
+            for rows, own in zip((slice(0, 1), slice(1, 2)), states, strict=True):
+                caches = [[cache[rows] for cache in each] for each in (own.keys, own.values)]
+                if shared and scale == 4 and rows.start:
+                    with pytest.raises(GraphError, match="lacks the rows of pruned tokens"):
                         step(hidden[rows], *caches, end)
-                else:
-                    step(hidden[rows], *caches, end)
+                    continue
+                found = step(hidden[rows], *caches, end)
+                if scale < 4 or rows.start:
+                    assert worst([found], [expected[rows]]) < 2e-5
+    (controller,) = opened.controllers
+    assert {fallback.reason for fallback in controller.ledger.fallbacks} == {Reason.SECOND_CALL}
+    assert any(run.arm == "pruned" for run in controller.ledger.runs)
 
 
 def test_a_scale_that_begins_again_runs_again():

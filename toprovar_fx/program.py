@@ -90,7 +90,9 @@ class StepProgram:
         note_called(self)
         other = at_other_tokens(self._traced.tokens)
         if other is not None:
-            return self._run_apart(other, arguments)
+            count = other.schedule.tokens[other.scale]
+            detail = f"a graph of {self._traced.tokens} rows ran at a scale of {count} tokens"
+            return self._run_apart(other, arguments, Reason.AMBIGUOUS_LENGTH, detail)
         controller = self._controller()
         needed = self._budget or self._whole or (controller is not None and self._shortens)
         sizes = dict(self._read_sizes(arguments)) if needed else {}
@@ -100,8 +102,8 @@ class StepProgram:
         if controller is not None:
             running = current_generation()
             assert running is not None
-            if self.options.prunes:
-                controller.refuse_second_call()
+            if self.options.prunes and controller.ran:
+                return self._run_apart(running, arguments, Reason.SECOND_CALL)
             if self._shortens:
                 self._caches.begin(controller.caches, sizes)
             self._caches.refuse_short(controller.caches, running.short_caches, arguments)
@@ -121,15 +123,19 @@ class StepProgram:
                 return results
         return self.step.graph(*arguments)
 
-    def _run_apart(self, running: Generation, arguments: tuple[Any, ...]) -> Any:
-        """Run all rows of a graph whose constant token count is not that of the scale that runs."""
+    def _run_apart(
+        self, running: Generation, arguments: tuple[Any, ...], reason: Reason, detail: str = ""
+    ) -> Any:
+        """Run all rows, as a graph that has nothing to do with the scale's layers.
+
+        Raises:
+            GraphError: an argument is a cache that lacks rows.
+        """
         controller = running.controller(self.options, 0)
         others = [each.caches for each in running.controllers]
         refuse_short_caches(controller.caches, others, {}, arguments)
         controller.enter()
-        count = running.schedule.tokens[running.scale]
-        detail = f"a graph of {self._traced.tokens} rows ran at a scale of {count} tokens"
-        controller.ledger.add_fallbacks([Fallback(Reason.AMBIGUOUS_LENGTH, detail=detail)])
+        controller.ledger.add_fallbacks([Fallback(reason, detail=detail)])
         with outside_generations():
             return self.step.graph(*arguments)
 

@@ -27,6 +27,10 @@ class Reason(enum.Enum):
         "eagerly cannot read pruned caches; pass recompile_limit=64 to torch.compile, or leave out "
         "dynamic=False"
     )
+    SECOND_CALL = (
+        "a step of these options ran at this scale already, and what is known of a layer is that of one "
+        "call; pass all batch rows in one call, and give another model other options"
+    )
     NO_ATTENTION = "no self-attention was found; compile the scale step, not a part of it"
     MASKED_ATTENTION = (
         "self-attention is causal, or a value per key goes into it and pruned tokens leave no keys; a "

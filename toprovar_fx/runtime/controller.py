@@ -10,7 +10,6 @@ from torch import Tensor
 
 from ..analysis.cache_layout import CacheLayout
 from ..criteria.restore import scatter_rows
-from ..errors import GraphError
 from ..options import Options
 from ..policies.layer_plan import LayerPlan
 from .branching import Branching, begin_branching
@@ -87,18 +86,10 @@ class Controller:
         """Note that the current scale runs in a compiled graph."""
         self._generation.enter_compiled()
 
-    def refuse_second_call(self) -> None:
-        """Refuse to run layers again at a scale: what is known of a layer is that of one call.
-
-        Raises:
-            GraphError: a step of this generation ran since the scale began.
-        """
-        if len(self.ledger.runs) > self._runs_before:
-            raise GraphError(
-                f"a compiled step ran twice at scale {self.scale}: expected one call of one graph a scale; "
-                "nearest valid: all batch rows in one call, a model without graph breaks, and for another "
-                "model other options or its own generation"
-            )
+    @property
+    def ran(self) -> bool:
+        """Whether a step ran since the scale began; what is known of a layer is that of one call."""
+        return len(self.ledger.runs) > self._runs_before
 
     def branch(self, in_graphs: bool) -> None:
         """Learn, before a step runs, whether its layers decide themselves.
