@@ -206,6 +206,7 @@ def test_a_budget_spares_earlier_scales():
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_the_demo_models_shape():
     """14 layers and 10 scales: the counter's own figures for a dense and a pruned generation."""
     schedule = Schedule.named("scenes")

@@ -84,6 +84,7 @@ def test_second_images_batches_seen_before_and_exceptions(subject, monkeypatch):
     assert compilations(HOST) == before
 
 
+@pytest.mark.nightly
 def test_branches_in_compiled_graphs(subject, monkeypatch):
     forward = compiled(subject, GRAPH)
     outcome = generate(subject, forward)

@@ -28,7 +28,8 @@ OPTIONS = {
 }
 
 
-@pytest.mark.parametrize("name", [pytest.param("dense", marks=pytest.mark.nightly), "pruned"])
+@pytest.mark.nightly
+@pytest.mark.parametrize("name", ["dense", "pruned"])
 def test_each_cache_is_written_in_place_and_read_before_the_next_layer_writes(name):
     small = replace(
         CONFIGS["infinity-2b"],
