@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -82,11 +83,8 @@ def test_cuda_graphs_from_two_streams():
         assert identical(found.logits, expected.logits)
 
 
-def test_cuda_graphs_in_two_threads():
-    """Threads take turns; each has its caches, so each has its recordings."""
-    subjects = [Kept(device="cuda"), Kept(device="cuda")]
-    forward = [compiled(subject, DECIDED, cuda_graphs=True) for subject in subjects]
-    expected = [generate(subject, call) for subject, call in zip(subjects, forward, strict=True)]
+def at_once(subjects: list[Kept], forward: list[Callable[..., Tensor]]) -> list[Outcome | None]:
+    """A generation of each, in two threads and on two streams."""
     found: list[Outcome | None] = [None, None]
 
     def run(at: int) -> None:
@@ -99,6 +97,15 @@ def test_cuda_graphs_in_two_threads():
         thread.start()
     for thread in threads:
         thread.join()
+    return found
+
+
+def test_cuda_graphs_in_two_threads():
+    """Threads take turns; each has its caches, so each has its recordings."""
+    subjects = [Kept(device="cuda"), Kept(device="cuda")]
+    forward = [compiled(subject, DECIDED, cuda_graphs=True) for subject in subjects]
+    expected = [generate(subject, call) for subject, call in zip(subjects, forward, strict=True)]
+    found = at_once(subjects, forward)
     for one, other in zip(found, expected, strict=True):
         assert one is not None and identical(one.logits, other.logits)
 
@@ -107,18 +114,7 @@ def test_cuda_graphs_recorded_in_two_threads():
     """As above, but both record: each begins by waiting for the device, which would break the other."""
     subjects = [Kept(device="cuda"), Kept(device="cuda")]
     forward = [compiled(subject, DECIDED, cuda_graphs=True) for subject in subjects]
-    found: list[Outcome | None] = [None, None]
-
-    def run(at: int) -> None:
-        with torch.cuda.stream(torch.cuda.Stream()):
-            found[at] = generate(subjects[at], forward[at])
-            torch.cuda.current_stream().synchronize()
-
-    threads = [threading.Thread(target=run, args=(at,)) for at in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    found = at_once(subjects, forward)
     for subject, outcome in zip(subjects, found, strict=True):
         assert outcome is not None and not outcome.controller.ledger.notes
         assert deviation(outcome, generate(subject, compiled(subject, {**DECIDED, "unit": "block"}))) < 1e-4
