@@ -12,7 +12,7 @@ from toprovar_fx.analysis.reasons import Reason
 from .models.attentions import FUSED, GROUPED, AttendingSubject
 from .models.flex_attentions import FLEX
 from .models.handwritten_attentions import CROSS, HANDWRITTEN
-from .models.library_attentions import LIBRARIES
+from .models.packaged_attentions import LIBRARIES
 from .models.packed_attentions import PACKED
 from .models.subjects import Outcome, Traced, generate, identical, worst
 from .oracle_attentions import replay

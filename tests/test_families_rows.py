@@ -12,23 +12,13 @@ from .models import families as parts
 from .models import family_caches as caches
 from .models import odd
 from .models.families import Family
+from .models.family_combinations import EVERY_LAYER
 from .models.subjects import SQUARE, Outcome, generate, worst
 
 pytestmark = pytest.mark.usefixtures("many_graphs")
 
 KEEP = {3: {0: 0.5}, 4: {0: 0.25, 1: 0.5}, 5: {0: 0.3, 1: 0.6}}
-PRUNING = {
-    "preset": "criterion",
-    "lowering": "eager",
-    "keep": KEEP,
-    "score": "random",
-    "restore": "residual",
-    "protected_layers_first": 0,
-    "protected_layers_last": 0,
-    "verify": "always",
-    "cfg_rows": "per_row",
-    "strict": True,
-}
+PRUNING = {**EVERY_LAYER, "preset": "criterion", "lowering": "eager", "keep": KEEP, "cfg_rows": "per_row"}
 
 
 def compiled(model: torch.nn.Module, **options: object):

@@ -76,10 +76,7 @@ def test_core_imports_need_torch_alone() -> None:
         "          'toprovar_fx.ops.attention_launch']\n"
         "print([name for name in extras if name in sys.modules])"
     )
-    result = subprocess.run(
-        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    assert result.stdout.strip() == "[]"
+    assert printed_by(script) == "[]"
 
 
 def test_importing_the_package_does_not_import_the_compilers() -> None:
@@ -91,10 +88,15 @@ def test_importing_the_package_does_not_import_the_compilers() -> None:
         "print(sorted(name for name in set(sys.modules) - before\n"
         "             if name.startswith(('torch._dynamo', 'torch._inductor', 'torch._functorch'))))"
     )
+    assert printed_by(script) == "[]"
+
+
+def printed_by(script: str) -> str:
+    """What a fresh interpreter prints."""
     result = subprocess.run(
         [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True
     )
-    assert result.stdout.strip() == "[]"
+    return result.stdout.strip()
 
 
 def top_level_imports(path: Path) -> set[str]:

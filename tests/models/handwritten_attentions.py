@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .attentions import HEAD, HEADS, WIDTH, Attending
-from .library_attentions import LibraryLayout
+from .packaged_attentions import LibraryLayout
 
 
 class Matmul(Attending):
