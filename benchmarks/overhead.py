@@ -4,15 +4,14 @@
 
 Compilations of both alternate, with Inductor's caches off (what its C++ compiler made is kept: it is the
 same for both, and would hide what Python takes). Calls alternate in rounds; a ratio compares two calls of
-the same round. "In a generation" is a graph that was compiled and is called while one is open. What our code
-adds to such a call is also timed by itself, around a function that does nothing: the ratio of a graph that
-takes 40 us moves by several percent with where its memory lies.
+the same round. "In a generation" is a graph that was compiled and is called while one is open: one Dynamo
+function is called with our program and with the program's own Inductor function in turn. Of two functions
+compiled one after another the times differ by several percent, with where their memory lies.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextvars
 import gc
 import json
 import math
@@ -28,10 +27,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from toprovar_fx.backend import toprovar
 from toprovar_fx.dense_program import DenseProgram
 from toprovar_fx.evaluation.timing import Timing, interleave
-from toprovar_fx.lowering.region import Region
-from toprovar_fx.options import Options
 from toprovar_fx.runtime.generation import generation
 from toprovar_fx.schedules import Schedule
 
@@ -116,26 +114,53 @@ def apart(model: nn.Module) -> nn.Module:
     return model.eval()
 
 
+class Switched:
+    """A backend: Dynamo's function calls this backend's program, or the Inductor function within it."""
+
+    program: DenseProgram
+    _called: Callable[..., Any]
+
+    def __call__(self, graph: fx.GraphModule, example_inputs: list[Any]) -> Callable[..., Any]:
+        """Compile the graph."""
+        program = toprovar(graph, example_inputs, options=BACKENDS["toprovar"]["options"])
+        if not isinstance(program, DenseProgram):
+            raise TypeError(f"{type(program).__name__}: expected a graph that is not pruned")
+        self.program, self._called = program, program.call
+        return lambda *arguments: self._called(*arguments)
+
+    def timed(self, calls: Callable[[], None], ours: bool) -> Callable[[], None]:
+        """The calls, with or without our program."""
+
+        def run() -> None:
+            self._called = self.program if ours else self.program.call
+            calls()
+
+        return run
+
+
 def run_timings(build: Callable[[], nn.Module], hidden: Tensor, rounds: int) -> tuple[dict[str, Timing], int]:
     """Times of many calls in a row, and how many: 20, or so many that they take 20 ms."""
     torch.compiler.reset()
     forward = {n: torch.compile(apart(build()), dynamic=True, **given) for n, given in BACKENDS.items()}
-    inside = torch.compile(apart(build()), dynamic=True, **BACKENDS["toprovar"])
     count = max(FEWEST_CALLS, math.ceil(LEAST_SECONDS / _seconds(forward["inductor"], hidden)))
-
-    def calls(call: Callable[[Tensor], Tensor]) -> Callable[[], None]:
-        def repeat() -> None:
-            for _ in range(count):
-                call(hidden)
-
-        return repeat
-
-    # Calls of the generation's own context see it, those of the context from before do not.
-    outside = contextvars.copy_context()
-    variants = {name: partial(outside.run, calls(call)) for name, call in forward.items()}
+    variants = {name: partial(_repeat, call, hidden, count) for name, call in forward.items()}
+    timed = interleave(variants, rounds=rounds)
+    switched = Switched()
+    inside = torch.compile(apart(build()), dynamic=True, backend=switched)
     with generation(Schedule(((1, 1), (4, 4))), 1) as run:
         run.begin_scale(0)
-        return interleave({**variants, "in a generation": calls(inside)}, rounds=rounds), count
+        inside(hidden)
+        calls = partial(_repeat, inside, hidden, count)
+        both = {
+            "graph": switched.timed(calls, ours=False),
+            "in a generation": switched.timed(calls, ours=True),
+        }
+        return {**timed, **interleave(both, rounds=rounds)}, count
+
+
+def _repeat(call: Callable[[Tensor], Tensor], hidden: Tensor, count: int) -> None:
+    for _ in range(count):
+        call(hidden)
 
 
 def _seconds(call: Callable[[Tensor], Tensor], hidden: Tensor) -> float:
@@ -145,38 +170,6 @@ def _seconds(call: Callable[[Tensor], Tensor], hidden: Tensor) -> float:
     for _ in range(FEWEST_CALLS):
         call(hidden)
     return (time.perf_counter() - started) / FEWEST_CALLS
-
-
-def own_call_us(rounds: int) -> float:
-    """What a call in a generation costs beyond the graph, in us: one around nothing, less nothing."""
-    seen: list[tuple[fx.GraphModule, list[Any]]] = []
-
-    def keep(graph: fx.GraphModule, example_inputs: list[Any]) -> Callable[..., Any]:
-        seen.append((graph, example_inputs))
-        return graph.forward
-
-    torch.compiler.reset()
-    torch.compile(apart(Feedforward(1, 32)), backend=keep, dynamic=True)(torch.randn(2, 16, 32))
-    graph, example = seen[0]
-    arguments = tuple(value if isinstance(value, Tensor) else int(value) for value in example)
-
-    def nothing(*arguments: Any) -> tuple[Any, ...]:
-        return arguments
-
-    program = DenseProgram(nothing, Region(graph, "eager"), [], Options(preset="lossless"), [], True)
-    count = 5000
-
-    def calls(call: Callable[..., Any]) -> Callable[[], None]:
-        def repeat() -> None:
-            for _ in range(count):
-                call(*arguments)
-
-        return repeat
-
-    with generation(Schedule(((1, 1), (4, 4))), 1) as run:
-        run.begin_scale(0)
-        timed = interleave({"nothing": calls(nothing), "program": calls(program)}, rounds=rounds)
-    return (timed["program"].median_s - timed["nothing"].median_s) / count * 1e6
 
 
 def main() -> None:
@@ -191,7 +184,8 @@ def main() -> None:
     warnings.filterwarnings("ignore", "dynamo_pgo force disabled")
     result: dict[str, Any] = {"torch": torch.__version__, "threads": torch.get_num_threads(), "cases": {}}
     print(
-        f"{'case':30s} {'compile s':>10s} {'ratio':>6s} {'run us':>8s} {'ratio':>6s} {'in a generation':>15s}"
+        f"{'case':30s} {'compile s':>10s} {'ratio':>6s} {'run us':>8s} {'ratio':>6s} "
+        f"{'in a generation':>15s} {'own us':>7s}"
     )
     with torch.no_grad(), torch._inductor.config.patch(force_disable_caches=True):
         for name, (build, tokens, width) in CASES.items():
@@ -201,21 +195,23 @@ def main() -> None:
             ratio = statistics.median(ours / theirs for ours, theirs in pairs)
             timed, count = run_timings(build, hidden, chosen.rounds)
             dense = timed["inductor"]
+            both = zip(timed["in a generation"].seconds, timed["graph"].seconds, strict=True)
+            own_s = statistics.median(ours - theirs for ours, theirs in both)
             row = {
                 "compile_s_inductor": statistics.median(compiled["inductor"]),
                 "compile_ratio": ratio,
                 "run_us_inductor": dense.median_s / count * 1e6,
                 "run_ratio": 1 / timed["toprovar"].speedup_over(dense),
-                "run_ratio_in_a_generation": 1 / timed["in a generation"].speedup_over(dense),
+                "run_ratio_in_a_generation": 1 / timed["in a generation"].speedup_over(timed["graph"]),
+                "own_us_in_a_generation": own_s / count * 1e6,
             }
             result["cases"][name] = {key: round(value, 4) for key, value in row.items()}
             print(
                 f"{name:30s} {row['compile_s_inductor']:10.2f} {ratio:6.3f} {row['run_us_inductor']:8.0f} "
-                f"{row['run_ratio']:6.3f} {row['run_ratio_in_a_generation']:15.3f}",
+                f"{row['run_ratio']:6.3f} {row['run_ratio_in_a_generation']:15.3f} "
+                f"{row['own_us_in_a_generation']:7.2f}",
                 flush=True,
             )
-        result["own_call_us"] = round(own_call_us(chosen.rounds), 3)
-    print(f"beyond the graph, a call in a generation costs {result['own_call_us']:.2f} us")
     if chosen.json:
         print(json.dumps(result))
 

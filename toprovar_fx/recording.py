@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from .dense_program import DenseProgram
     from .program import StepProgram
 
-_RECORDING: ContextVar[Recording | None] = ContextVar("toprovar_recording", default=None)
+# Who watches this thread or task, or None.
+WATCHING: ContextVar[Recording | None] = ContextVar("toprovar_recording", default=None)
 
 
 @dataclass
@@ -34,28 +35,28 @@ class Recording:
 def recording() -> Iterator[Recording]:
     """Watch the programs of this thread or task."""
     opened = Recording()
-    token = _RECORDING.set(opened)
+    token = WATCHING.set(opened)
     try:
         yield opened
     finally:
-        _RECORDING.reset(token)
+        WATCHING.reset(token)
 
 
 def is_observed() -> bool:
     """Whether a generation is open or somebody watches, so that calls have to be noted."""
-    return _RECORDING.get() is not None or current_generation() is not None
+    return WATCHING.get() is not None or current_generation() is not None
 
 
 def note_compiled(program: Any) -> None:
     """Tell whoever watches of a program that was made."""
-    watching = _RECORDING.get()
+    watching = WATCHING.get()
     if watching is not None:
         watching.calls.setdefault(program, 0)
 
 
 def note_called(program: Any) -> None:
     """Tell whoever watches of a program that runs."""
-    watching = _RECORDING.get()
+    watching = WATCHING.get()
     if watching is None:
         return
     watching.calls[program] = watching.calls.get(program, 0) + 1

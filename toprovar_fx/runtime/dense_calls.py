@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 
 
 @dataclass(slots=True)
-class _Tally:
+class Tally:
     """How many calls had these sizes at this scale."""
 
     scale: int
-    values: tuple[int, ...]
+    sizes: tuple[int, ...]
     calls: int = 0
 
 
@@ -37,6 +37,9 @@ class DenseCalls:
         controller: of the options that the graph was compiled with; the report is its ledger's.
         region: the graph.
         fallbacks: why it stays dense, for the report.
+
+    Attributes:
+        latest: where the latest call was counted.
     """
 
     def __init__(
@@ -44,38 +47,40 @@ class DenseCalls:
     ) -> None:
         self._running, self._controller, self._region = running, controller, region
         self._fallbacks = fallbacks
-        self._values = region.size_reader.values
-        self._tallies: dict[tuple[int, tuple[int, ...]], _Tally] = {}
-        # Of the latest call; the first one finds a scale that does not exist.
-        self._tally = _Tally(-2, ())
+        self._tallies: dict[tuple[int, tuple[int, ...]], Tally] = {}
+        # The first call finds a scale that does not exist.
+        self.latest = Tally(-2, ())
 
-    def note(self, arguments: tuple[Any, ...]) -> None:
+    def note(self, arguments: tuple[Any, ...], sizes: tuple[int, ...]) -> None:
         """Count a call that is about to run.
+
+        Args:
+            arguments: of the call.
+            sizes: what the region's size reader read off them.
 
         Raises:
             GraphError: the graph would read a cache that lacks rows.
         """
-        running, tally, values = self._running, self._tally, self._values(arguments)
+        running = self._running
         if running.short_caches:
             refuse_short_caches(self._controller.caches, running.short_caches, {}, arguments)
-        if values != tally.values or running.scale != tally.scale:
-            tally = self._tally = self._tally_of(running.scale, values)
-        tally.calls += 1
+        self.latest = self._tally_of(running.scale, sizes)
+        self.latest.calls += 1
 
-    def _tally_of(self, scale: int, values: tuple[int, ...]) -> _Tally:
+    def _tally_of(self, scale: int, sizes: tuple[int, ...]) -> Tally:
         """Where calls like this one are counted; the first tells the generation and the ledger."""
         if not self._tallies:
             self._controller.ledger.fallbacks.extend(self._fallbacks)
             self._controller.ledger.dense_calls.append(self)
-        if (scale, values) not in self._tallies:
+        if (scale, sizes) not in self._tallies:
             self._controller.enter()
-            self._tallies[scale, values] = _Tally(scale, values)
-        return self._tallies[scale, values]
+            self._tallies[scale, sizes] = Tally(scale, sizes)
+        return self._tallies[scale, sizes]
 
     def each(self) -> list[tuple[int, Region, Sizes]]:
         """(scale, region, sizes) of every call so far."""
         return [
-            (tally.scale, self._region, self._region.size_reader.named(tally.values))
+            (tally.scale, self._region, self._region.size_reader.named(tally.sizes))
             for tally in self._tallies.values()
             for _ in range(tally.calls)
         ]

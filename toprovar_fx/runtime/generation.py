@@ -25,7 +25,8 @@ _RAISE_LIMIT = (
     "recompile_limit=64) or torch._dynamo.config.patch(recompile_limit=64)"
 )
 
-_CURRENT: ContextVar[Generation | None] = ContextVar("toprovar_generation", default=None)
+# The generation that runs in this thread or task, or None.
+RUNNING: ContextVar[Generation | None] = ContextVar("toprovar_generation", default=None)
 
 
 class Generation:
@@ -169,17 +170,17 @@ class Generation:
 
 def current_generation() -> Generation | None:
     """The generation that runs in this thread or task, or None."""
-    return _CURRENT.get()
+    return RUNNING.get()
 
 
 @contextmanager
 def outside_generations() -> Iterator[None]:
     """Run the block as if no generation were open: all gates are shut."""
-    token = _CURRENT.set(None)
+    token = RUNNING.set(None)
     try:
         yield
     finally:
-        _CURRENT.reset(token)
+        RUNNING.reset(token)
 
 
 @contextmanager
@@ -202,7 +203,7 @@ def generation(schedule: Schedule, images: int = 1) -> Iterator[Generation]:
         GraphError: at the end, or at a scale's begin: a scale ran eagerly on caches that lack rows.
     """
     opened = Generation(schedule, images)
-    token = _CURRENT.set(opened)
+    token = RUNNING.set(opened)
     try:
         yield opened
         opened.refuse_eager_reads()
@@ -213,7 +214,7 @@ def generation(schedule: Schedule, images: int = 1) -> Iterator[Generation]:
             controller.settle()
             controller.warn_if_idle()
     finally:
-        _CURRENT.reset(token)
+        RUNNING.reset(token)
         # Reports outlive the generation; keys and values must not.
         for controller in opened.controllers:
             controller.release()
