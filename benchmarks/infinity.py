@@ -34,6 +34,12 @@ from benchmarks.infinity_variants import MODELS, Problem, transformers
 from toprovar_fx.models.cache import DEFAULT_LAYOUT
 from toprovar_fx.models.cache_layout import CacheLayout
 
+# Rows that need a clone: the option with its path, and whether its blocks are compiled.
+CLONES = {
+    "upstream": ("upstream", False),
+    "upstream-compiled": ("upstream", True),
+    "fastvar": ("fastvar", False),
+}
 DEFAULT = "eager,inductor,inductor-reduce-overhead,lossless,50-10,25-5,criterion"
 
 
@@ -45,13 +51,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     dtype = getattr(torch, arguments.dtype)
     problem = Problem(arguments.model, arguments.device, dtype, layout=arguments.cache)
     made = transformers(problem, arguments.lowering)
-    clones = {
-        name: path for name in ("upstream", "fastvar") if (path := getattr(arguments, name)) is not None
-    }
+    clones = [name for name in CLONES if getattr(arguments, CLONES[name][0]) is not None]
     unknown = [name for name in arguments.variants if name not in made]
     if unknown:
         raise SystemExit(f"--variants {','.join(unknown)}: expected some of {', '.join(made)}")
-    made |= {name: partial(theirs, problem, clone) for name, clone in clones.items()}
+    for name in clones:
+        option, compiled = CLONES[name]
+        made[name] = partial(theirs, problem, getattr(arguments, option), compiled)
     # Clones come last, at all batch sizes: our model gives way to theirs.
     order = [*product(arguments.batch, arguments.variants), *product(arguments.batch, clones)]
     roof = gemm_rate(problem.dtype) if arguments.device == "cuda" else None
@@ -93,10 +99,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     return int(any(not why.startswith("not run") for why in failed.values()))
 
 
-def theirs(problem: Problem, clone: Path) -> UpstreamTransformer:
+def theirs(problem: Problem, clone: Path, compiled: bool) -> UpstreamTransformer:
     """The model of a clone, in place of ours."""
     problem.release()
-    return UpstreamTransformer(clone, problem.name, problem.device)
+    return UpstreamTransformer(clone, problem.name, problem.device, compiled)
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:

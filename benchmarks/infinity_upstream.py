@@ -77,9 +77,10 @@ class UpstreamTransformer:
         clone: its folder.
         size: of `SIZES`.
         device: where it runs.
+        compiled: whether its blocks are compiled by Inductor, with sizes as symbols.
     """
 
-    def __init__(self, clone: Path, size: str, device: str) -> None:
+    def __init__(self, clone: Path, size: str, device: str, compiled: bool = False) -> None:
         self.device = device
         for name in [name for name in sys.modules if name.partition(".")[0] == "infinity"]:
             del sys.modules[name]
@@ -125,6 +126,9 @@ class UpstreamTransformer:
         if device == "cuda":
             for block in self.model.unregistered_blocks:
                 block.bfloat16()
+        if compiled:
+            for block in self.model.unregistered_blocks:
+                block.compile(dynamic=True)
         self._scale_done: Callable[[], None] = lambda: None
         logits_of = self.model.get_logits
 

@@ -96,3 +96,18 @@ def test_sizes_that_only_fit_each_other_are_no_crash():
     for rows in (9, 16):
         x, table = torch.randn(2, rows, 8)
         torch.testing.assert_close(region(x, table), x + table)
+
+
+def test_a_slice_of_a_single_row_runs_compiled(caplog):
+    """Its first step is that of the whole row, which nothing depends on."""
+    graph = fx.symbolic_trace(lambda keep: keep * 2 + 1)
+    (holder,) = graph.graph.find_nodes(op="placeholder")
+    size = sympy.Symbol("K", integer=True, positive=True)
+    holder.meta["toprovar_spec"] = tensor_spec((sympy.Integer(1), size), torch.int64, torch.device("cpu"))
+    region = Region(graph, "inductor", {"K": 64})
+    keep = torch.arange(20)[None, :7]
+    assert keep.stride() == (20, 1)
+    with caplog.at_level("WARNING", "toprovar_fx"):
+        assert torch.equal(region(keep), keep * 2 + 1)
+    assert not caplog.records and len(region.compile_seconds) == 1
+    assert torch.equal(region(torch.arange(30)[None, ::3]), torch.arange(30)[None, ::3] * 2 + 1)

@@ -97,7 +97,11 @@ class SymbolicInputs:
         def holds(arguments: Sequence[object], sizes: Mapping[sympy.Symbol, int]) -> bool:
             if any(sizes.get(symbol) != value for symbol, value in fixed.items()):
                 return False
-            return not code or bool(environment.evaluate_guards_expression(code, arguments))
+            if not code or environment.evaluate_guards_expression(code, arguments):
+                return True
+            # The step of an axis of size 1 is never taken, and a slice of one row has that of the whole.
+            alike = [_with_fresh_strides(value) for value in arguments]
+            return bool(environment.evaluate_guards_expression(code, alike))
 
         return holds
 
@@ -133,3 +137,10 @@ class SymbolicInputs:
 
     def _names(self) -> dict[sympy.Expr, sympy.Expr]:
         return {own: symbol for symbol, own in self._known.items() if not own.is_Integer}
+
+
+def _with_fresh_strides(value: object) -> object:
+    """A tensor without gaps, as a fresh one of its shape lies in memory; anything else as it is."""
+    if not isinstance(value, torch.Tensor) or not value.is_contiguous():
+        return value
+    return value.detach().view(-1).view(value.shape)
