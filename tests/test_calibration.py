@@ -159,7 +159,15 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> Iterator[Reads]:
         with mode:
             return call(self, *arguments)
 
+    to_list = torch.Tensor.tolist
+
+    def counted(self: torch.Tensor) -> Any:
+        # It reads memory without a dispatched operator.
+        mode.count += torch._C._len_torch_dispatch_stack() > 0
+        return to_list(self)
+
     monkeypatch.setattr(StepProgram, "__call__", watched)
+    monkeypatch.setattr(torch.Tensor, "tolist", counted)
     yield mode
 
 

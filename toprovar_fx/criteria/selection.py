@@ -35,9 +35,23 @@ def keep_count(
     Returns:
         K in 0 .. L.
     """
+    samples = p_keep.flatten(end_dim=-2) if p_keep.dim() > 1 else p_keep[None]
+    share = float(retention(samples[:, None], rule))
+    return round_to_bucket(share, p_keep.shape[-1], buckets, min_keep, skip_below)
+
+
+def retention(p_keep: Tensor, rule: Literal["mean", "max"] = "mean") -> Tensor:
+    """Return the share of tokens that each of several layers wants to keep.
+
+    Args:
+        p_keep: Keep probabilities, ``[B, N, L]``; the B samples of a layer share one static shape.
+        rule: Several samples count by their mean or their largest.
+
+    Returns:
+        float32, ``[N]``.
+    """
     each = p_keep.float().mean(-1)
-    retention = float(each.mean() if rule == "mean" else each.amax())
-    return round_to_bucket(retention, p_keep.shape[-1], buckets, min_keep, skip_below)
+    return each.mean(0) if rule == "mean" else each.amax(0)
 
 
 def round_to_bucket(
@@ -77,9 +91,20 @@ def select_tokens(score: Tensor, count: int) -> Tensor:
     """
     if not 0 <= count <= score.shape[-1]:
         raise ValueError(f"count={count}: expected 0 to {score.shape[-1]} of {score.shape[-1]} tokens")
+    return rank_tokens(score)[..., :count].sort(dim=-1).values
+
+
+def rank_tokens(score: Tensor) -> Tensor:
+    """Return all tokens, the highest score first; among equals the lower index is first.
+
+    Args:
+        score: ``[..., L]``; NaN ranks last.
+
+    Returns:
+        Indices, int64, ``[..., L]``.
+    """
     order = score.float().nan_to_num(nan=-math.inf, posinf=math.inf, neginf=-math.inf)
-    best = order.sort(dim=-1, descending=True, stable=True).indices[..., :count]
-    return best.sort(dim=-1).values
+    return order.sort(dim=-1, descending=True, stable=True).indices
 
 
 def bernoulli_tokens(p_keep: Tensor, count: int, seeds: int | Tensor, stream: int) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,7 @@ from ..criteria.rows import expand_cfg_rows, join_cfg_rows
 from ..criteria.saliency import keep_probability, normalise_entropy, scale_weight
 from ..criteria.score_registry import ScoreContext
 from ..criteria.scores import prunability
-from ..criteria.selection import bernoulli_tokens, keep_count, round_to_bucket, select_tokens
+from ..criteria.selection import bernoulli_tokens, rank_tokens, retention, round_to_bucket
 from .graph_support import GraphGates, graph_gates
 
 if TYPE_CHECKING:
@@ -56,50 +57,107 @@ class LayerQuestion:
 
 def plan_layer(options: Options, ask: LayerQuestion) -> LayerPlan:
     """Decide K and the keep set of one layer at one pruned scale (eqs. 5 and 6)."""
+    return plan_layers(options, [ask])[0]
+
+
+def plan_layers(options: Options, asks: Sequence[LayerQuestion]) -> list[LayerPlan]:
+    """The same for several layers of one scale, at the price of one: a device runs dozens of small kernels.
+
+    Args:
+        options: the settings.
+        asks: one question per layer.
+    """
+    found = [_plan_or_statistic(options, ask) for ask in asks]
+    open_ones = [at for at, plan in enumerate(found) if isinstance(plan, Tensor)]
+    if open_ones:
+        statistics = torch.stack([plan for plan in found if isinstance(plan, Tensor)], dim=1)
+        plans = _plan_by_statistics(options, [asks[at] for at in open_ones], statistics)
+        for at, plan in zip(open_ones, plans, strict=True):
+            found[at] = plan
+    return [plan for plan in found if isinstance(plan, LayerPlan)]
+
+
+def _plan_or_statistic(options: Options, ask: LayerQuestion) -> LayerPlan | Tensor:
+    """The plan where no value decides, else the statistic [R, L] that does."""
     length = ask.hidden.shape[1]
     if options.gate == "graph" and ask.ratio is not None and graph_gates(options) is GraphGates.TOKENS:
         unknown = options.scoring.reads_entropy and ask.entropy is None
         count = length if unknown else explicit_count(ask.ratio, length)
         return LayerPlan(count if count in (0, length) else max(count, FEWEST_TOKENS))
     statistic = options.scoring.statistic(ask.hidden, ask.entropy, ask.place, options.verify != "never")
-    by_itself = options.entropy_source == "same_layer" and options.score == "entropy"
-    if statistic is None and by_itself:
+    if statistic is None and _ranks_itself(options):
         # The layer's entropies come too late for its K: as if all were equal where no older map is known.
-        statistic = torch.ones_like(ask.hidden[..., 0], dtype=torch.float32)
-    if statistic is None:
-        return LayerPlan(length)
-    joined = join_cfg_rows(statistic, ask.place.images, options.cfg_rows)
+        return torch.ones_like(ask.hidden[..., 0], dtype=torch.float32)
+    return LayerPlan(length) if statistic is None else statistic
+
+
+def _plan_by_statistics(
+    options: Options, asks: Sequence[LayerQuestion], statistics: Tensor
+) -> list[LayerPlan]:
+    """Plans of layers whose tokens have the statistics [R, N, L]."""
+    images, length = asks[0].place.images, statistics.shape[-1]
+    joined = join_cfg_rows(statistics, images, options.cfg_rows)
     saliency = prunability(joined, options.scoring.keeps_low(options.keep_low))
-    if ask.ratio is not None:
-        count = explicit_count(ask.ratio, length)
+    drawn = options.sampling == "bernoulli"
+    p_keep = _p_keep(options, asks, saliency) if drawn or any(ask.ratio is None for ask in asks) else None
+    counts = _counts(options, asks, p_keep, length)
+    some = [at for at, count in enumerate(counts) if count not in (0, length)]
+    if not some or _ranks_itself(options):
+        return [LayerPlan(count) for count in counts]
+    keeps = {}
+    if drawn:
+        assert p_keep is not None
+        for at in some:
+            keep = bernoulli_tokens(p_keep[:, at], counts[at], options.seed, asks[at].place.stream)
+            keeps[at] = expand_cfg_rows(keep, len(statistics))
     else:
-        count = keep_count(
-            _retention(options, ask, saliency),
-            options.buckets,
-            options.min_keep,
-            options.layer_skip_below,
-            options.batch_rule,
-        )
-    if not options.prune_tokens and ask.ratio is None:
-        count = 0 if count == 0 else length
-    if count in (0, length):
-        return LayerPlan(count)
-    count = max(count, FEWEST_TOKENS)
-    if by_itself:
-        return LayerPlan(count)
-    if options.sampling == "bernoulli":
-        p_keep = _retention(options, ask, saliency)
-        keep = bernoulli_tokens(p_keep, count, options.seed, ask.place.stream)
-    else:
-        keep = select_tokens(-saliency, count)
-    return LayerPlan(count, expand_cfg_rows(keep, ask.hidden.shape[0]))
+        keeps = _first_tokens(-saliency[:, some], {at: counts[at] for at in some}, len(statistics))
+    return [LayerPlan(count, keeps.get(at)) for at, count in enumerate(counts)]
 
 
-def _retention(options: Options, ask: LayerQuestion, saliency: Tensor) -> Tensor:
-    """P_keep of every token (eq. 6), ``[B, L]`` or ``[R, L]``."""
+def _first_tokens(score: Tensor, counts: Mapping[int, int], rows: int) -> dict[int, Tensor]:
+    """The keep sets [R, K] of layers by their K; `score` [B or R, N, L] has the layers in the same order."""
+    order = rank_tokens(score)
+    found: dict[int, Tensor] = {}
+    for count in set(counts.values()):
+        alike = {layer: at for at, (layer, each) in enumerate(counts.items()) if each == count}
+        first = order[:, list(alike.values()), :count].sort(dim=-1).values
+        # Layers first: every keep set lies in memory as a fresh one does.
+        every_row = first.transpose(0, 1).repeat(1, rows // len(first), 1)
+        found.update(zip(alike, every_row.unbind(), strict=True))
+    return found
+
+
+def _counts(options: Options, asks: Sequence[LayerQuestion], p_keep: Tensor | None, length: int) -> list[int]:
+    """K of every layer; all retentions are read back from the device at once."""
+    retentions: list[float] = [0.0] * len(asks)
+    if p_keep is not None and any(ask.ratio is None for ask in asks):
+        retentions = retention(p_keep, options.batch_rule).tolist()
+    found = []
+    for ask, share in zip(asks, retentions, strict=True):
+        if ask.ratio is not None:
+            count = explicit_count(ask.ratio, length)
+        else:
+            count = round_to_bucket(
+                share, length, options.buckets, options.min_keep, options.layer_skip_below
+            )
+            if not options.prune_tokens and count:
+                count = length
+        found.append(count if count in (0, length) else max(count, FEWEST_TOKENS))
+    return found
+
+
+def _p_keep(options: Options, asks: Sequence[LayerQuestion], saliency: Tensor) -> Tensor:
+    """P_keep of every token (eq. 6), ``[B, N, L]`` or ``[R, N, L]``."""
     normalised = normalise_entropy(saliency, options.normalise)
-    weight = scale_weight(ask.place.scale, ask.place.scales)
-    return keep_probability(normalised, ask.detail, weight, options.alpha_min, options.alpha_max)
+    weight = scale_weight(asks[0].place.scale, asks[0].place.scales)
+    # phi R in double precision, as where a graph decides.
+    rates = torch.tensor([weight * ask.detail for ask in asks], dtype=torch.float64, device=saliency.device)
+    return keep_probability(normalised, rates, 1.0, options.alpha_min, options.alpha_max)
+
+
+def _ranks_itself(options: Options) -> bool:
+    return options.entropy_source == "same_layer" and options.score == "entropy"
 
 
 def explicit_count(ratio: float, length: int) -> int:

@@ -115,6 +115,10 @@ class Policy:
         """K and the keep set of one unit at one scale."""
         return plan_layer(self.options, ask)
 
+    def plan_together(self, asks: Sequence[LayerQuestion]) -> list[LayerPlan]:
+        """The plans of several units of one scale, in which nothing but the questions decides."""
+        return [self.plan(ask) for ask in asks]
+
     def complete(self, scale: int, unit: int, keep: Tensor, hidden: Tensor) -> Tensor:
         """What a unit hands on that computed the tokens `keep` [R, K] and made `hidden` [R, L, C]."""
         return hidden

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 from ..criteria.saliency import mean_retention, scale_weight
+from .layer_plan import LayerPlan, LayerQuestion, plan_layers
 from .policy import Policy
 
 # The mean of a normalised entropy map, by the option `normalise`; 1 / L where it sums to 1.
@@ -36,6 +38,10 @@ class ToProVAR(Policy):
         saliency = _MEAN_SALIENCY.get(options.normalise, 1 / tokens)
         weight = scale_weight(scale, len(self.schedule))
         return mean_retention(saliency, detail, weight, options.alpha_min, options.alpha_max)
+
+    def plan_together(self, asks: Sequence[LayerQuestion]) -> list[LayerPlan]:
+        """All at the price of one."""
+        return plan_layers(self.options, asks)
 
     @property
     def _shrinks(self) -> bool:

@@ -55,7 +55,7 @@ class Controller:
         deciding = self._deciders, self.caches.dropped, ledger
         self._rations = None if options.budget is None else Rations(options, generation, *deciding)
         self._outlook = Outlook(options, generation, self._deciders, self._rations, self._updates)
-        self._plans = LayerPlans(options.seed, generation, self._deciders, self._outlook, self._ranking)
+        self._plans = LayerPlans(options, generation, self._deciders, self._outlook, self._ranking)
 
     @property
     def scale(self) -> int:

@@ -46,7 +46,7 @@ class DepthTracker:
         # Where keep ratios are given, D could only end the scales; reading rho would make the host wait.
         self._decides = not options.explicit or options.scale_exit == "depth"
         self._watched: frozenset[int] = frozenset()
-        self._rho: list[Tensor] = []
+        self._maps: list[Tensor] = []
         self._rho_by_scale: dict[int, list[float]] = {}
         ledger.depth = self.depth
 
@@ -67,14 +67,18 @@ class DepthTracker:
     def observe(self, layer: int, scale: int, entropy: Tensor) -> None:
         """Take the entropies [R, L] of a layer."""
         if self._decides and layer in self._watched and scale >= self.first:
-            joined = join_cfg_rows(entropy, self._images, self.options.cfg_rows)
-            self._rho.append(low_entropy_ratio(joined))
+            self._maps.append(entropy)
+
+    def _ratios(self) -> Tensor:
+        """Rho of the layers at the scale that ran, [layers, B] or [layers, R], all computed at once."""
+        joined = join_cfg_rows(torch.stack(self._maps, dim=1), self._images, self.options.cfg_rows)
+        return low_entropy_ratio(joined).mT.contiguous()
 
     def end_scale(self, scale: int) -> None:
-        """Join the ratios of the scale that ran into rho, and see whether the depth is reached."""
-        if self._rho and self.undecided:
-            self._take(scale, torch.stack(self._rho).mean(0).tolist())
-        self._rho = []
+        """Make rho of the maps of the scale that ran, and see whether the depth is reached."""
+        if self._maps and self.undecided:
+            self._take(scale, self._ratios().mean(0).tolist())
+        self._maps = []
 
     def _take(self, scale: int, rho: list[float]) -> None:
         self._rho_by_scale[scale] = rho

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from ..criteria.score_registry import ScoreContext
+from ..options import Options
 from ..policies.layer_plan import LayerPlan, LayerQuestion
 from .deciders import Deciders
 from .outlook import Outlook
@@ -20,7 +21,7 @@ class LayerPlans:
     """Asks the policy for K and the keep set of every layer, once per scale.
 
     Args:
-        seed: the option `seed`.
+        options: the settings.
         generation: the scale that runs.
         deciders: the policy and R.
         outlook: knows explicit keep ratios.
@@ -28,18 +29,38 @@ class LayerPlans:
     """
 
     def __init__(
-        self, seed: int, generation: Generation, deciders: Deciders, outlook: Outlook, ranking: Ranking
+        self,
+        options: Options,
+        generation: Generation,
+        deciders: Deciders,
+        outlook: Outlook,
+        ranking: Ranking,
     ) -> None:
-        self._seed, self._generation, self._deciders = seed, generation, deciders
+        self._options, self._generation, self._deciders = options, generation, deciders
         self._outlook, self._ranking = outlook, ranking
         self._plans: dict[int, LayerPlan] = {}
 
     def plan(self, layer: int, hidden: Tensor) -> LayerPlan:
         """The plan of `layer`, whose input is `hidden` [R, L, C]."""
-        found = self._plans.get(layer)
-        if found is None:
-            found = self._plans[layer] = self._deciders.policy.plan(self._question(layer, hidden))
-        return found
+        if layer not in self._plans:
+            policy, layers = self._deciders.policy, self._planned_with(layer)
+            questions = [self._question(each, hidden) for each in layers]
+            plans = policy.plan_together(questions) if len(layers) > 1 else [policy.plan(questions[0])]
+            self._plans.update(zip(layers, plans, strict=True))
+        return self._plans[layer]
+
+    def _planned_with(self, layer: int) -> list[int]:
+        """`layer`, and the later ones whose plans nothing can change any more until they run."""
+        options, layers = self._options, self._deciders.layers
+        if options.score != "entropy" or options.entropy_source != "previous_scale":
+            return [layer]
+        later = (
+            each
+            for each in range(layer + 1, layers)
+            # The map of a layer that runs before them may be measured anew.
+            if not layer <= self._ranking.ranked_by(each, None) < each and self._outlook.prunes(each)
+        )
+        return [layer, *later]
 
     def end_scale(self) -> None:
         """Forget the plans of the scale that ran."""
@@ -54,7 +75,7 @@ class LayerPlans:
             scales=len(running.schedule),
             side=running.schedule.sides[scale],
             images=running.images,
-            seed=self._seed,
+            seed=self._options.seed,
         )
         return LayerQuestion(
             place=place,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from ..criteria.restore import restore_delta, upsample_map
@@ -55,10 +56,16 @@ class ScaleMaps:
             return found.values
         resized = self._resized.get(layer)
         if resized is None or resized.scale != scale:
-            resize = restore_delta if self._updates else upsample_map
-            values = resize(found.values, self._schedule.sides[found.scale], self._schedule.sides[scale])
-            resized = self._resized[layer] = _Left(scale, values)
-        return resized.values
+            sides = self._schedule.sides[found.scale], self._schedule.sides[scale]
+            if self._updates:
+                self._resized[layer] = _Left(scale, restore_delta(found.values, *sides))
+            else:
+                # Maps are small: those of all layers are resized as one.
+                alike = [each for each, left in self._known.items() if _match(left, found)]
+                values = upsample_map(torch.cat([self._known[each].values for each in alike]), *sides)
+                parts = values.split(len(found.values))
+                self._resized.update(zip(alike, (_Left(scale, part) for part in parts), strict=True))
+        return self._resized[layer].values
 
     def keep_rows(self, rows: int) -> None:
         """Forget all but the first `rows` batch rows."""
@@ -68,3 +75,7 @@ class ScaleMaps:
     def end_scale(self) -> None:
         """Free what was resized for the scale that ran."""
         self._resized = {}
+
+
+def _match(one: _Left, other: _Left) -> bool:
+    return one.scale == other.scale and one.values.shape == other.values.shape

@@ -25,6 +25,7 @@ class DepthOnDevice(DepthTracker):
     def __init__(self, options: Options, scales: int, images: int, ledger: Ledger) -> None:
         super().__init__(options, scales, images, ledger)
         self._best: Tensor | None = None
+        self._rho: list[Tensor] = []
         self._seen: dict[int, Tensor] = {}
 
     @property
@@ -42,6 +43,9 @@ class DepthOnDevice(DepthTracker):
 
     def end_scale(self, scale: int) -> None:
         """Join the ratios of the scale that ran."""
+        if self._maps:
+            self._rho += self._ratios().unbind()
+            self._maps = []
         if self._rho and self._online:
             rho = torch.stack(self._rho).mean(0)
             self._seen[scale] = rho
