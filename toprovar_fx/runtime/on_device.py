@@ -37,15 +37,19 @@ class DepthOnDevice(DepthTracker):
         """Whether `scale` may lie past the depth."""
         return scale > self.first if self._online else super().beyond(scale)
 
+    def observe(self, layer: int, scale: int, entropy: Tensor) -> None:
+        """Take the entropies [R, L] of a layer; its ratio stands among the others' in the order of layers."""
+        super().observe(layer, scale, entropy)
+        if self._maps:
+            self.observe_ratio(self._ratios()[0])
+            self._maps = []
+
     def observe_ratio(self, rho: Tensor) -> None:
         """Take rho of a layer as its graph computed it."""
         self._rho.append(rho)
 
     def end_scale(self, scale: int) -> None:
         """Join the ratios of the scale that ran."""
-        if self._maps:
-            self._rho += self._ratios().unbind()
-            self._maps = []
         if self._rho and self._online:
             rho = torch.stack(self._rho).mean(0)
             self._seen[scale] = rho
