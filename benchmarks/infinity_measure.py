@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import statistics
 import time
 from collections.abc import Callable
@@ -140,6 +141,7 @@ def measure(
 ) -> Measured:
     """Compile from nothing in this process, warm up, and measure."""
     torch.compiler.reset()
+    gc.collect()  # programs of the row before hold recordings, and these its caches
     if hasattr(problem, "model"):
         problem.cache(images)
     on_cuda = problem.device == "cuda"
