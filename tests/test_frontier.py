@@ -278,6 +278,7 @@ def test_options_of_tables_alone(name, capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_a_study_of_the_demo_model():
     """Other runs are other images of the same prompts; what prunes nothing changes nothing."""
     pipe = InfinityPipeline.from_pretrained("scenes", dtype=torch.float32)

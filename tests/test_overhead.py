@@ -85,6 +85,34 @@ def test_a_graph_whose_calls_are_counted_has_a_wrapper(inductor):
         assert isinstance(toprovar(graph, inputs, options={"preset": "lossless"}), DenseProgram)
 
 
+def wrappers_passed(backend: str) -> int:
+    """Of those that keep Dynamo from tracing, in a call within a generation."""
+    passed = 0
+
+    def note(frame: types.FrameType, event: str, argument: object) -> None:
+        nonlocal passed
+        here = frame.f_code.co_filename.endswith("torch/_dynamo/eval_frame.py")
+        passed += event == "call" and here and frame.f_code.co_name == "_fn"
+
+    model = torch.compile(Feedforward(1, 32), backend=backend, dynamic=True)
+    hidden = torch.randn(2, 16, 32)
+    with torch.no_grad(), generation(Schedule(((1, 1), (2, 2))), 1) as run:
+        run.begin_scale(0)
+        model(hidden)
+        before = sys.getprofile()
+        sys.setprofile(note)
+        try:
+            model(hidden)
+        finally:
+            sys.setprofile(before)
+    return passed
+
+
+def test_a_call_passes_as_many_wrappers_as_inductors():
+    """One costs as much as all that the program does itself."""
+    assert wrappers_passed("toprovar") == wrappers_passed("inductor") > 0
+
+
 @pytest.mark.filterwarnings("ignore:toprovar leaves a graph dense")
 def test_refused_attention_is_given_to_inductor_unchanged(inductor):
     graph, inputs = captured(Causal(3, 32))

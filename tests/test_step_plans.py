@@ -94,6 +94,7 @@ def test_what_depends_on_the_image_is_decided_for_every_image(options, decisions
     assert_same(found, traced("infinity")(options, seed=5))
 
 
+@pytest.mark.nightly
 def test_other_batches_and_schedules_have_plans_of_their_own(model):
     keep = {-2: 0.5, -1: {1: 0.2, 2: 0.0, 3: 0.4}}
     options = {**OPEN, "keep": keep, "entropy_source": "previous_scale", "ranking_depth": 0.0}

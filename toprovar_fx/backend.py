@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from ._torch_private import compile_with_dynamo_inputs, restarts
+from ._torch_private import compile_with_dynamo_inputs, restarts, without_dynamo_wrapper
 from .analysis.reasons import Fallback, Reason, Unsupported
 from .dense_program import DenseProgram
 from .errors import GraphError, OptionError, ToProVARError
@@ -131,7 +131,9 @@ def _dense(
             fallbacks.append(not_compiled(region.name, error))
             failed(fallbacks[-1])
         region.compile_seconds.append(time.perf_counter() - started)
-    program = remember(DenseProgram(call, region, records, options, fallbacks, one_token))
+    # Dynamo puts the program into a wrapper, as it puts Inductor's function; one of them is enough.
+    bare = without_dynamo_wrapper(call)
+    program = remember(DenseProgram(bare, region, records, options, fallbacks, one_token))
     no_attention = any(fallback.reason is Reason.NO_ATTENTION for fallback in fallbacks)
     if no_attention and not as_traced and not is_observed() and keeps_alive(call, program):
         # No part of a generation's step, and nobody counts its calls: it costs what Inductor's costs.

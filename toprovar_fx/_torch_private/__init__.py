@@ -45,7 +45,12 @@ from .dynamo_records import (
 from .fake_runs import fake_run, symbolic_values
 from .flex import FlopCounter, flex_attention, index_by_tensors
 from .graphs import clone_graph, cond, keep_source
-from .inductor import CompiledGraph, compile_with_dynamo_inputs, compile_with_inductor
+from .inductor import (
+    CompiledGraph,
+    compile_with_dynamo_inputs,
+    compile_with_inductor,
+    without_dynamo_wrapper,
+)
 from .modules import shadow, uncompiled, uncompiled_weights
 from .operators import (
     DispatchMode,
@@ -107,5 +112,6 @@ __all__ = [
     "varies",
     "version_of",
     "with_dynamic_tokens",
+    "without_dynamo_wrapper",
     "written_arguments",
 ]

@@ -74,3 +74,11 @@ def compile_with_dynamo_inputs(
     from torch._inductor.compile_fx import compile_fx
 
     return compile_fx(graph, example_inputs)  # type: ignore[arg-type, return-value]
+
+
+def without_dynamo_wrapper(call: Callable[..., object]) -> Callable[..., object]:
+    """The function beneath the wrapper that keeps Dynamo from tracing it, 1 us a call.
+
+    For callers that Dynamo has put into such a wrapper themselves.
+    """
+    return getattr(call, "_torchdynamo_orig_callable", call)
