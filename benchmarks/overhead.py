@@ -1,6 +1,7 @@
 """What the backend costs on graphs that it cannot prune, over plain Inductor: time to compile and to run.
 
     python -m benchmarks.overhead [--repeats 5] [--rounds 40] [--json]
+    python -m benchmarks.overhead --only "1 layer, 16 x 32" --repeats 1 --rounds 150
 
 Compilations of both alternate, with Inductor's caches off (what its C++ compiler made is kept: it is the
 same for both, and would hide what Python takes). Calls alternate in rounds; a ratio compares two calls of
@@ -180,6 +181,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5, help="compilations of each backend per case")
     parser.add_argument("--rounds", type=int, default=40, help="rounds of 20 calls or 20 ms each")
     parser.add_argument("--json", action="store_true", help="the last line is one JSON object")
+    parser.add_argument("--only", choices=[*CASES], help="one case (default: all)")
     chosen = parser.parse_args()
     warnings.filterwarnings("ignore", "dynamo_pgo force disabled")
     result: dict[str, Any] = {"torch": torch.__version__, "threads": torch.get_num_threads(), "cases": {}}
@@ -188,7 +190,8 @@ def main() -> None:
         f"{'in a generation':>15s} {'own us':>7s}"
     )
     with torch.no_grad(), torch._inductor.config.patch(force_disable_caches=True):
-        for name, (build, tokens, width) in CASES.items():
+        for name in CASES if chosen.only is None else [chosen.only]:
+            build, tokens, width = CASES[name]
             hidden = torch.randn(2, tokens, width)
             compiled = compile_seconds(build, hidden, chosen.repeats)
             pairs = zip(compiled["toprovar"], compiled["inductor"], strict=True)

@@ -77,7 +77,7 @@ def compile_with_dynamo_inputs(
 
 
 def without_dynamo_wrapper(call: Callable[..., object]) -> Callable[..., object]:
-    """The function beneath the wrapper that keeps Dynamo from tracing it, 1 us a call.
+    """The function beneath the wrapper that keeps Dynamo from tracing it.
 
     For callers that Dynamo has put into such a wrapper themselves.
     """
