@@ -58,7 +58,7 @@ def toprovar_options(name: str, layers: int, schedule: Schedule) -> dict[str, di
     """Options of the backend by variant."""
     half, quarter = (budget(name, layers, schedule, many, few) for many, few in ((0.5, 0.1), (0.25, 0.05)))
     return {
-        "lossless-block": {"preset": "lossless"},
+        "lossless-block": {"preset": "lossless", "unit": "block"},
         "lossless": {"preset": "lossless", "unit": "step"},
         "lossless-static": {"preset": "lossless", "unit": "step", "step_sizes": "static"},
         "lossless-fused": {"preset": "lossless", "unit": "step", "step_code": "fused"},
@@ -71,7 +71,7 @@ def toprovar_options(name: str, layers: int, schedule: Schedule) -> dict[str, di
         "25-5-static": {**quarter, "step_sizes": "static"},
         "25-5-cache": {**quarter, "restore": "cache"},
         "criterion": {"preset": "criterion", "entropy_source": "previous_scale", "unit": "step"},
-        "criterion-block": {"preset": "criterion"},
+        "criterion-block": {"preset": "criterion", "unit": "block"},
     }
 
 

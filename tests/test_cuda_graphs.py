@@ -18,7 +18,7 @@ from toprovar_fx.runtime.cuda_graphs import GraphedCall, GraphMemory
 from toprovar_fx.runtime.cuda_recorder import CudaRecorder
 
 from .models.recorders import CpuRecorder
-from .models.subjects import MANY_GRAPHS, SQUARE, State, TinyInfinity, generate, identical
+from .models.subjects import MANY_GRAPHS, OPEN, SQUARE, State, TinyInfinity, generate, identical
 from .replayed_steps import DECIDED, LOSSLESS, Kept, compiled
 
 
@@ -27,14 +27,30 @@ def recorder(monkeypatch: pytest.MonkeyPatch) -> Iterator[CpuRecorder]:
     """Programs on a CPU record with it."""
     made = CpuRecorder()
 
-    def memory(options: Options, device: object) -> GraphMemory | None:
-        return GraphMemory(made, False) if options.unit == "step" else None
+    def memory(options: Options, device: object) -> GraphMemory:
+        return GraphMemory(made, False)
 
     for user in ("toprovar_fx.runtime.whole_step", "toprovar_fx.dense_program"):
         monkeypatch.setattr(f"{user}.graph_memory", memory)
     torch.compiler.reset()
     yield made
     torch.compiler.reset()
+
+
+def test_an_online_generation_replays_and_measures_its_scope_by_a_recording(recorder):
+    """Depth, scope and counts are found in every image anew; the scales before them are planned once."""
+    subject, options = Kept(), {**OPEN, "entropy_source": "previous_scale", "min_scale": 2, "tau": 0.5}
+    depths = set()
+    with MANY_GRAPHS:
+        plain, forward = compiled(subject, options), compiled(subject, {**options, "unit": "step"})
+        for seed in (1, 3, 7, 1, 7, 3):
+            expected, found = (generate(subject, call, seed=seed) for call in (plain, forward))
+            assert identical(found.logits, expected.logits), seed
+            ours, theirs = found.controller.ledger, expected.controller.ledger
+            assert ours.detail == theirs.detail and len(ours.detail) == subject.layers
+            assert (ours.rho, ours.depth) == (theirs.rho, theirs.depth)
+            depths.add(ours.depth)
+    assert len(depths) == 3
 
 
 @pytest.mark.parametrize("options", [LOSSLESS, DECIDED], ids=["lossless", "pruned"])

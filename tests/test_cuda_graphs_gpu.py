@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from toprovar_fx.runtime.cuda_recorder import CudaRecorder
+from toprovar_fx.runtime.recorded_function import RecordedFunction, memory_of
+from toprovar_fx.runtime.scope import scope_of_maps
 
 from .models.subjects import SQUARE, Outcome, TinyInfinity, generate, identical, worst
 from .replayed_steps import DECIDED, LOSSLESS, Kept, compiled
@@ -49,9 +51,11 @@ def test_cuda_graphs_compute_what_the_calls_compute(lowering, dtype, options, li
     assert deviation(generate(subject, forward), first) < limit
 
 
-def test_cuda_graphs_launch_one_graph_per_scale():
+@pytest.mark.parametrize("options", [{**LOSSLESS, "cuda_graphs": True}, {"preset": "lossless"}])
+def test_cuda_graphs_launch_one_graph_per_scale(options):
+    """By default too."""
     subject = Kept(device="cuda", dtype=torch.bfloat16)
-    forward = compiled(subject, LOSSLESS, lowering="inductor", cuda_graphs=True)
+    forward = compiled(subject, options, lowering="inductor")
     generate(subject, forward)
     generate(subject, forward)
     kinds = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
@@ -68,6 +72,16 @@ def test_cuda_graphs_and_caches_that_move():
     alive = [generate(subject, forward) for _ in range(6)]
     for found in alive:
         assert deviation(found, expected) < 2e-4
+
+
+def test_the_scope_that_is_recorded_is_the_scope():
+    measure = RecordedFunction(scope_of_maps, memory_of(torch.device("cuda")))
+    for seed in range(3):
+        source = torch.Generator("cuda").manual_seed(seed)
+        maps = torch.rand(5, 2, 16, 16, device="cuda", generator=source)
+        found = measure({"maps": maps}, centre=True, beta=0.05)
+        for ours, expected in zip(found, scope_of_maps(maps, True, 0.05), strict=True):
+            torch.testing.assert_close(ours, expected)
 
 
 def test_cuda_graphs_from_two_streams():

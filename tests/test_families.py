@@ -15,6 +15,8 @@ import pytest
 from toprovar_fx.analysis.caches import written_caches
 from toprovar_fx.analysis.operators import operator_name
 from toprovar_fx.passes.canonical_caches import canonical_caches
+from toprovar_fx.program import StepProgram
+from toprovar_fx.runtime.replays import caches_stay
 
 from .cache_policies import Drawn, registered
 from .models import families as parts
@@ -65,6 +67,17 @@ def test_a_whole_step_is_its_blocks(kind):
     blocks, step = model(options), model({**options, "unit": "step"})
     assert identical(step.logits, blocks.logits)
     assert step.arms(5) == blocks.arms(5) == ["pruned"] * 3
+
+
+@pytest.mark.parametrize(
+    ("kind", "stays"),
+    [(caches.Sliced, True), (caches.TokensFirst, True), (caches.Joined, False), (caches.Functional, False)],
+)
+def test_which_caches_stay_in_place(kind, stays):
+    """Only such steps are recorded unless asked for."""
+    of(kind)({"preset": "lossless"})
+    steps = [program.step for program in of(kind).programs.values() if isinstance(program, StepProgram)]
+    assert steps and {caches_stay(step) for step in steps} == {stays}
 
 
 def tolerance(model: Traced) -> float:

@@ -94,6 +94,20 @@ def test_what_depends_on_the_image_is_decided_for_every_image(options, decisions
     assert_same(found, traced("infinity")(options, seed=5))
 
 
+def test_scales_that_nothing_can_prune_yet_are_decided_once(decisions, model):
+    """D is found online: only what follows it depends on the image, and what is measured until then on D."""
+    options = {**MEASURED["depth online"], "tau": 0.5}
+    depths = []
+    for seed in (1, 3, 7, 3, 1):
+        before = decisions.made
+        found = model({**options, "unit": "step"}, seed=seed)
+        depths.append(found.controller.depth)
+        if len(depths) > 3:
+            assert decisions.made - before == len(SQUARE) - 1 - depths[-1]
+        assert_same(found, traced("infinity")(options, seed=seed))
+    assert len(set(depths)) == 3
+
+
 @pytest.mark.nightly
 def test_other_batches_and_schedules_have_plans_of_their_own(model):
     keep = {-2: 0.5, -1: {1: 0.2, 2: 0.0, 3: 0.4}}

@@ -40,7 +40,9 @@ class DenseProgram:
         self.compile_id = compile_id()
         self.call, self._region, self._fallbacks = call, region, fallbacks
         devices = {spec.device for spec in region.specs if spec.device is not None}
-        memory = graph_memory(options, devices.pop()) if len(devices) == 1 else None
+        # What is no part of a generation's steps, `unit="auto"` leaves as it is.
+        recorded = len(devices) == 1 and options.runs_steps(suited=one_token)
+        memory = graph_memory(options, devices.pop()) if recorded else None
         self._graphed = None if memory is None else GraphedCall(region, memory)
         self._sizes = region.size_reader.values
 

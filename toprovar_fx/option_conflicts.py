@@ -69,12 +69,14 @@ def refuse_conflicts(options: Options) -> None:
             f"score={options.score!r}: expected score='entropy' with entropy_source='same_layer', "
             "whose graph selects the tokens itself; nearest valid: entropy_source='dense_layer'"
         )
-    if options.unit == "block" and options.cuda_graphs is True:
-        raise OptionError("cuda_graphs=True: expected unit='step', not unit='block'")
-    if options.unit == "block" and options.step_sizes == "static":
-        raise OptionError("step_sizes='static': expected unit='step', not unit='block'")
-    if options.unit == "block" and options.step_code == "fused":
-        raise OptionError("step_code='fused': expected unit='step', not unit='block'")
+    if options.unit != "step":
+        needs = f"expected unit='step', not unit={options.unit!r}"
+        if options.cuda_graphs is True:
+            raise OptionError(f"cuda_graphs=True: {needs}")
+        if options.step_sizes == "static":
+            raise OptionError(f"step_sizes='static': {needs}")
+        if options.step_code == "fused":
+            raise OptionError(f"step_code='fused': {needs}")
     if options.deciding.granularity == "sublayer":
         _refuse_entropies(options)
     if options.scale_exit == "depth" and options.depth == "off":

@@ -224,10 +224,11 @@ class OptionFields:
     lowering: Literal["inductor", "eager", "auto"] = _option(
         "auto", check.choice("inductor", "eager", "auto"), "Compiler of the rewritten graphs."
     )
-    unit: Literal["block", "step"] = _option(
-        "block",
-        check.choice("block", "step"),
-        "What one call runs: a block, or the whole scale step where its decisions are known before it.",
+    unit: Literal["auto", "block", "step"] = _option(
+        "auto",
+        check.choice("auto", "block", "step"),
+        "What one call runs: a block, or the whole scale step where its decisions are known before it; "
+        "'auto': the step on CUDA, where caches are written in place.",
     )
     step_sizes: Literal["symbolic", "static"] = _option(
         "symbolic",

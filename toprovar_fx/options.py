@@ -166,6 +166,15 @@ class Options(OptionFields):
         given = self.keep is not None and self.sampling == "topk" and self.scale_exit != "depth"
         return given or not self.prunes
 
+    def runs_steps(self, suited: bool) -> bool:
+        """Whether a scale step is to run as one call.
+
+        Args:
+            suited: whether `unit="auto"` takes the step: it pays on CUDA, where launching the kernels of a
+                block one by one takes longer than running them, and where caches stay in place.
+        """
+        return self.unit == "step" or (self.unit == "auto" and self.gate == "host" and suited)
+
     def layers_for_depth(self, layers: int) -> list[int]:
         """Return the layers that `depth_layers` names, of a model of ``layers``."""
         wanted = self.depth_layers

@@ -30,6 +30,7 @@ from .runtime.generation import Generation, current_generation, outside_generati
 from .runtime.graph_gate import GraphGate
 from .runtime.graphs_per_scale import at_other_tokens
 from .runtime.pricing import price_plan
+from .runtime.replays import replays_well
 from .runtime.short_caches import refuse_short_caches
 from .runtime.silence import warn_outside_generation
 from .runtime.step_caches import StepCaches
@@ -73,7 +74,7 @@ class StepProgram:
         self._graphs = self._traced.at_any_scale(graphs)
         self._weights = KnownWeights(step.graph, len(step.sites))
         self._branches = any(isinstance(step.module(site), GraphGate) for site in step.sites)
-        wants_whole = options.unit == "step"
+        wants_whole = options.runs_steps(suited=replays_well(step))
         self._whole = WholeStep(step, options, lowering, self._step_hints) if wants_whole else None
         self._caches = StepCaches(step)
         self._budget: StepBudget | None = None

@@ -22,6 +22,7 @@ from .ledger import Ledger
 from .outlook import Outlook
 from .ranking import Ranking
 from .rations import Rations
+from .recorded_function import RecordedFunction
 from .short_caches import ShortCaches
 from .silence import warn_if_idle
 
@@ -113,12 +114,22 @@ class Controller:
         if self._rations is not None:
             self._rations.solve(budget, sizes)
 
+    def measure_scope_with(self, measure: RecordedFunction) -> None:
+        """Let R be computed by a recording of `scope_of_maps`."""
+        self._deciders.scope.measure = measure
+
     def standing(self) -> Hashable | None:
         """What all decisions about the scale that is about to run follow from; None where more decides."""
-        if not self.options.foreseen:
+        if not (self.options.foreseen or self._runs_whole()):
             return None
         left = self._ranking.layers, self._updates.layers, tuple(self.caches.dropped.items())
-        return self.scale, self._generation.schedule, self.images, self.layers, left
+        return self.scale, self._generation.schedule, self.images, self.layers, self.depth, left
+
+    def _runs_whole(self) -> bool:
+        """Whether no layer computes fewer tokens at this scale, so that D alone decides what is measured."""
+        options = self.options
+        measured = options.by_criterion and not options.explicit and not options.compacts
+        return measured and self.branching is None and not self.policy.prunes(self.scale)
 
     # What the generation asks and tells.
 

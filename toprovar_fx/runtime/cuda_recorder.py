@@ -83,7 +83,7 @@ def graph_memory(options: Options, device: torch.device | None) -> GraphMemory |
     Raises:
         GraphError: recordings are required, and the device has none.
     """
-    if options.unit != "step" or options.cuda_graphs is False or device is None:
+    if options.cuda_graphs is False or device is None:
         return None
     if device.type != "cuda":
         if options.cuda_graphs is True:

@@ -79,7 +79,7 @@ class ScopeOnDevice(ScopeTracker):
         super().__init__(options, schedule, ledger)
         self._measured: dict[int, Tensor] = {}
 
-    def _take(self, layers: Sequence[int], detail: Tensor) -> None:
+    def _keep(self, layers: Sequence[int], detail: Tensor) -> None:
         self._measured.update(zip(layers, detail.double(), strict=True))
 
     def detail_on_device(self, layer: int, device: torch.device) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -11,6 +11,13 @@ from ..criteria.scope import layer_detail, sigma_ratio
 from ..options import Options
 from ..schedules import Schedule
 from .ledger import Ledger
+from .recorded_function import RecordedFunction
+
+
+def scope_of_maps(maps: Tensor, centre: bool, beta: float) -> tuple[Tensor, Tensor]:
+    """``sigma1 / sigma2`` [N, R] and R [N], float32, of the entropy maps [N, R, h, w] of N layers."""
+    ratios = sigma_ratio(maps, centre)
+    return ratios, layer_detail(ratios, beta).mean(1)
 
 
 class ScopeTracker:
@@ -20,6 +27,9 @@ class ScopeTracker:
         options: the settings.
         schedule: the scales.
         ledger: takes R.
+
+    Attributes:
+        measure: `scope_of_maps`, recorded where the device can: some hundred small kernels.
     """
 
     def __init__(self, options: Options, schedule: Schedule, ledger: Ledger) -> None:
@@ -28,6 +38,7 @@ class ScopeTracker:
         self._online = options.prune_layers and options.layer_scope == "online"
         self._maps: dict[int, Tensor] = {}
         self._ratios: dict[int, Tensor] = {}
+        self.measure = RecordedFunction(scope_of_maps, None)
 
     @property
     def measured_at(self) -> int:
@@ -60,16 +71,21 @@ class ScopeTracker:
 
     def end_scale(self) -> None:
         """Turn what was seen into R: all layers at once, one wait for the device."""
+        options = self.options
         if self._maps:
-            ratios = sigma_ratio(torch.stack(list(self._maps.values())), self.options.scope_centre)
-            self._ratios.update(zip(self._maps, ratios, strict=True))
-        if self._ratios:
-            detail = layer_detail(torch.stack(list(self._ratios.values())), self.options.beta).mean(1)
-            self._take(list(self._ratios), detail)
-            self._ledger.sigma_ratios.update(self._ratios)
+            maps = {"maps": torch.stack(list(self._maps.values()))}
+            ratios, detail = self.measure(maps, centre=options.scope_centre, beta=options.beta)
+            self._take(dict(zip(self._maps, ratios, strict=True)), detail)
+        elif self._ratios:
+            ratios = torch.stack(list(self._ratios.values()))
+            self._take(self._ratios, layer_detail(ratios, options.beta).mean(1))
         self._maps, self._ratios = {}, {}
 
-    def _take(self, layers: Sequence[int], detail: Tensor) -> None:
+    def _take(self, ratios: Mapping[int, Tensor], detail: Tensor) -> None:
+        self._ledger.sigma_ratios.update(ratios)
+        self._keep(list(ratios), detail)
+
+    def _keep(self, layers: Sequence[int], detail: Tensor) -> None:
         self._ledger.detail.update(zip(layers, detail.tolist(), strict=True))
 
     def detail(self, layer: int) -> float:
