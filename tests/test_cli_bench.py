@@ -73,3 +73,13 @@ def test_without_baselines_there_are_no_ratios(capsys: pytest.CaptureFixture[str
     (row,) = json.loads(lines[-1])["variants"]
     assert row["speedup_vs_inductor"] is None
     assert any("masked attention" in line for line in lines)
+
+
+def test_what_there_is_when_the_time_is_up_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
+    """One variant is timed, once, whatever `--seconds` says."""
+    given = ["bench", "--variants", "eager,lossless", "--repeats", "3", "--seconds", "0.001", "--json"]
+    assert main(given) == 0
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert [row["name"] for row in result["variants"]] == ["eager"]
+    assert result["rounds"] == 1 == len(result["variants"][0]["seconds"])
+    assert "--seconds" in result["left_out"]["lossless"]

@@ -23,6 +23,7 @@ FORESEEN = {
     "frequency": {**OPEN, "keep": KEEP, "score": "frequency"},
     "random tokens": {**OPEN, "keep": KEEP, "score": "random"},
     "exit": {**GIVEN, "scale_exit": -1},
+    "fastvar": {"policy": "fastvar"},
 }
 MEASURED = {
     "depth online": {**OPEN, "entropy_source": "previous_scale", "min_scale": 2},

@@ -42,6 +42,8 @@ DECIDED = {
     "frequency, nothing restored": {"keep": MANY, "score": "frequency", "restore": "residual"},
     "random": {"keep": MANY, "score": "random"},
     "random policy": {"keep": MANY, "policy": "random"},
+    "fastvar": {"policy": "fastvar", "keep": MANY, "scale_exit": None},
+    "fastvar, as published": {"policy": "fastvar"},
     "bernoulli": {"keep": MANY, **BEFORE, "sampling": "bernoulli"},
     "keys kept": {"keep": MANY, **BEFORE, "pruned_kv": "keep", "restore": "residual"},
     "exit": {"keep": MANY, **BEFORE, "scale_exit": -1},
@@ -55,7 +57,6 @@ UNDECIDED = {
     ),
     "eq. 6": ({"min_scale": 2}, "K by eq. 6"),
     "own entropies": ({"keep": MANY, "entropy_source": "same_layer"}, "OwnEntropyGate"),
-    "fastvar": ({"policy": "fastvar", "keep": {-1: 0.5}}, "policy='fastvar'"),
     "sparsevar": ({"policy": "sparsevar", "min_scale": 3}, "policy='sparsevar'"),
     "scope of tokens": ({"scope_of": "tokens", **BEFORE, "min_scale": 2}, "layer scope"),
 }
@@ -128,6 +129,21 @@ def test_a_step_that_is_not_decided_runs_by_blocks_and_says_why(options, what):
     assert "UNDECIDED_STEP" in report.table() and not report.fallbacks
     noted = report.to_json()["notes"].values()
     assert sorted({scale for scales in noted for scale in scales}) == list(found.controller.ledger.notes)
+
+
+@pytest.mark.parametrize(
+    ("options", "by_blocks"),
+    [
+        ({"policy": "sparsevar", "min_scale": 4}, [3, 4, 5]),
+        ({"policy": "skipvar"}, []),
+    ],
+    ids=lambda value: value["policy"] if isinstance(value, dict) else "",
+)
+def test_what_a_policy_leaves_alone_runs_whole(options, by_blocks):
+    """Scales that it neither prunes nor looks at."""
+    found, expected = both("infinity", options)
+    assert_same(found, expected)
+    assert list(found.controller.ledger.notes) == by_blocks
 
 
 def test_a_wrong_rewrite_runs_dense_and_is_reported(without_table_gather):

@@ -133,6 +133,11 @@ class Options(OptionFields):
         return self.policy in BY_CRITERION
 
     @property
+    def by_score(self) -> bool:
+        """Whether `score` chooses a layer's tokens, and nothing that the policy saw of other layers."""
+        return self.by_criterion or self.deciding.by_options
+
+    @property
     def scoring(self) -> Score:
         """What `score` stands for."""
         return self.extensions.score
@@ -161,7 +166,7 @@ class Options(OptionFields):
     @property
     def foreseen(self) -> bool:
         """Whether nothing that is measured decides which layers run on how many tokens."""
-        if not self.by_criterion or self.compacts or self.budget is not None:
+        if not self.by_score or self.compacts or self.budget is not None:
             return False
         given = self.keep is not None and self.sampling == "topk" and self.scale_exit != "depth"
         return given or not self.prunes

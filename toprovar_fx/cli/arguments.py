@@ -75,6 +75,10 @@ PresetOut = Annotated[str, typer.Option("--out", metavar="FILE.json", help="The 
 Trials = Annotated[int, typer.Option("--trials", help="Settings to try.")]
 TestNumber = Annotated[int, typer.Option("--test-n", help="Prompts of the final report.")]
 Seconds = Annotated[float | None, typer.Option("--seconds", help="Begin no further setting after this time.")]
+BenchSeconds = Annotated[
+    float | None,
+    typer.Option("--seconds", help="Compile no further variant and begin no further round after this time."),
+]
 Processes = Annotated[int, typer.Option("--processes", help="Processes that draw, on one device.")]
 Workers = Annotated[int, typer.Option("--workers", help="Processes that judge images.")]
 

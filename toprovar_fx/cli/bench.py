@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import platform
 import statistics
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -18,7 +20,15 @@ from . import arguments as take
 from . import figures
 from .loading import check_dtype, check_model, features, load
 from .progress import progress
-from .values import MODEL, check_count, check_device, check_prompts, check_seed, parse_budgets
+from .values import (
+    MODEL,
+    check_count,
+    check_device,
+    check_prompts,
+    check_seconds,
+    check_seed,
+    parse_budgets,
+)
 from .variants import DEFAULT_VARIANTS, compiled_graphs, parse_variants, room_for_graphs
 
 if TYPE_CHECKING:
@@ -36,6 +46,7 @@ def bench(
     rounds: take.Repeats = 5,
     batch: take.Batch = 1,
     seed: take.Seed = 0,
+    seconds: take.BenchSeconds = None,
     model: take.Model = MODEL,
     device: take.Device = None,
     dtype: take.Dtype = None,
@@ -51,13 +62,15 @@ def bench(
     check_seed(seed, batch)
     check_count("batch", batch)
     check_count("repeats", rounds)
+    check_seconds(seconds)
+    until = time.monotonic() + seconds if seconds else math.inf
     device = check_device(device)
     check_dtype(dtype)
     with progress("loading", doing=model):
         dense = load(model, device, dtype, batch, for_prompts=False)
     pipes = {variant.name: variant.pipeline(dense) for variant in chosen}
     text = features(dense, [PROMPT] * batch, model)
-    measured = measure(pipes, text, seed=seed, rounds=rounds, device=device)
+    measured = measure(pipes, text, seed=seed, rounds=rounds, device=device, until=until)
     options = {variant.name: variant.options or {} for variant in chosen}
     for row in measured["variants"]:
         # A report finds the same options in the tables of quality.
@@ -76,7 +89,6 @@ def bench(
         "prompt": PROMPT,
         "seed": seed,
         "batch": batch,
-        "rounds": rounds,
         **measured,
     }
 
@@ -88,13 +100,15 @@ def measure(
     seed: int,
     rounds: int,
     device: str,
+    until: float = math.inf,
 ) -> dict[str, Any]:
     """Time ``pipe(text)`` of every pipeline, interleaved; return a row per variant and what went wrong.
 
     Variants that raise an error of the package in their first call, such as a budget that a policy cannot
-    reach, are left out, with the error. ``graphs_compiled_while_timing`` must be 0 for the times to mean
-    anything. A row's ``scales_`` figures are of the loop over the scales alone: without text encoder and
-    image decoder, which are the same for all.
+    reach, are left out, with the error. When `until` has passed on the clock `time.monotonic`, no further
+    variant is compiled and no further round begins: what there is, is reported.
+    ``graphs_compiled_while_timing`` must be 0 for the times to mean anything. A row's ``scales_`` figures are
+    of the loop over the scales alone: without text encoder and image decoder, which are the same for all.
     """
     outputs: dict[str, list[PipelineOutput]] = {name: [] for name in pipes}
 
@@ -116,6 +130,9 @@ def measure(
         progress("benchmarking", total, doing="the first call of each compiles") as advance,
     ):
         for name in pipes:
+            if first_s and time.monotonic() > until:
+                left_out[name] = "not run: the time of --seconds had passed"
+                continue
             try:
                 first_s[name] = timing.timed(call(name), device)
             except ToProVARError as error:
@@ -125,10 +142,16 @@ def measure(
             raise OptionError("; ".join(f"{name}: {why}" for name, why in left_out.items()))
         pipes = {name: pipe for name, pipe in pipes.items() if name in first_s}
         times = timing.interleave(
-            {name: call(name) for name in pipes}, rounds=rounds, device=device, warmup=WARMUP, on_call=on_call
+            {name: call(name) for name in pipes},
+            rounds=rounds,
+            device=device,
+            warmup=WARMUP,
+            on_call=on_call,
+            until=until,
         )
+        done = len(next(iter(times.values())).seconds)
         times = {name: replace(own, first_call_s=first_s[name]) for name, own in times.items()}
-        timed = {name: drawn[-rounds:] for name, drawn in outputs.items()}
+        timed = {name: drawn[-done:] for name, drawn in outputs.items()}
         for name in pipes:
             peaks[name] = peak_bytes(call(name), device)
             advance(f"memory of {name}")
@@ -138,6 +161,7 @@ def measure(
         for name, own in times.items()
     }
     return {
+        "rounds": done,
         "graphs_compiled_while_timing": graphs[-1] - before_timing,
         "left_out": left_out,
         "variants": [_row(name, times, scales, timed[name], peaks[name]) for name in pipes],

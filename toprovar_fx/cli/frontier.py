@@ -17,7 +17,7 @@ from ..loading.writing import write_whole
 from ..reporting.parts import ROWS
 from .loading import check_dtype, check_model, load
 from .progress import progress
-from .values import check_count, check_device, check_path
+from .values import check_count, check_device, check_path, check_seconds
 from .variants import at_budgets
 
 if TYPE_CHECKING:
@@ -147,16 +147,6 @@ def table_folder(out: str) -> Path:
 def device_name(device: str) -> str:
     """The card's name, or ``cpu``."""
     return torch.cuda.get_device_name() if device.startswith("cuda") else device
-
-
-def check_seconds(seconds: float | None) -> None:
-    """Check a time limit.
-
-    Raises:
-        OptionError: it is not a time above 0.
-    """
-    if seconds is not None and not seconds > 0:
-        raise OptionError(f"--seconds is {seconds:g}, expected a time above 0")
 
 
 def write_forms(folder: Path, result: Mapping[str, Any]) -> None:

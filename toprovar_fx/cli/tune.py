@@ -11,11 +11,11 @@ import torch
 from .. import __version__
 from ..errors import OptionError
 from . import arguments as take
-from .frontier import check_seconds, device_name
+from .frontier import device_name
 from .loading import check_model, load
 from .output import check_file
 from .progress import progress
-from .values import MODEL, check_count, check_device, check_seed, parse_speedup
+from .values import MODEL, check_count, check_device, check_seconds, check_seed, parse_speedup
 
 MOST_TRIALS, MOST_PROMPTS = 10_000, 100_000
 

@@ -176,3 +176,13 @@ def _literal(text: str) -> Any:
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         # A TypeError is of `{[1]: 2}`; the last two are of what is nested too deeply.
         return text
+
+
+def check_seconds(seconds: float | None) -> None:
+    """Check a time limit.
+
+    Raises:
+        OptionError: it is not a time above 0.
+    """
+    if seconds is not None and not seconds > 0:
+        raise OptionError(f"--seconds is {seconds:g}, expected a time above 0")

@@ -7,6 +7,7 @@ each variant once, forwards and backwards in turn, and a ratio compares two call
 from __future__ import annotations
 
 import gc
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -59,6 +60,7 @@ def interleave(
     device: torch.device | str = "cpu",
     warmup: int = 1,
     on_call: Callable[[str], object] | None = None,
+    until: float = math.inf,
 ) -> dict[str, Timing]:
     """Time every variant in one process.
 
@@ -70,6 +72,7 @@ def interleave(
         device: work queued on a CUDA device is waited for before the clock is read.
         warmup: untimed calls of each variant after its first.
         on_call: told the variant's name after each call, for progress.
+        until: on the clock `time.monotonic`; no round but the first begins later.
     """
     if rounds < 1:
         raise ValueError(f"rounds is {rounds}, expected at least 1")
@@ -82,7 +85,7 @@ def interleave(
             call()
             tell(name)
     seconds: dict[str, list[float]] = {name: [] for name in variants}
-    for name in _rounds(list(variants), rounds):
+    for name in _rounds(list(variants), rounds, until):
         seconds[name].append(timed(variants[name], device))
         tell(name)
     return {name: Timing(first[name], tuple(seconds[name])) for name in variants}
@@ -99,8 +102,10 @@ def synchronize(device: torch.device | str) -> None:
         torch.cuda.synchronize(device)
 
 
-def _rounds(names: list[str], rounds: int) -> Iterator[str]:
+def _rounds(names: list[str], rounds: int, until: float) -> Iterator[str]:
     for index in range(rounds):
+        if index and time.monotonic() > until:
+            return
         gc.collect()  # between rounds, so that no variant pays for the garbage of another
         # There and back: each variant follows each neighbour equally often.
         yield from names if index % 2 == 0 else reversed(names)

@@ -25,6 +25,7 @@ class FastVAR(Policy):
     summary = "tokens far from the mean, per sublayer and row; cached maps for the others; no last two scales"
     source = "FastVAR, ICCV 2025, arXiv 2503.23367; code 34cdd65"
     granularity = "sublayer"
+    by_options = True
     constants: ClassVar = constants(
         score="frequency", keep=_KEEP, scale_exit=-2, min_scale=-4, cfg_rows="per_row"
     )

@@ -35,6 +35,8 @@ class Policy:
         constants: option values that it starts from; they go over those of the preset.
         granularity: what it decides about at once.
         skips: whether it leaves out scales or rows although no option asks for it.
+        by_options: whether the options and the model's size alone decide which units are pruned, and `score`
+            which of their tokens, so that a whole step can be decided before it runs.
         parts: units of a layer.
         units: units of the model.
     """
@@ -46,6 +48,7 @@ class Policy:
     constants: ClassVar[Mapping[str, object]] = {}
     granularity: ClassVar[Literal["layer", "sublayer"]] = "layer"
     skips: ClassVar[bool] = False
+    by_options: ClassVar[bool] = False
 
     def __init__(self, options: Options, schedule: Schedule, images: int, depth: ScaleDepth) -> None:
         self.options, self.schedule, self.images, self.depth = options, schedule, images, depth
@@ -108,6 +111,10 @@ class Policy:
 
     def observe_layer(self, scale: int, unit: int, before: Tensor, after: Tensor) -> None:
         """Look at the residual stream [R, L, C] around a unit that ran, in whole or in part."""
+
+    def watches(self, scale: int) -> bool:
+        """Whether it has to see every unit of `scale`, so that these have to be called one by one."""
+        return type(self).observe_layer is not Policy.observe_layer
 
     # Which tokens, and what the others get.
 

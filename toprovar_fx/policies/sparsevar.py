@@ -69,9 +69,13 @@ class SparseVAR(Policy):
         """From `min_scale` on."""
         return scale >= self._start
 
+    def watches(self, scale: int) -> bool:
+        """From the scale before the first that it prunes on."""
+        return scale + 1 >= self._start
+
     def observe_layer(self, scale: int, unit: int, before: Tensor, after: Tensor) -> None:
         """Measure how much the watched layers change each token, and keep the last layer's states."""
-        if scale + 1 < self._start:
+        if not self.watches(scale):
             return
         first, last = self._watched
         if unit == first:

@@ -114,8 +114,8 @@ def decide(sites: Sequence[SiteArms], controller: Controller, hidden: Tensor) ->
     Raises:
         Undecided: with the layer and what is missing.
     """
-    if not controller.options.by_criterion:
-        raise Undecided(f"policy={controller.options.policy!r} is asked while the scale runs")
+    if controller.policy.watches(controller.scale):
+        raise Undecided(f"policy={controller.options.policy!r} looks at every layer of this scale")
     if controller.options.compacts:
         raise Undecided(
             f"cache_policy={controller.options.cache_policy!r} looks at the queries of its layers"
@@ -151,6 +151,8 @@ class _Decider:
             answers += (("ScaleDepthGate", past),)
         if not past or (site.skip is None and site.gather is None):
             return self._whole(site, answers)
+        if not self.options.by_score:
+            raise Undecided(f"policy={self.options.policy!r} is asked while the scale runs")
         count, by, keep = self._plan(site.layer)
         if site.skip is not None:
             answers += (("LayerSkipGate", count == 0),)
@@ -197,7 +199,7 @@ class _Decider:
         ratio, wanted = self.controller.ratio(layer), self.controller.ranked_by(layer, self.latest)
         if by_entropy and not self._known(wanted):
             return self.length, None, None
-        in_graph = by_entropy or (options.score == "frequency" and options.policy == "toprovar")
+        in_graph = by_entropy or (options.score == "frequency" and options.policy != "random")
         if in_graph and ratio is not None and options.sampling == "topk":
             count = explicit_count(ratio, self.length)
             some = count not in (0, self.length)
