@@ -155,3 +155,8 @@ def test_a_file_that_holds_something_else_is_refused(content, message, classifie
 def test_a_classifier_that_is_none_is_refused():
     with pytest.raises(OptionError, match=r"nearest valid: 'skipvar_ssim_84'"):
         load_classifier("skipvar_ssim_48")
+
+
+def test_a_classifier_that_nobody_reads_is_refused(classifier):
+    with pytest.raises(OptionError, match=r"classifier=.*expected policy='skipvar'.*not policy='fastvar'"):
+        Options(policy="fastvar", classifier=classifier(always(0)))

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from . import option_checks as check
 from .errors import OptionError
+from .option_fields import FIELDS
 
 if TYPE_CHECKING:
     from .options import Options
@@ -34,6 +35,12 @@ def refuse_conflicts(options: Options) -> None:
         raise OptionError(
             f"cache_budget={options.cache_budget}: expected a cache_policy that takes rows out; "
             "nearest valid: cache_policy='scalekv'"
+        )
+    given = options.classifier != FIELDS["classifier"].metadata["default"]
+    if given and "classifier" not in options.deciding.constants:
+        raise OptionError(
+            f"classifier={options.classifier!r}: expected policy='skipvar', which alone reads it, "
+            f"not policy={options.policy!r}"
         )
     if (options.compacts or options.guidance_until is not None) and options.calibrated is not None:
         name = "cache_policy" if options.compacts else "guidance_until"

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from torch import fx
 
 from ..analysis.caches import written_caches
 from ..analysis.graph_sizes import spec_of
-from ..passes.step import Site, Step
+
+if TYPE_CHECKING:
+    from ..passes.step import Site, Step
 
 
 def replays_well(step: Step) -> bool:
