@@ -42,6 +42,7 @@ DECIDED = {
     "frequency, nothing restored": {"keep": MANY, "score": "frequency", "restore": "residual"},
     "random": {"keep": MANY, "score": "random"},
     "random policy": {"keep": MANY, "policy": "random"},
+    "random policy, by frequency": {"keep": MANY, "policy": "random", "score": "frequency"},
     "fastvar": {"policy": "fastvar", "keep": MANY, "scale_exit": None},
     "fastvar, as published": {"policy": "fastvar"},
     "bernoulli": {"keep": MANY, **BEFORE, "sampling": "bernoulli"},

@@ -15,16 +15,20 @@ if TYPE_CHECKING:
 
 def replays_well(step: Step) -> bool:
     """On CUDA, where its caches stay where they are: of others every recording would need a copy."""
-    calls = {str(node.target): node for node in step.graph.graph.nodes if node.op == "call_module"}
-    device = spec_of(calls[step.sites[0].name].all_input_nodes[0]).device
+    device = spec_of(_calls(step)[step.sites[0].name].all_input_nodes[0]).device
     return device is not None and device.type == "cuda" and caches_stay(step)
 
 
 def caches_stay(step: Step) -> bool:
     """Whether the blocks write their keys and values to inputs of the step, and nowhere else."""
-    calls = {str(node.target): node for node in step.graph.graph.nodes if node.op == "call_module"}
+    calls = _calls(step)
     held = [_held(site, calls[site.name]) for site in step.sites if site.block.facts is not None]
     return all(all(caches) for caches in held) and any(held)
+
+
+def _calls(step: Step) -> dict[str, fx.Node]:
+    """What calls the sites, by their names."""
+    return {str(node.target): node for node in step.graph.graph.nodes if node.op == "call_module"}
 
 
 def _held(site: Site, call: fx.Node) -> list[bool]:

@@ -29,7 +29,7 @@ class ScopeTracker:
         ledger: takes R.
 
     Attributes:
-        measure: `scope_of_maps`, recorded where the device can: some hundred small kernels.
+        measure: `scope_of_maps`, recorded where the device can: it is many small kernels.
     """
 
     def __init__(self, options: Options, schedule: Schedule, ledger: Ledger) -> None:

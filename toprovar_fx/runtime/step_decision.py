@@ -199,7 +199,7 @@ class _Decider:
         ratio, wanted = self.controller.ratio(layer), self.controller.ranked_by(layer, self.latest)
         if by_entropy and not self._known(wanted):
             return self.length, None, None
-        in_graph = by_entropy or (options.score == "frequency" and options.policy != "random")
+        in_graph = by_entropy or options.score == "frequency"
         if in_graph and ratio is not None and options.sampling == "topk":
             count = explicit_count(ratio, self.length)
             some = count not in (0, self.length)
