@@ -104,6 +104,7 @@ def replay(
             kept[scale, layer] = _run_layer(controller, layer, hidden, maps.get((scale, layer)))
     if generation.exited_at is None:
         controller.end_scale()
+    controller.settle()
     scope = tuple(controller.ledger.detail.get(layer, 1.0) for layer in range(layers))
     return Decisions(controller.depth, options.scope_values or scope, kept)
 

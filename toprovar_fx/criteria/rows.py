@@ -10,8 +10,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+Rule = Literal["shared", "cond", "per_row"]
 
-def join_cfg_rows(statistic: Tensor, images: int, rule: Literal["shared", "cond", "per_row"]) -> Tensor:
+
+def join_cfg_rows(statistic: Tensor, images: int, rule: Rule) -> Tensor:
     """Return the statistic that the decision is made from.
 
     Args:

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from .noise import counter_uniform
 
+BatchRule = Literal["mean", "max"]
+
 # Absorbs the rounding of products like 0.7 * 10 before a ceiling.
 _SLACK = 1e-6
 
@@ -19,7 +21,7 @@ def keep_count(
     buckets: Sequence[float],
     min_keep: float = 0.0,
     skip_below: float = 0.0,
-    rule: Literal["mean", "max"] = "mean",
+    rule: BatchRule = "mean",
 ) -> int:
     """Return K, one number of kept tokens for all rows: the mean of ``P_keep``, rounded up to a bucket.
 
@@ -40,7 +42,7 @@ def keep_count(
     return round_to_bucket(share, p_keep.shape[-1], buckets, min_keep, skip_below)
 
 
-def retention(p_keep: Tensor, rule: Literal["mean", "max"] = "mean") -> Tensor:
+def retention(p_keep: Tensor, rule: BatchRule = "mean") -> Tensor:
     """Return the share of tokens that each of several layers wants to keep.
 
     Args:

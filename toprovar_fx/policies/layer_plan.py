@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from ..criteria.rows import expand_cfg_rows, join_cfg_rows
-from ..criteria.saliency import keep_probability, normalise_entropy, scale_weight
+from ..criteria.rows import expand_cfg_rows
+from ..criteria.saliency import scale_weight
 from ..criteria.score_registry import ScoreContext
-from ..criteria.scores import prunability
-from ..criteria.selection import bernoulli_tokens, rank_tokens, retention, round_to_bucket
+from ..criteria.selection import bernoulli_tokens, round_to_bucket
+from ..readback import Reading, sent
 from .graph_support import GraphGates, graph_gates
+from .weighing import UNPACED, Pacing, Weights
 
 if TYPE_CHECKING:
     from ..options import Options
@@ -60,18 +61,19 @@ def plan_layer(options: Options, ask: LayerQuestion) -> LayerPlan:
     return plan_layers(options, [ask])[0]
 
 
-def plan_layers(options: Options, asks: Sequence[LayerQuestion]) -> list[LayerPlan]:
+def plan_layers(options: Options, asks: Sequence[LayerQuestion], pacing: Pacing = UNPACED) -> list[LayerPlan]:
     """The same for several layers of one scale, at the price of one: a device runs dozens of small kernels.
 
     Args:
         options: the settings.
         asks: one question per layer.
+        pacing: how the wait for the device is kept short.
     """
     found = [_plan_or_statistic(options, ask) for ask in asks]
     open_ones = [at for at, plan in enumerate(found) if isinstance(plan, Tensor)]
     if open_ones:
         statistics = torch.stack([plan for plan in found if isinstance(plan, Tensor)], dim=1)
-        plans = _plan_by_statistics(options, [asks[at] for at in open_ones], statistics)
+        plans = _plan_by_statistics(options, [asks[at] for at in open_ones], statistics, pacing)
         for at, plan in zip(open_ones, plans, strict=True):
             found[at] = plan
     return [plan for plan in found if isinstance(plan, LayerPlan)]
@@ -92,49 +94,66 @@ def _plan_or_statistic(options: Options, ask: LayerQuestion) -> LayerPlan | Tens
 
 
 def _plan_by_statistics(
-    options: Options, asks: Sequence[LayerQuestion], statistics: Tensor
+    options: Options, asks: Sequence[LayerQuestion], statistics: Tensor, pacing: Pacing
 ) -> list[LayerPlan]:
     """Plans of layers whose tokens have the statistics [R, N, L]."""
-    images, length = asks[0].place.images, statistics.shape[-1]
-    joined = join_cfg_rows(statistics, images, options.cfg_rows)
-    saliency = prunability(joined, options.scoring.keeps_low(options.keep_low))
-    drawn = options.sampling == "bernoulli"
-    p_keep = _p_keep(options, asks, saliency) if drawn or any(ask.ratio is None for ask in asks) else None
-    counts = _counts(options, asks, p_keep, length)
-    some = [at for at, count in enumerate(counts) if count not in (0, length)]
+    length = statistics.shape[-1]
+    weights = Weights(
+        images=asks[0].place.images,
+        cfg_rows=options.cfg_rows,
+        keep_low=options.scoring.keeps_low(options.keep_low),
+        normalise=options.normalise,
+        alpha_min=options.alpha_min,
+        alpha_max=options.alpha_max,
+        batch_rule=options.batch_rule,
+    )
+    weight = scale_weight(asks[0].place.scale, asks[0].place.scales)
+    # phi R in double precision, as where a graph decides.
+    rates = sent([weight * ask.detail for ask in asks], torch.float64, statistics.device)
+    tensors = {"statistics": statistics, "rates": rates}
+    p_keep, retentions, order = pacing.weigh(tensors, weights=weights)
+    counts = _counts(options, asks, retentions, length, pacing.meanwhile)
+    some = {at: count for at, count in enumerate(counts) if count not in (0, length)}
     if not some or _ranks_itself(options):
         return [LayerPlan(count) for count in counts]
-    keeps = {}
-    if drawn:
-        assert p_keep is not None
-        for at in some:
-            keep = bernoulli_tokens(p_keep[:, at], counts[at], options.seed, asks[at].place.stream)
+    if options.sampling == "bernoulli":
+        keeps = {}
+        for at, count in some.items():
+            keep = bernoulli_tokens(p_keep[:, at], count, options.seed, asks[at].place.stream)
             keeps[at] = expand_cfg_rows(keep, len(statistics))
     else:
-        keeps = _first_tokens(-saliency[:, some], {at: counts[at] for at in some}, len(statistics))
+        keeps = _first_tokens(order, some, len(statistics))
     return [LayerPlan(count, keeps.get(at)) for at, count in enumerate(counts)]
 
 
-def _first_tokens(score: Tensor, counts: Mapping[int, int], rows: int) -> dict[int, Tensor]:
-    """The keep sets [R, K] of layers by their K; `score` [B or R, N, L] has the layers in the same order."""
-    order = rank_tokens(score)
+def _first_tokens(order: Tensor, counts: Mapping[int, int], rows: int) -> dict[int, Tensor]:
+    """The keep sets [R, K] of layers by their K; `order` [B or R, N, L] ranks the tokens of every layer."""
     found: dict[int, Tensor] = {}
     for count in set(counts.values()):
-        alike = {layer: at for at, (layer, each) in enumerate(counts.items()) if each == count}
-        first = order[:, list(alike.values()), :count].sort(dim=-1).values
+        alike = [layer for layer, each in counts.items() if each == count]
+        ranked = order.index_select(1, sent(alike, torch.int64, order.device))
+        first = ranked[..., :count].sort(dim=-1).values
         # Layers first: every keep set lies in memory as a fresh one does.
-        every_row = first.transpose(0, 1).repeat(1, rows // len(first), 1)
+        every_row = first.transpose(0, 1).repeat(1, rows // len(order), 1)
         found.update(zip(alike, every_row.unbind(), strict=True))
     return found
 
 
-def _counts(options: Options, asks: Sequence[LayerQuestion], p_keep: Tensor | None, length: int) -> list[int]:
-    """K of every layer; all retentions are read back from the device at once."""
-    retentions: list[float] = [0.0] * len(asks)
-    if p_keep is not None and any(ask.ratio is None for ask in asks):
-        retentions = retention(p_keep, options.batch_rule).tolist()
+def _counts(
+    options: Options,
+    asks: Sequence[LayerQuestion],
+    retentions: Tensor,
+    length: int,
+    meanwhile: Callable[[], object],
+) -> list[int]:
+    """K of every layer; the host waits only if one of them follows from what was measured."""
+    shares: list[float] = [0.0] * len(asks)
+    if any(ask.ratio is None for ask in asks):
+        reading = Reading(retentions)
+        meanwhile()
+        shares = reading.tolist()
     found = []
-    for ask, share in zip(asks, retentions, strict=True):
+    for ask, share in zip(asks, shares, strict=True):
         if ask.ratio is not None:
             count = explicit_count(ask.ratio, length)
         else:
@@ -145,15 +164,6 @@ def _counts(options: Options, asks: Sequence[LayerQuestion], p_keep: Tensor | No
                 count = length
         found.append(count if count in (0, length) else max(count, FEWEST_TOKENS))
     return found
-
-
-def _p_keep(options: Options, asks: Sequence[LayerQuestion], saliency: Tensor) -> Tensor:
-    """P_keep of every token (eq. 6), ``[B, N, L]`` or ``[R, N, L]``."""
-    normalised = normalise_entropy(saliency, options.normalise)
-    weight = scale_weight(asks[0].place.scale, asks[0].place.scales)
-    # phi R in double precision, as where a graph decides.
-    rates = torch.tensor([weight * ask.detail for ask in asks], dtype=torch.float64, device=saliency.device)
-    return keep_probability(normalised, rates, 1.0, options.alpha_min, options.alpha_max)
 
 
 def _ranks_itself(options: Options) -> bool:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from torch import Tensor
 
 from .layer_plan import LayerPlan, LayerQuestion, plan_layer
+from .weighing import UNPACED, Pacing
 
 if TYPE_CHECKING:
     from ..options import Options
@@ -122,7 +123,7 @@ class Policy:
         """K and the keep set of one unit at one scale."""
         return plan_layer(self.options, ask)
 
-    def plan_together(self, asks: Sequence[LayerQuestion]) -> list[LayerPlan]:
+    def plan_together(self, asks: Sequence[LayerQuestion], pacing: Pacing = UNPACED) -> list[LayerPlan]:
         """The plans of several units of one scale, in which nothing but the questions decides."""
         return [self.plan(ask) for ask in asks]
 

@@ -8,6 +8,7 @@ from typing import ClassVar
 from ..criteria.saliency import mean_retention, scale_weight
 from .layer_plan import LayerPlan, LayerQuestion, plan_layers
 from .policy import Policy
+from .weighing import UNPACED, Pacing
 
 # The mean of a normalised entropy map, by the option `normalise`; 1 / L where it sums to 1.
 _MEAN_SALIENCY = {"mean": 1.0, "rank": 0.5, "minmax": 0.5}
@@ -39,9 +40,9 @@ class ToProVAR(Policy):
         weight = scale_weight(scale, len(self.schedule))
         return mean_retention(saliency, detail, weight, options.alpha_min, options.alpha_max)
 
-    def plan_together(self, asks: Sequence[LayerQuestion]) -> list[LayerPlan]:
+    def plan_together(self, asks: Sequence[LayerQuestion], pacing: Pacing = UNPACED) -> list[LayerPlan]:
         """All at the price of one."""
-        return plan_layers(self.options, asks)
+        return plan_layers(self.options, asks, pacing)
 
     @property
     def _shrinks(self) -> bool:

@@ -157,8 +157,6 @@ class Branching:
 
     def settle(self) -> None:
         """Read back what was decided, all layers at once, and write it into the ledger."""
-        self.depth.settle()
-        self.scope.settle()
         branches = torch.stack([run.branch for run in self._runs]).tolist() if self._runs else []
         for known, branch in zip(self._runs, branches, strict=True):
             run = self._ledger.runs[known.at] = known.runs[branch]

@@ -22,9 +22,9 @@ from .ledger import Ledger
 from .outlook import Outlook
 from .ranking import Ranking
 from .rations import Rations
-from .recorded_function import RecordedFunction
 from .short_caches import ShortCaches
 from .silence import warn_if_idle
+from .statistics import Statistics
 
 if TYPE_CHECKING:
     from .generation import Generation
@@ -56,7 +56,9 @@ class Controller:
         deciding = self._deciders, self.caches.dropped, ledger
         self._rations = None if options.budget is None else Rations(options, generation, *deciding)
         self._outlook = Outlook(options, generation, self._deciders, self._rations, self._updates)
-        self._plans = LayerPlans(options, generation, self._deciders, self._outlook, self._ranking)
+        self._plans = LayerPlans(
+            options, generation, self._deciders, self._outlook, self._ranking, self._updates
+        )
 
     @property
     def scale(self) -> int:
@@ -114,9 +116,10 @@ class Controller:
         if self._rations is not None:
             self._rations.solve(budget, sizes)
 
-    def measure_scope_with(self, measure: RecordedFunction) -> None:
-        """Let R be computed by a recording of `scope_of_maps`."""
-        self._deciders.scope.measure = measure
+    def measure_with(self, statistics: Statistics) -> None:
+        """Let what decides be computed by recordings."""
+        self._deciders.measure_with(statistics)
+        self._plans.weigh = statistics.weigh
 
     def standing(self) -> Hashable | None:
         """What all decisions about the scale that is about to run follow from; None where more decides."""
@@ -161,7 +164,8 @@ class Controller:
         self.ledger.conditional_scales.add(self.scale)
 
     def settle(self) -> None:
-        """Read back, after the last scale, what the layers decided themselves."""
+        """Read back, after the last scale, what is still on the device."""
+        self._deciders.settle()
         if self.branching is not None:
             self.branching.settle()
 

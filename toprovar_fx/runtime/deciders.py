@@ -12,6 +12,7 @@ from ..schedules import Schedule
 from .depth import DepthTracker
 from .ledger import Ledger
 from .scope import ScopeTracker
+from .statistics import Statistics
 
 
 @dataclass
@@ -57,6 +58,15 @@ class Deciders:
         """Look at the tokens [R, L, C] before and after a layer that ran, in whole or in part."""
         self.scope.observe_tokens(layer, scale, after)
         self.policy.observe_layer(scale, layer, before, after)
+
+    def measure_with(self, statistics: Statistics) -> None:
+        """Let D and R be computed by recordings."""
+        self.depth.measure, self.scope.measure = statistics.rho, statistics.scope
+
+    def settle(self) -> None:
+        """Read back, after the last scale, what is still on the device."""
+        self.depth.settle()
+        self.scope.settle()
 
     def end_scale(self, scale: int) -> None:
         """Close the scale that ran."""

@@ -6,9 +6,11 @@ import torch
 from torch import Tensor
 
 from ..criteria.depth import depth_from_ratios, join_depths, low_entropy_ratio
-from ..criteria.rows import join_cfg_rows
+from ..criteria.rows import Rule, join_cfg_rows
 from ..options import Options, resolve_index
+from ..readback import Reading
 from .ledger import Ledger
+from .recorded_function import RecordedFunction
 
 
 def watched_layers(options: Options, layers: int) -> frozenset[int]:
@@ -16,10 +18,17 @@ def watched_layers(options: Options, layers: int) -> frozenset[int]:
     return frozenset(options.layers_for_depth(layers))
 
 
+def rho_of_maps(maps: Tensor, images: int, rule: Rule) -> tuple[Tensor, Tensor]:
+    """Rho of the entropy maps [R, N, L] of N layers: by layer, [N, B] or [N, R], and its mean over them."""
+    ratios = low_entropy_ratio(join_cfg_rows(maps, images, rule)).mT.contiguous()
+    return ratios, ratios.mean(0)
+
+
 class DepthTracker:
     """Finds D (eq. 3) as the scales run, or takes the one that is set.
 
-    rho_s exists only after scale s has run, so a depth found at s holds for the scales after it.
+    rho_s exists only after scale s has run, so a depth found at s holds for the scales after it. It is read
+    when somebody asks for D, not before: until then the host runs ahead of the device.
 
     Args:
         options: the settings.
@@ -28,18 +37,18 @@ class DepthTracker:
         ledger: takes rho and D.
 
     Attributes:
-        depth: D, or None as long as it is not known.
         first: first scale at which D may fire, or D where it is set.
+        measure: `rho_of_maps`, recorded where the device can: it is many small kernels.
     """
 
     def __init__(self, options: Options, scales: int, images: int, ledger: Ledger) -> None:
         self.options, self._images, self._ledger = options, images, ledger
         # From the end, a short schedule simply starts at its first scale.
         self.first = options.min_scale if options.min_scale >= 0 else max(0, scales + options.min_scale)
-        self.depth: int | None = None
+        self._depth: int | None = None
         if options.depth == "fixed" and options.depth_scale is not None:
-            self.depth = resolve_index("depth_scale", options.depth_scale, scales)
-            self.first = self.depth if options.prune_scales else self.first
+            self._depth = resolve_index("depth_scale", options.depth_scale, scales)
+            self.first = self._depth if options.prune_scales else self.first
         wanted = options.scale_exit
         self._exit = resolve_index("scale_exit", wanted, scales) if isinstance(wanted, int) else None
         self._online = options.depth == "online" and options.prune_scales
@@ -48,11 +57,19 @@ class DepthTracker:
         self._watched: frozenset[int] = frozenset()
         self._maps: list[Tensor] = []
         self._rho_by_scale: dict[int, list[float]] = {}
-        ledger.depth = self.depth
+        self._arriving: tuple[int, Reading] | None = None
+        self.measure = RecordedFunction(rho_of_maps, None)
+        ledger.depth = self._depth
 
     def adopt(self, layers: int) -> None:
         """Learn the number of layers."""
         self._watched = watched_layers(self.options, layers)
+
+    @property
+    def depth(self) -> int | None:
+        """D, or None as long as it is not known; waits for the scale that ran last."""
+        self._arrive()
+        return self._depth
 
     @property
     def undecided(self) -> bool:
@@ -69,22 +86,31 @@ class DepthTracker:
         if self._decides and layer in self._watched and scale >= self.first:
             self._maps.append(entropy)
 
-    def _ratios(self) -> Tensor:
-        """Rho of the layers at the scale that ran, [layers, B] or [layers, R], all computed at once."""
-        joined = join_cfg_rows(torch.stack(self._maps, dim=1), self._images, self.options.cfg_rows)
-        return low_entropy_ratio(joined).mT.contiguous()
+    def _rho(self) -> tuple[Tensor, ...]:
+        """`rho_of_maps` of the layers at the scale that ran."""
+        maps = {"maps": torch.stack(self._maps, dim=1)}
+        return self.measure(maps, images=self._images, rule=self.options.cfg_rows)
 
     def end_scale(self, scale: int) -> None:
-        """Make rho of the maps of the scale that ran, and see whether the depth is reached."""
+        """Make rho of the maps of the scale that ran; `depth` sees whether the depth is reached."""
         if self._maps and self.undecided:
-            self._take(scale, self._ratios().mean(0).tolist())
+            self._arriving = scale, Reading(self._rho()[1])
         self._maps = []
+
+    def settle(self) -> None:
+        """Read, after the last scale, what nobody has asked for."""
+        self._arrive()
+
+    def _arrive(self) -> None:
+        if self._arriving is not None:
+            (scale, reading), self._arriving = self._arriving, None
+            self._take(scale, reading.tolist())
 
     def _take(self, scale: int, rho: list[float]) -> None:
         self._rho_by_scale[scale] = rho
-        self.depth = join_depths([self._depth_of(image, scale) for image in range(len(rho))])
+        self._depth = join_depths([self._depth_of(image, scale) for image in range(len(rho))])
         self._ledger.rho[scale] = sum(rho) / len(rho)
-        self._ledger.depth = self.depth
+        self._ledger.depth = self._depth
 
     def _depth_of(self, image: int, scale: int) -> int | None:
         options = self.options
@@ -97,9 +123,10 @@ class DepthTracker:
         """Whether `scale` lies past the depth, so that its layers may be pruned."""
         if not self.options.prune_scales:
             return self.options.prunes and scale >= self.first
-        if self.depth is None:
+        depth = self.depth
+        if depth is None:
             return False
-        return scale > self.depth if self.options.prune_from == "after" else scale >= self.depth
+        return scale > depth if self.options.prune_from == "after" else scale >= depth
 
     def exits_for_certain(self, scale: int) -> bool:
         """Whether `scale` is not run, whatever the entropies say."""

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from ..criteria.score_registry import ScoreContext
 from ..options import Options
 from ..policies.layer_plan import LayerPlan, LayerQuestion
+from ..policies.weighing import Pacing, weigh_layers
 from .deciders import Deciders
+from .maps import ScaleMaps
 from .outlook import Outlook
 from .ranking import Ranking
+from .recorded_function import RecordedFunction
 
 if TYPE_CHECKING:
     from .generation import Generation
@@ -26,6 +32,10 @@ class LayerPlans:
         deciders: the policy and R.
         outlook: knows explicit keep ratios.
         ranking: the entropy maps that rank tokens.
+        updates: what layers left for tokens that they do not compute.
+
+    Attributes:
+        weigh: `weigh_layers`, recorded where the device can.
     """
 
     def __init__(
@@ -35,9 +45,11 @@ class LayerPlans:
         deciders: Deciders,
         outlook: Outlook,
         ranking: Ranking,
+        updates: ScaleMaps,
     ) -> None:
         self._options, self._generation, self._deciders = options, generation, deciders
-        self._outlook, self._ranking = outlook, ranking
+        self._outlook, self._ranking, self._updates = outlook, ranking, updates
+        self.weigh = RecordedFunction(weigh_layers, None)
         self._plans: dict[int, LayerPlan] = {}
 
     def plan(self, layer: int, hidden: Tensor) -> LayerPlan:
@@ -45,9 +57,21 @@ class LayerPlans:
         if layer not in self._plans:
             policy, layers = self._deciders.policy, self._planned_with(layer)
             questions = [self._question(each, hidden) for each in layers]
-            plans = policy.plan_together(questions) if len(layers) > 1 else [policy.plan(questions[0])]
+            if len(layers) > 1:
+                pacing = Pacing(self.weigh, partial(self._resize_updates, layers, hidden.device))
+                plans = policy.plan_together(questions, pacing)
+            else:
+                plans = [policy.plan(questions[0])]
             self._plans.update(zip(layers, plans, strict=True))
         return self._plans[layer]
+
+    def _resize_updates(self, layers: Sequence[int], device: torch.device) -> None:
+        """Give the device the work that follows if the layers are pruned, while the host waits for K."""
+        if device.type != "cuda" or self._options.restore != "cache":
+            return
+        for layer in layers:
+            if layer in self._updates:
+                self._updates.at(layer, self._generation.scale)
 
     def _planned_with(self, layer: int) -> list[int]:
         """`layer`, and the later ones whose plans nothing can change any more until they run."""

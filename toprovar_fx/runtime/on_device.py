@@ -25,7 +25,7 @@ class DepthOnDevice(DepthTracker):
     def __init__(self, options: Options, scales: int, images: int, ledger: Ledger) -> None:
         super().__init__(options, scales, images, ledger)
         self._best: Tensor | None = None
-        self._rho: list[Tensor] = []
+        self._by_layer: list[Tensor] = []
         self._seen: dict[int, Tensor] = {}
 
     @property
@@ -41,21 +41,21 @@ class DepthOnDevice(DepthTracker):
         """Take the entropies [R, L] of a layer; its ratio stands among the others' in the order of layers."""
         super().observe(layer, scale, entropy)
         if self._maps:
-            self.observe_ratio(self._ratios()[0])
+            self.observe_ratio(self._rho()[0][0])
             self._maps = []
 
     def observe_ratio(self, rho: Tensor) -> None:
         """Take rho of a layer as its graph computed it."""
-        self._rho.append(rho)
+        self._by_layer.append(rho)
 
     def end_scale(self, scale: int) -> None:
         """Join the ratios of the scale that ran."""
-        if self._rho and self._online:
-            rho = torch.stack(self._rho).mean(0)
+        if self._by_layer and self._online:
+            rho = torch.stack(self._by_layer).mean(0)
             self._seen[scale] = rho
             extreme = torch.minimum if self.options.depth_compare == "le" else torch.maximum
             self._best = rho if self._best is None else extreme(self._best, rho)
-        self._rho = []
+        self._by_layer = []
 
     def best_rho(self, rows: int, device: torch.device) -> Tensor:
         """What is compared with tau, float32 [rows]: infinite where the host knows that D is reached."""
@@ -67,7 +67,7 @@ class DepthOnDevice(DepthTracker):
     def settle(self) -> None:
         """Read rho back and find D as the host would have."""
         for scale, rho in self._seen.items():
-            if self.depth is None:
+            if self._depth is None:
                 self._take(scale, rho.tolist())
         self._seen = {}
 

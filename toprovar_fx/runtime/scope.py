@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..criteria.scope import layer_detail, sigma_ratio
 from ..options import Options
+from ..readback import Reading
 from ..schedules import Schedule
 from .ledger import Ledger
 from .recorded_function import RecordedFunction
@@ -38,6 +39,7 @@ class ScopeTracker:
         self._online = options.prune_layers and options.layer_scope == "online"
         self._maps: dict[int, Tensor] = {}
         self._ratios: dict[int, Tensor] = {}
+        self._arriving: tuple[Sequence[int], Reading] | None = None
         self.measure = RecordedFunction(scope_of_maps, None)
 
     @property
@@ -70,7 +72,7 @@ class ScopeTracker:
             self._ratios[layer] = sigma_ratio(tokens, self.options.scope_centre)
 
     def end_scale(self) -> None:
-        """Turn what was seen into R: all layers at once, one wait for the device."""
+        """Turn what was seen into R, all layers at once; it is read when somebody asks for it."""
         options = self.options
         if self._maps:
             maps = {"maps": torch.stack(list(self._maps.values()))}
@@ -86,7 +88,16 @@ class ScopeTracker:
         self._keep(list(ratios), detail)
 
     def _keep(self, layers: Sequence[int], detail: Tensor) -> None:
-        self._ledger.detail.update(zip(layers, detail.tolist(), strict=True))
+        self._arriving = layers, Reading(detail)
+
+    def settle(self) -> None:
+        """Read, after the last scale, what nobody has asked for."""
+        self._arrive()
+
+    def _arrive(self) -> None:
+        if self._arriving is not None:
+            (layers, reading), self._arriving = self._arriving, None
+            self._ledger.detail.update(zip(layers, reading.tolist(), strict=True))
 
     def detail(self, layer: int) -> float:
         """R of a layer; 1 where nothing is known."""
@@ -95,4 +106,5 @@ class ScopeTracker:
             return 1.0
         if options.scope_values is not None:
             return options.scope_values[layer % len(options.scope_values)]
+        self._arrive()
         return self._ledger.detail.get(layer, 1.0)

@@ -23,8 +23,7 @@ from .controller import Controller
 from .cuda_graphs import GraphedCall
 from .cuda_recorder import graph_memory
 from .failures import on_failure
-from .recorded_function import RecordedFunction
-from .scope import scope_of_maps
+from .statistics import Statistics
 from .step_account import Leavings, Places, prepare, write
 from .step_check import pruned_graphs_hold
 from .step_decision import LayerDecision, SiteArms, Undecided, decide, read_site
@@ -71,7 +70,7 @@ class WholeStep:
         except Undecided as verdict:
             self._refusal = verdict
         self._memory = graph_memory(options, self._hidden.device)
-        self._measure_scope = RecordedFunction(scope_of_maps, self._memory)
+        self._statistics = Statistics.recorded(self._memory)
         self._starts = [self._start(arms) for arms in self._sites]
         self._known: dict[tuple[tuple[sympy.Symbol, int], ...], _Numbers] = {}
 
@@ -100,7 +99,7 @@ class WholeStep:
         Returns:
             The step's results; None, with a note in the ledger, where its blocks have to run one by one.
         """
-        controller.measure_scope_with(self._measure_scope)
+        controller.measure_with(self._statistics)
         hidden = self._stand_in(sizes)
         standing = controller.standing()
         key = None if standing is None else (standing, tuple(sizes.items()))

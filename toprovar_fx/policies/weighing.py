@@ -1,0 +1,74 @@
+"""What a device has to compute before the tokens of several layers can be counted and chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ..criteria.rows import Rule, join_cfg_rows
+from ..criteria.saliency import Normalisation, keep_probability, normalise_entropy
+from ..criteria.scores import prunability
+from ..criteria.selection import BatchRule, rank_tokens, retention
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Constants of `weigh_layers`; see `toprovar_fx.Options` for their meaning.
+
+    Attributes:
+        images: B.
+        keep_low: whether tokens of low statistic are kept (already resolved by the score).
+    """
+
+    images: int
+    cfg_rows: Rule
+    keep_low: bool
+    normalise: Normalisation
+    alpha_min: float
+    alpha_max: float
+    batch_rule: BatchRule
+
+
+def weigh_layers(statistics: Tensor, rates: Tensor, weights: Weights) -> tuple[Tensor, Tensor, Tensor]:
+    """P_keep, retention and ranking of the tokens of N layers.
+
+    Args:
+        statistics: what ranks the tokens, ``[R, N, L]``, not negative.
+        rates: ``phi R`` of every layer (eq. 5), float64, ``[N]``.
+        weights: constants.
+
+    Returns:
+        P_keep of eq. 6, float32, ``[B or R, N, L]``; the retention of every layer, float32, ``[N]``; all
+        tokens of every layer, those to keep first, int64, ``[B or R, N, L]``.
+    """
+    joined = join_cfg_rows(statistics, weights.images, weights.cfg_rows)
+    saliency = prunability(joined, weights.keep_low)
+    normalised = normalise_entropy(saliency, weights.normalise)
+    p_keep = keep_probability(normalised, rates, 1.0, weights.alpha_min, weights.alpha_max)
+    return p_keep, retention(p_keep, weights.batch_rule), rank_tokens(-saliency)
+
+
+def _called(tensors: Mapping[str, Tensor], weights: Weights) -> tuple[Tensor, ...]:
+    return weigh_layers(**tensors, weights=weights)
+
+
+def _nothing() -> None:
+    """There is nothing else to do."""
+
+
+@dataclass(frozen=True)
+class Pacing:
+    """How the wait for a device is kept short.
+
+    Attributes:
+        weigh: `weigh_layers`, or a recording of it: takes its tensors by name, and `weights`.
+        meanwhile: called once the device has its work and before the host waits for it.
+    """
+
+    weigh: Callable[..., tuple[Tensor, ...]] = _called
+    meanwhile: Callable[[], object] = _nothing
+
+
+UNPACED = Pacing()

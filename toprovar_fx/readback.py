@@ -1,0 +1,36 @@
+"""Small numbers between host and device without more waiting than has to be."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class Reading:
+    """Values on their way from a device to the host; only who asks for them waits.
+
+    Args:
+        values: any shape; nothing may write to it afterwards.
+    """
+
+    def __init__(self, values: Tensor) -> None:
+        self._values, self._arrival = values, None
+        if values.device.type == "cuda":
+            self._values = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+            self._values.copy_(values, non_blocking=True)
+            self._arrival = torch.cuda.current_stream(values.device).record_event()
+
+    def tolist(self) -> Any:
+        """The values, as nested lists."""
+        if self._arrival is not None:
+            self._arrival.synchronize()
+        return self._values.tolist()
+
+
+def sent(values: Sequence[float], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Values of the host on a device; a copy from memory that is not pinned would wait for all before it."""
+    host = torch.tensor(values, dtype=dtype, pin_memory=device.type == "cuda")
+    return host.to(device, non_blocking=True)
