@@ -34,7 +34,7 @@ _FRESH = frozenset(
         *("add", "sub", "mul", "truediv", "linear", "matmul", "bmm", "baddbmm", "layer_norm", "rms_norm"),
         *("gelu", "silu", "relu", "sigmoid", "tanh", "exp", "softmax", "normalize", "clone", "cat", "stack"),
         *("scaled_dot_product_attention", "flex_attention", "attention_with_entropy", "select_tokens"),
-        *("gather", "scatter"),
+        *("select_tokens_by_layer", "gather", "scatter"),
     }
 )
 

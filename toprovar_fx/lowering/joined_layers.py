@@ -5,10 +5,11 @@ Decisions are written down in these terms; how a graph is built of them is `join
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from torch import fx
+from torch import Tensor, fx
 
 from .region import Region
 
@@ -65,6 +66,19 @@ class Selection:
     keep_low: bool
 
 
+class SelectedKeep(NamedTuple):
+    """Where a keep set is: its layer, which of the selections, and its place there if it holds several."""
+
+    layer: int
+    selection: int
+    place: int | None
+
+    def among(self, selections: Sequence[Tensor]) -> Tensor:
+        """The keep set [R, K]."""
+        found = selections[self.selection]
+        return found if self.place is None else found[self.place]
+
+
 @dataclass(frozen=True)
 class JoinedStep:
     """A joined graph.
@@ -72,11 +86,11 @@ class JoinedStep:
     Attributes:
         graph: inputs are the traced step's, then one per entry of `extras`; the output is one tuple: what the
             traced step returns, then entropy maps [R, L] of `maps`, updates [R, L, C] of `updates`, and the
-            keep sets [R, K] that it selected, in this order.
+            keep sets that it selected, [R, K] or of N layers [N, R, K], in this order.
         extras: the inputs that were added.
         results: number of values that the traced step returns.
         maps, updates: layers, in the order of the outputs.
-        keeps: (layer, which of the keep sets) of the layers whose tokens the graph selects.
+        keeps: where the keep sets of the layers are whose tokens the graph selects.
     """
 
     graph: fx.GraphModule
@@ -84,4 +98,16 @@ class JoinedStep:
     results: int
     maps: tuple[int, ...]
     updates: tuple[int, ...]
-    keeps: tuple[tuple[int, int], ...]
+    keeps: tuple[SelectedKeep, ...]
+
+
+def ranked_from_before(layers: Sequence[JoinedLayer]) -> dict[int, tuple[int, ...]]:
+    """By group of K, the layers whose maps of earlier scales rank the tokens of some layer."""
+    found: dict[int, dict[int, None]] = {}
+    measured: set[int] = set()
+    for at, layer in enumerate(layers):
+        if layer.count is not None and layer.ranked_by is not None and layer.ranked_by not in measured:
+            found.setdefault(layer.count, {})[layer.ranked_by] = None
+        if layer.entropy:
+            measured.add(at)
+    return {count: tuple(rankings) for count, rankings in found.items()}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import fx, nn
@@ -17,8 +17,8 @@ from ..analysis.graph_sizes import spec_of
 from ..criteria.restore import scatter_rows
 from ..criteria.scores import frequency_score
 from ..input_specs import IMAGES, InputSpec, group_count, group_offset, tensor_spec
-from ..ops import select_tokens  # noqa: F401 - registers the operator called here
-from .joined_layers import Extra, JoinedLayer, JoinedStep, Selection
+from ..ops import select_tokens  # noqa: F401 - registers the operators called here
+from .joined_layers import Extra, JoinedLayer, JoinedStep, SelectedKeep, Selection, ranked_from_before
 from .region import Region
 from .rest import RegionModule
 
@@ -35,6 +35,14 @@ def join_step(
         selection: how tokens are selected from maps.
     """
     return Joiner(step, sites, layers, selection).run()
+
+
+class _Selected(NamedTuple):
+    """A keep set [R, K]: its node, which of the selections it is of, and its place there."""
+
+    keep: fx.Node
+    selection: int
+    place: int | None
 
 
 class Joiner:
@@ -54,8 +62,10 @@ class Joiner:
         self.maps: dict[int, fx.Node] = {}
         self.measured: dict[int, fx.Node] = {}
         self.updates: dict[int, fx.Node] = {}
-        self.keeps: dict[int, fx.Node] = {}
-        self.selected: dict[tuple[fx.Node, int], fx.Node] = {}
+        self.together = ranked_from_before(layers)
+        self.selected: dict[tuple[fx.Node, int], _Selected] = {}
+        self.selections: list[fx.Node] = []
+        self.keeps: list[SelectedKeep] = []
         self.modules: dict[str, Any] = {
             name: child
             for name, child in step.named_children()
@@ -82,13 +92,11 @@ class Joiner:
                 self.mapped[node] = self._inline(node)
             elif node.op != "placeholder":
                 self.mapped[node] = self.graph.node_copy(node, self._map)
-        selected = list(self.selected.values())
-        self.graph.output((*results, *self.measured.values(), *self.updates.values(), *selected))
+        self.graph.output((*results, *self.measured.values(), *self.updates.values(), *self.selections))
         self.graph.lint()
         module = fx.GraphModule(self.modules, self.graph, class_name="JoinedStep")
-        keeps = tuple((layer, selected.index(node)) for layer, node in self.keeps.items())
         layers = tuple(self.measured), tuple(self.updates)
-        return JoinedStep(module, tuple(self.extra), len(results), *layers, keeps)
+        return JoinedStep(module, tuple(self.extra), len(results), *layers, tuple(self.keeps))
 
     def _map(self, operand: fx.Node) -> Any:
         return self.mapped[operand]
@@ -207,14 +215,28 @@ class Joiner:
             ranking = self.graph.call_function(frequency_score, (hidden,))
         else:
             ranking = self.maps[layer.ranked_by]
-        key = ranking, layer.count
-        if key not in self.selected:
-            count, images = self.extra[Extra("count", layer.count)], self.extra[Extra("images", 0)]
-            rule = (self.selection.rule, self.selection.keep_low)
-            operator = torch.ops.toprovar.select_tokens.default
-            self.selected[key] = self.graph.call_function(operator, (key[0], count, images, *rule))
-        self.keeps[at] = self.selected[key]
-        return self.selected[key]
+        if (ranking, layer.count) not in self.selected:
+            self._select(ranking, layer.count)
+        found = self.selected[ranking, layer.count]
+        self.keeps.append(SelectedKeep(at, found.selection, found.place))
+        return found.keep
+
+    def _select(self, ranking: fx.Node, group: int) -> None:
+        """Select the tokens that a map ranks; with it those of all maps that are there from the start."""
+        count, images = self.extra[Extra("count", group)], self.extra[Extra("images", 0)]
+        how = count, images, self.selection.rule, self.selection.keep_low
+        known = [self.extra[Extra("map", layer)] for layer in self.together.get(group, ())]
+        at = len(self.selections)
+        if ranking not in known or len(known) == 1:
+            keep = self.graph.call_function(torch.ops.toprovar.select_tokens.default, (ranking, *how))
+            self.selections.append(keep)
+            self.selected[ranking, group] = _Selected(keep, at, None)
+            return
+        several = torch.ops.toprovar.select_tokens_by_layer.default
+        self.selections.append(self.graph.call_function(several, (known, *how)))
+        for place, each in enumerate(known):
+            keep = self.graph.call_function(operator.getitem, (self.selections[-1], place))
+            self.selected[each, group] = _Selected(keep, at, place)
 
     def _fetch(self, graph: fx.GraphModule, name: str) -> fx.Node:
         """What a graph has as an attribute, under a name of its own in the joined one."""

@@ -1,4 +1,4 @@
-"""Operator `toprovar::select_tokens`: the keep set inside a graph, for layers that rank themselves."""
+"""Operators `toprovar::select_tokens` and `select_tokens_by_layer`: keep sets inside a graph."""
 
 from __future__ import annotations
 
@@ -32,3 +32,30 @@ def select_tokens(entropy: Tensor, count: int, images: int, rule: str, keep_low:
 @select_tokens.register_fake
 def _(entropy: Tensor, count: int, images: int, rule: str, keep_low: bool) -> Tensor:
     return entropy.new_empty((entropy.shape[0], count), dtype=torch.int64)
+
+
+@torch.library.custom_op("toprovar::select_tokens_by_layer", mutates_args=())
+def select_tokens_by_layer(
+    entropies: list[Tensor], count: int, images: int, rule: str, keep_low: bool
+) -> Tensor:
+    """Return what `select_tokens` returns for each of N maps, at the price of one sort.
+
+    Args:
+        entropies: attention entropies in nats, N maps of `[R, L]`.
+        count: K, at least 1, the same for all.
+        images: B.
+        rule: as for `select_tokens`.
+        keep_low: as for `select_tokens`.
+
+    Returns:
+        Indices int64 `[N, R, K]`, contiguous.
+    """
+    joined = join_cfg_rows(torch.stack(entropies, dim=1), images, rule)  # type: ignore[arg-type]
+    keep = select(-prunability(joined, keep_low), count)
+    return keep.transpose(0, 1).repeat(1, len(entropies[0]) // len(keep), 1)
+
+
+@select_tokens_by_layer.register_fake
+def _(entropies: list[Tensor], count: int, images: int, rule: str, keep_low: bool) -> Tensor:
+    first = entropies[0]
+    return first.new_empty((len(entropies), first.shape[0], count), dtype=torch.int64)

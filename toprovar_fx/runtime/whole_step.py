@@ -238,5 +238,5 @@ def _leavings(joined: JoinedStep, values: Sequence[Tensor]) -> Leavings:
     return Leavings(
         dict(zip(joined.maps, values[:maps], strict=True)),
         dict(zip(joined.updates, values[maps : maps + updates], strict=True)),
-        {layer: keeps[at] for layer, at in joined.keeps},
+        {keep.layer: keep.among(keeps) for keep in joined.keeps},
     )
