@@ -9,15 +9,17 @@ import pytest
 import torch
 from torch import Tensor
 
+from toprovar_fx.policies.weighing import Weights
 from toprovar_fx.runtime.cuda_recorder import CudaRecorder
-from toprovar_fx.runtime.recorded_function import RecordedFunction, memory_of
-from toprovar_fx.runtime.scope import scope_of_maps
+from toprovar_fx.runtime.recorded_function import memory_of
+from toprovar_fx.runtime.statistics import Statistics
 
-from .models.subjects import SQUARE, Outcome, TinyInfinity, generate, identical, worst
+from .models.subjects import OPEN, SQUARE, Outcome, TinyInfinity, generate, identical, worst
 from .replayed_steps import DECIDED, LOSSLESS, Kept, compiled
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("many_graphs")]
 
+ONLINE = {**OPEN, "entropy_source": "previous_scale", "min_scale": 2}
 FEW = {**DECIDED, "keep": {-2: {1: 0.5}, -1: {1: 0.25}}, "ranking_depth": 0.0}
 CASES = {
     "dense": ("eager", torch.float32, LOSSLESS, 1e-5),
@@ -74,14 +76,41 @@ def test_cuda_graphs_and_caches_that_move():
         assert deviation(found, expected) < 2e-4
 
 
-def test_the_scope_that_is_recorded_is_the_scope():
-    measure = RecordedFunction(scope_of_maps, memory_of(torch.device("cuda")))
+RATES = torch.linspace(0.1, 1.0, 5, dtype=torch.float64)
+WEIGHTS = Weights(1, "shared", True, "rank", 0.1, 1.0, "mean")
+# By function: sizes of its maps of five layers, other tensors, constants.
+STATISTICS = {
+    "scope": ((5, 2, 16, 16), {}, {"centre": True, "beta": 0.05}),
+    "rho": ((2, 5, 256), {}, {"images": 1, "rule": "shared"}),
+    "weigh": ((2, 5, 256), {"rates": RATES}, {"weights": WEIGHTS}),
+}
+
+
+@pytest.mark.parametrize(("size", "others", "constants"), STATISTICS.values(), ids=STATISTICS)
+def test_statistics_that_are_recorded_are_the_statistics(request, size, others, constants):
+    name = request.node.callspec.id
+    recorded = getattr(Statistics.recorded(memory_of(torch.device("cuda"))), name)
+    plain = getattr(Statistics.recorded(None), name)
     for seed in range(3):
-        source = torch.Generator("cuda").manual_seed(seed)
-        maps = torch.rand(5, 2, 16, 16, device="cuda", generator=source)
-        found = measure({"maps": maps}, centre=True, beta=0.05)
-        for ours, expected in zip(found, scope_of_maps(maps, True, 0.05), strict=True):
+        maps = torch.rand(size, device="cuda", generator=torch.Generator("cuda").manual_seed(seed))
+        given = {"statistics" if name == "weigh" else "maps": maps}
+        given |= {key: value.cuda() for key, value in others.items()}
+        for ours, expected in zip(recorded(given, **constants), plain(given, **constants), strict=True):
             torch.testing.assert_close(ours, expected)
+
+
+def test_what_is_decided_online_is_what_blocks_decide():
+    """The host runs ahead of the device: D, R and K are read when they are asked for."""
+    options = {**ONLINE, "tau": 0.5}
+    subject = Kept(device="cuda")
+    steps = compiled(subject, {**options, "unit": "step"}, cuda_graphs=True)
+    blocks = compiled(subject, {**options, "unit": "block"})
+    for seed in (1, 3, 7, 3, 1):
+        found, expected = (generate(subject, forward, seed=seed) for forward in (steps, blocks))
+        assert found.controller.depth == expected.controller.depth
+        assert found.keeps.keys() == expected.keeps.keys() and found.keeps
+        assert all(torch.equal(keep, expected.keeps[place]) for place, keep in found.keeps.items())
+        assert deviation(found, expected) < 2e-4
 
 
 def test_cuda_graphs_from_two_streams():

@@ -10,6 +10,7 @@ import torch
 from toprovar_fx.options import Options
 from toprovar_fx.runtime import whole_step
 from toprovar_fx.runtime.report import report_of
+from toprovar_fx.runtime.step_plan import Plans
 
 from .models.fixtures import traced
 from .models.subjects import OPEN, SQUARE, WIDE, Outcome, Traced, identical
@@ -25,8 +26,9 @@ FORESEEN = {
     "exit": {**GIVEN, "scale_exit": -1},
     "fastvar": {"policy": "fastvar"},
 }
+ONLINE = {**OPEN, "entropy_source": "previous_scale", "min_scale": 2}
 MEASURED = {
-    "depth online": {**OPEN, "entropy_source": "previous_scale", "min_scale": 2},
+    "a layer that is measured before ranks all": {**ONLINE, "ranking_depth": 0.0},
     "depth ends the scales": {**GIVEN, "scale_exit": "depth", "min_scale": 2},
     "bernoulli": {**GIVEN, "sampling": "bernoulli"},
     "budget": {**OPEN, "budget": 1.2, "entropy_source": "previous_scale", "min_scale": 2},
@@ -95,18 +97,32 @@ def test_what_depends_on_the_image_is_decided_for_every_image(options, decisions
     assert_same(found, traced("infinity")(options, seed=5))
 
 
-def test_scales_that_nothing_can_prune_yet_are_decided_once(decisions, model):
-    """D is found online: only what follows it depends on the image, and what is measured until then on D."""
-    options = {**MEASURED["depth online"], "tau": 0.5}
-    depths = []
+@pytest.mark.parametrize("buckets", [(0.5,), (0.25, 0.5, 0.75)], ids=str)
+def test_online_a_scale_is_decided_once_for_each_depth_and_counts(buckets, decisions, model):
+    """What is measured decides D and K, and these all else; tokens are those of every image."""
+    options = {**ONLINE, "tau": 0.5, "buckets": buckets}
+    depths, seen = set(), set()
     for seed in (1, 3, 7, 3, 1):
         before = decisions.made
         found = model({**options, "unit": "step"}, seed=seed)
-        depths.append(found.controller.depth)
-        if len(depths) > 3:
-            assert decisions.made - before == len(SQUARE) - 1 - depths[-1]
+        depth = found.controller.depth
+        counts = [tuple(found.counts(scale)) for scale in range(len(SQUARE))]
+        stood = {
+            (scale, depth if scale > depth else None, *counts[: scale + 1]) for scale in range(1, len(SQUARE))
+        }
+        assert decisions.made - before == len(stood - seen)
+        seen |= stood
+        depths.add(depth)
         assert_same(found, traced("infinity")(options, seed=seed))
-    assert len(set(depths)) == 3
+    assert len(depths) == 3
+
+
+def test_the_oldest_plan_gives_way():
+    plans = Plans()
+    for key in range(300):
+        plans.keep(key, key)
+    assert plans.find(0) is None and plans.find(299) == 299
+    assert sum(plans.find(key) is not None for key in range(300)) == 256
 
 
 @pytest.mark.nightly

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import sympy
@@ -121,18 +121,30 @@ class Controller:
         self._deciders.measure_with(statistics)
         self._plans.weigh = statistics.weigh
 
-    def standing(self) -> Hashable | None:
-        """What all decisions about the scale that is about to run follow from; None where more decides."""
+    def standing(self, hidden: Tensor) -> Hashable | None:
+        """What all decisions about the scale that is about to run follow from; None where more decides.
+
+        Args:
+            hidden: a tensor of the shape and device of the hidden state.
+        """
+        counts = None
         if not (self.options.foreseen or self._runs_whole()):
-            return None
+            counts = self._plans.counts(hidden) if self._measures() else None
+            if counts is None:
+                return None
         left = self._ranking.layers, self._updates.layers, tuple(self.caches.dropped.items())
-        return self.scale, self._generation.schedule, self.images, self.layers, self.depth, left
+        return self.scale, self._generation.schedule, self.images, self.layers, self.depth, left, counts
 
     def _runs_whole(self) -> bool:
         """Whether no layer computes fewer tokens at this scale, so that D alone decides what is measured."""
+        return self._measures() and not self.policy.prunes(self.scale)
+
+    def _measures(self) -> bool:
+        """Whether all that is pruned follows from D and what is measured of the entropies."""
         options = self.options
-        measured = options.by_criterion and not options.explicit and not options.compacts
-        return measured and self.branching is None and not self.policy.prunes(self.scale)
+        return (
+            options.by_criterion and not options.explicit and not options.compacts and self.branching is None
+        )
 
     # What the generation asks and tells.
 
@@ -193,6 +205,11 @@ class Controller:
     def plan(self, layer: int, hidden: Tensor) -> LayerPlan:
         """Token gate: K and the keep set of `layer`, decided once per scale."""
         return self._plans.plan(layer, hidden)
+
+    def keep_sets(self, layers: Sequence[int], hidden: Tensor) -> dict[int, Tensor]:
+        """The keep sets [R, K] of layers that compute some tokens at this scale."""
+        plans = {layer: self._plans.plan(layer, hidden) for layer in layers}
+        return {layer: plan.keep for layer, plan in plans.items() if plan.keep is not None}
 
     def ranking(self, layer: int) -> Tensor | None:
         """The entropy map [R, L] of the current scale that ranks the tokens of `layer`."""

@@ -65,6 +65,23 @@ class LayerPlans:
             self._plans.update(zip(layers, plans, strict=True))
         return self._plans[layer]
 
+    def counts(self, hidden: Tensor) -> tuple[tuple[int, int], ...] | None:
+        """(layer, K) of all layers that may be pruned, where one wait gives them; else None."""
+        layers = [layer for layer in range(self._deciders.layers) if self._outlook.prunes(layer)]
+        if not layers or not self._from_before or any(map(self._waits, layers)):
+            return None
+        return tuple((layer, self.plan(layer, hidden).count) for layer in layers)
+
+    @property
+    def _from_before(self) -> bool:
+        """Whether maps of earlier scales decide."""
+        return self._options.score == "entropy" and self._options.entropy_source == "previous_scale"
+
+    def _waits(self, layer: int) -> bool:
+        """Whether the map that ranks `layer` is measured anew at this scale, before it runs."""
+        ranking = self._ranking.ranked_by(layer, None)
+        return ranking < layer and self._outlook.taps(ranking)
+
     def _resize_updates(self, layers: Sequence[int], device: torch.device) -> None:
         """Give the device the work that follows if the layers are pruned, while the host waits for K."""
         if device.type != "cuda" or self._options.restore != "cache":
@@ -75,8 +92,8 @@ class LayerPlans:
 
     def _planned_with(self, layer: int) -> list[int]:
         """`layer`, and the later ones whose plans nothing can change any more until they run."""
-        options, layers = self._options, self._deciders.layers
-        if options.score != "entropy" or options.entropy_source != "previous_scale":
+        layers = self._deciders.layers
+        if not self._from_before:
             return [layer]
         later = (
             each

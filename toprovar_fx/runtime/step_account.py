@@ -40,14 +40,12 @@ class Account:
     Attributes:
         runs: for the ledger.
         answers: of the gates, as (gate, layer, whether it fired).
-        pruned: decisions of the pruned layers.
         left_out: cache rows that are missing afterwards, by layer.
         length: L.
     """
 
     runs: tuple[Run, ...]
     answers: tuple[tuple[str, int, bool], ...]
-    pruned: tuple[LayerDecision, ...]
     left_out: Mapping[int, int]
     length: int
 
@@ -105,22 +103,20 @@ def prepare(
     return Account(
         runs=tuple(runs),
         answers=tuple((gate, one.site.layer, yes) for one in decisions for gate, yes in one.answers),
-        pruned=tuple(one for one, _ in understood if one.arm == "pruned"),
         left_out={layer: rows for layer, rows in missing.items() if rows},
         length=length,
     )
 
 
-def write(account: Account, controller: Controller, left: Leavings) -> None:
-    """Write down a scale that has run; `left` is what its graph returned."""
+def write(account: Account, controller: Controller, chosen: Mapping[int, Tensor], left: Leavings) -> None:
+    """Write down a scale that ran: `chosen` are the keep sets that it got, `left` is what it returned."""
     ledger = controller.ledger
     ledger.runs.extend(account.runs)
     for gate, layer, yes in account.answers:
         ledger.answer(gate, layer, yes)
     for layer, entropy in left.maps.items():
         controller.observe(layer, entropy, None, account.length)
-    for one in account.pruned:
-        layer = one.site.layer
-        ledger.keep_sets[controller.scale, layer] = one.keep if one.keep is not None else left.keeps[layer]
+    for layer, keep in {**left.keeps, **chosen}.items():
+        ledger.keep_sets[controller.scale, layer] = keep
     for layer in {*account.left_out, *left.updates}:
         controller.account(layer, account.left_out.get(layer, 0), left.updates.get(layer))

@@ -83,7 +83,7 @@ class LayerDecision:
         ranked_by: layer whose map selects the tokens in the graph; None where another thing does, or all run.
         by_frequency: whether the graph selects the tokens by their distance to the mean token.
         base: layer whose map fills in for tokens that were not computed, or None.
-        keep: keep set [R, K] that was decided before.
+        chosen: whether its keep set is decided before the scale runs.
         restored: whether tokens that are not computed get an update.
         update: whether the layer's own update is needed later.
         answers: what its gates say, for the ledger.
@@ -96,7 +96,7 @@ class LayerDecision:
     ranked_by: int | None = None
     by_frequency: bool = False
     base: int | None = None
-    keep: Tensor | None = None
+    chosen: bool = False
     restored: bool = False
     update: bool = False
     answers: tuple[tuple[str, bool], ...] = ()
@@ -153,7 +153,7 @@ class _Decider:
             return self._whole(site, answers)
         if not self.options.by_score:
             raise Undecided(f"policy={self.options.policy!r} is asked while the scale runs")
-        count, by, keep = self._plan(site.layer)
+        count, by, chosen = self._plan(site.layer)
         if site.skip is not None:
             answers += (("LayerSkipGate", count == 0),)
             if count == 0:
@@ -175,7 +175,7 @@ class _Decider:
             ranked_by=by if isinstance(by, int) else None,
             by_frequency=by == "frequency",
             base=base if tapped is not None and self._known(base) else None,
-            keep=keep,
+            chosen=chosen,
             restored=self.options.restore == "cache",
             answers=answers,
         )
@@ -193,21 +193,21 @@ class _Decider:
     def _known(self, layer: int) -> bool:
         return layer in self.measured or self.controller.knows_map(layer)
 
-    def _plan(self, layer: int) -> tuple[int, int | Literal["frequency"] | None, Tensor | None]:
-        """K, and what selects: the map of a layer, the distance to the mean token, or the keep set."""
+    def _plan(self, layer: int) -> tuple[int, int | Literal["frequency"] | None, bool]:
+        """K; what selects in the graph, a layer's map or the distance to the mean; whether that is done."""
         options, by_entropy = self.options, self.options.score == "entropy"
         ratio, wanted = self.controller.ratio(layer), self.controller.ranked_by(layer, self.latest)
         if by_entropy and not self._known(wanted):
-            return self.length, None, None
+            return self.length, None, False
         in_graph = by_entropy or options.score == "frequency"
         if in_graph and ratio is not None and options.sampling == "topk":
             count = explicit_count(ratio, self.length)
             some = count not in (0, self.length)
             selects: int | Literal["frequency"] = wanted if by_entropy else "frequency"
-            return (max(count, FEWEST_TOKENS), selects, None) if some else (count, None, None)
+            return (max(count, FEWEST_TOKENS), selects, False) if some else (count, None, False)
         before = by_entropy and wanted not in self.measured
         if before or options.scoring.by_place:
             plan = self.controller.plan(layer, self.hidden)
-            return plan.count, None, plan.keep
+            return plan.count, None, plan.keep is not None
         what = f"score={options.score!r}" if not by_entropy else "K by eq. 6"
         raise Undecided(f"{what} reads what layer {layer} gets", layer)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from torch import Tensor
 
 from ..lowering.joined_layers import JoinedStep
 from ..lowering.region import Region
@@ -47,18 +49,20 @@ class StepPlan:
         groups: the distinct ones among the layers.
         pattern: what runs.
         account: what to write down.
-        of_this_image: whether it holds tokens that were chosen for the images being drawn.
+        chosen: layers whose keep sets are decided before the scale runs.
+        keeps: these keep sets [R, K], where they are the same for all images.
     """
 
     decisions: Sequence[LayerDecision]
     groups: Sequence[Group]
     pattern: Pattern
     account: Account
-    of_this_image: bool
+    chosen: tuple[int, ...]
+    keeps: Mapping[int, Tensor] | None
 
 
 class Plans:
-    """The plans of one step by what they follow from, where nothing that is measured decides."""
+    """The plans of one step by what they follow from: what was measured is part of that only as K."""
 
     def __init__(self) -> None:
         self._known: dict[Hashable, StepPlan] = {}
@@ -68,6 +72,8 @@ class Plans:
         return None if key is None else self._known.get(key)
 
     def keep(self, key: Hashable | None, plan: StepPlan) -> None:
-        """Keep a plan for the next generation that stands where this one does."""
-        if key is not None and not plan.of_this_image and len(self._known) < _MOST_PLANS:
+        """Keep a plan for the next generation that stands where this one does, in place of the oldest."""
+        if key is not None:
             self._known[key] = plan
+            if len(self._known) > _MOST_PLANS:
+                del self._known[next(iter(self._known))]

@@ -101,7 +101,7 @@ class WholeStep:
         """
         controller.measure_with(self._statistics)
         hidden = self._stand_in(sizes)
-        standing = controller.standing()
+        standing = controller.standing(hidden)
         key = None if standing is None else (standing, tuple(sizes.items()))
         plan = self._plans.find(key)
         if plan is None:
@@ -114,11 +114,12 @@ class WholeStep:
         if not pruned_graphs_hold(self._step, controller, plan.decisions, arguments, hidden):
             return None
         joined = plan.pattern.joined
-        extras = [self._value(extra, controller, plan) for extra in joined.extras]
+        chosen = plan.keeps if plan.keeps is not None else controller.keep_sets(plan.chosen, hidden)
+        extras = [self._value(extra, controller, plan, chosen) for extra in joined.extras]
         results = self._call(plan.pattern, (*arguments, *extras), controller)
         for rest in self._rest:
             controller.ledger.ran_outside(controller.scale, rest.region, rest.region.sizes_from(sizes))
-        write(plan.account, controller, _leavings(joined, results[joined.results :]))
+        write(plan.account, controller, chosen, _leavings(joined, results[joined.results :]))
         return tuple(results[: joined.results])
 
     def _plan(self, controller: Controller, hidden: Tensor, sizes: dict[sympy.Symbol, int]) -> StepPlan:
@@ -136,8 +137,9 @@ class WholeStep:
         pattern = self._join(decisions, groups, distinct, sizes)
         places = [group.place for group in groups]
         account = prepare(controller, decisions, places, sizes, hidden.shape[1])
-        chosen = any(one.keep is not None for one in decisions) and not self._options.scoring.by_place
-        return StepPlan(decisions, distinct, pattern, account, of_this_image=chosen)
+        chosen = tuple(one.site.layer for one in decisions if one.chosen)
+        keeps = controller.keep_sets(chosen, hidden) if self._options.scoring.by_place else None
+        return StepPlan(decisions, distinct, pattern, account, chosen, keeps)
 
     def _call(self, pattern: Pattern, arguments: tuple[Any, ...], controller: Controller) -> Sequence[Any]:
         if self._memory is None:
@@ -199,13 +201,13 @@ class WholeStep:
         return self._patterns[layers]
 
     @staticmethod
-    def _value(extra: Extra, controller: Controller, plan: StepPlan) -> Any:
+    def _value(extra: Extra, controller: Controller, plan: StepPlan, chosen: Mapping[int, Tensor]) -> Any:
         """The argument of one added input."""
         values: dict[str, Callable[[], Any]] = {
             "offset": lambda: plan.groups[extra.at].place.offset,
             "count": lambda: plan.groups[extra.at].count,
             "images": lambda: controller.images,
-            "keep": lambda: plan.decisions[extra.at].keep,
+            "keep": lambda: chosen[extra.at],
             "map": lambda: controller.map_of(extra.at),
             "restored": lambda: controller.restored(extra.at),
         }
