@@ -136,7 +136,7 @@ GROUPS: Mapping[str, Mapping[str, Row]] = {
         for share in (0.5, 0.2, 0.1)
         for score in ("entropy", "frequency", "random")
     },
-    "last scale exit, one before pruned": {
+    "last scale exit and one before pruned": {
         f"{score}, {share:.0%}": {**ONE_LAYER[score], "keep": {-2: share}, "scale_exit": -1}
         for share in (0.5, 0.25)
         for score in ("entropy", "frequency", "random")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from toprovar_fx.cache_policies.registry import CACHE_POLICIES
 from toprovar_fx.cache_policies.scalekv import ScaleKV
 from toprovar_fx.errors import OptionError
 from toprovar_fx.options import Options
+from toprovar_fx.runtime.compaction import Compaction
 from toprovar_fx.runtime.generation import generation
 from toprovar_fx.runtime.report import report_of
 
@@ -179,6 +181,31 @@ def test_the_published_policies_equal_the_plain_reference(options, spied):
         rows = [stay for (at, _), stay in stays(outcome).items() if at == scale]
         assert sum(rows) / len(rows) <= budget
     assert {scale for scale, _ in spied.chosen} == ({3, 4} if options is DENSE else {4})
+
+
+@pytest.mark.parametrize(("policy", "most"), [("scalekv", [1, 1]), ("hack", [1, 0])])
+def test_the_device_is_read_once_for_all_layers(monkeypatch, policy, most):
+    """By scale over the budget; what a head is, is known after the first."""
+    read: list[int] = []
+    end_scale = Compaction.end_scale
+
+    def watched(self: Compaction, scale: int) -> None:
+        read.append(0)
+        with monkeypatch.context() as patch:
+            for way in ("tolist", "item", "__float__", "__int__", "__bool__"):
+                patch.setattr(torch.Tensor, way, counted(getattr(torch.Tensor, way)))
+            end_scale(self, scale)
+
+    def counted(way: Any) -> Any:
+        def call(tensor: torch.Tensor) -> Any:
+            read[-1] += 1
+            return way(tensor)
+
+        return call
+
+    monkeypatch.setattr(Compaction, "end_scale", watched)
+    traced("infinity")({**DENSE, "cache_policy": policy, "cache_budget": 0.4})
+    assert [count for count in read if count] == [count for count in most if count]
 
 
 def _grid(side: int, centres: tuple[int, ...]) -> list[int]:

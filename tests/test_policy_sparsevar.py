@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from toprovar_fx.criteria.selection import select_tokens
 from toprovar_fx.policies.sparsevar import _anchors, _nearest_anchor
 
 from .models.fixtures import NAMES, eager, traced
@@ -52,6 +53,21 @@ def test_ratios_may_be_given():
     # The one anchor of a small map has company: a block is not traced for a single token.
     outcome = traced("infinity")({"policy": "sparsevar", "keep": {3: 0.05}})
     assert outcome.counts(3) == [2] * 4
+
+
+@pytest.mark.parametrize("given", [None, {-3: 0.6, -2: 0.4, -1: 0.25}], ids=["measured", "given"])
+def test_the_layers_of_a_scale_share_one_plan(monkeypatch, given):
+    """Each plan reads the device."""
+    made = []
+
+    def counted(score: torch.Tensor, count: int) -> torch.Tensor:
+        made.append(count)
+        return select_tokens(score, count)
+
+    monkeypatch.setattr("toprovar_fx.policies.sparsevar.select_tokens", counted)
+    outcome = traced("infinity")({"policy": "sparsevar", "keep": given})
+    scales = {scale for scale, _ in outcome.keeps}
+    assert scales and len(made) == len(scales)
 
 
 def test_anchors_are_a_grid():

@@ -46,14 +46,15 @@ class HACK(CachePolicy):
     def __init__(self, options: Options, schedule: Schedule) -> None:
         super().__init__(options, schedule)
         self.structural: dict[int, Tensor] = {}
+        self._shares: dict[int, float] = {}
 
     def select(self, scale: int, caches: Sequence[LayerCache]) -> Mapping[int, Tensor]:
         """The rows of both kinds of heads in layers that are over their budget."""
         if all(one.rows <= self.rows for one in caches):
             return {}
         self._classify(caches)
-        shares = {layer: float(kind.float().mean()) for layer, kind in self.structural.items()}
-        weights = [_CONTEXTUAL + (_STRUCTURAL - _CONTEXTUAL) * shares.get(one.layer, 0.5) for one in caches]
+        shares = [self._shares.get(one.layer, 0.5) for one in caches]
+        weights = [_CONTEXTUAL + (_STRUCTURAL - _CONTEXTUAL) * share for share in shares]
         counts = shared_out(weights, caches, self.rows)
         return {
             one.layer: self._keep(one, count)
@@ -69,6 +70,8 @@ class HACK(CachePolicy):
         varies = {one.layer: one.attention.var(2, correction=0).sum(-1).mean(0) for one in caches}
         typical = torch.cat(list(varies.values())).mean()
         self.structural = {layer: found > typical for layer, found in varies.items()}
+        shares = torch.stack([kind.float().mean() for kind in self.structural.values()]).tolist()
+        self._shares = dict(zip(self.structural, shares, strict=True))
 
     def _keep(self, cache: LayerCache, count: int) -> Tensor:
         attended = best(cache.attention.sum(2), count)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -54,7 +55,7 @@ class ScaleKV(CachePolicy):
         """The watched rows, and those that they attend to most, in layers that are over their budget."""
         if all(one.rows <= self.rows for one in caches):
             return {}
-        index = [_selectivity(one) for one in caches]
+        index: list[float] = torch.stack([_selectivity(one) for one in caches]).tolist()
         typical = sum(index) / len(index)
         refines = [value > typical for value in index]
         self.refiners[scale] = {one.layer for one, refined in zip(caches, refines, strict=True) if refined}
@@ -76,13 +77,13 @@ class ScaleKV(CachePolicy):
         return [refiner if refined else drafter for refined in refines]
 
 
-def _selectivity(cache: LayerCache) -> float:
-    """Share of attention on the scale's own rows and on the few earlier rows that get most, in [0, 1]."""
+def _selectivity(cache: LayerCache) -> Tensor:
+    """Share of attention on the scale's own rows and on the few earlier rows that get most, in [0, 1], []."""
     attention = cache.attention
     earlier = attention[..., : cache.start]
     few = max(1, round(_FEW * cache.start))
     taken = earlier.topk(min(few, cache.start), -1).values.sum(-1)
-    return float((attention[..., cache.start :].sum(-1) + taken).mean())
+    return (attention[..., cache.start :].sum(-1) + taken).mean()
 
 
 def _keep(cache: LayerCache, count: int) -> Tensor:

@@ -48,6 +48,7 @@ class SparseVAR(Policy):
         self._entering: Tensor | None = None
         self._changed: tuple[int, Tensor] | None = None
         self._used: tuple[int, tuple[int, Tensor]] | None = None
+        self._plans: dict[tuple[float | None, int], LayerPlan] = {}
         self._before: tuple[int, Tensor] | None = None
 
     @property
@@ -94,20 +95,28 @@ class SparseVAR(Policy):
 
     def plan(self, ask: LayerQuestion) -> LayerPlan:
         """The anchors and the tokens of largest change, from what was known when the scale began."""
-        scale, length = ask.place.scale, ask.hidden.shape[1]
+        scale = ask.place.scale
         if self._used is None or self._used[0] != scale:
             assert self._changed is not None
-            self._used = scale, self._changed
-        known, change = self._used[1]
-        share = ask.ratio
+            self._used, self._plans = (scale, self._changed), {}
+        # Layers of one ratio share a plan: it reads the device once for them all.
+        key = ask.ratio, len(ask.hidden)
+        if key not in self._plans:
+            self._plans[key] = self._plan(scale, *self._used[1], *key)
+        return self._plans[key]
+
+    def _plan(self, scale: int, known: int, change: Tensor, share: float | None, rows: int) -> LayerPlan:
+        """A keep set for `rows` rows, from the changes [B, l] at the scale `known`; without a share, all that count."""
+        length, side = self.schedule.tokens[scale], self.schedule.sides[scale]
         if share is None:
             share = float((change / change.amax() > _THRESHOLD).float().mean(1).amax())
-        anchors = _anchors(self.schedule.sides[scale], change.device)
-        count = min(length, max(math.floor(share * length + 1e-6), int(anchors.sum()), FEWEST_TOKENS))
+        fewest = max(math.prod(-(-size // _WINDOW) for size in side), FEWEST_TOKENS)
+        count = min(length, max(math.floor(share * length + 1e-6), fewest))
         if count == length:
             return LayerPlan(length)
+        anchors = _anchors(side, change.device)
         score = self._at(change[..., None], known, scale)[..., 0].masked_fill(anchors, math.inf)
-        return LayerPlan(count, expand_cfg_rows(select_tokens(score, count), len(ask.hidden)))
+        return LayerPlan(count, expand_cfg_rows(select_tokens(score, count), rows))
 
     def complete(self, scale: int, unit: int, keep: Tensor, hidden: Tensor) -> Tensor:
         """After the last layer: tokens that were left out get the state of their most similar anchor."""

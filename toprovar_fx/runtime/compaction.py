@@ -49,6 +49,7 @@ class Compaction:
         self.policy = options.extensions.cache_policy(options, schedule)
         self._schedule, self._caches, self._ledger = schedule, caches, ledger
         self._seen: dict[int, _Seen] = {}
+        self._watched: dict[tuple[int, int], Tensor] = {}
 
     def observe(
         self,
@@ -69,7 +70,7 @@ class Compaction:
             inputs: of the block.
             begin: first cache row of the scale as traced.
         """
-        chosen = _watched(self._schedule.sides[scale], queries.shape[2]).to(queries.device)
+        chosen = self._watched_of(scale, queries.shape[2], queries.device)
         self._seen[layer] = _Seen(
             key=inputs[layout.key],
             value=inputs[layout.value],
@@ -104,14 +105,19 @@ class Compaction:
     def release(self) -> None:
         """Let go of the tensors."""
         self._seen.clear()
+        self._watched.clear()
+
+    def _watched_of(self, scale: int, count: int, device: torch.device) -> Tensor:
+        """`_watched` on the device; layers of one K share it, for a copy to the device may wait."""
+        if (scale, count) not in self._watched:
+            self._watched[scale, count] = _watched(self._schedule.sides[scale], count).to(device)
+        return self._watched[scale, count]
 
     def _shown(self, layer: int, one: _Seen, scale: int) -> LayerCache:
         rows = one.traced_end - self._caches.dropped.get(layer, 0)
         keys = _heads_first(one.key, one.layout)[:, :, :rows]
-        watched = one.start + _watched(self._schedule.sides[scale], rows - one.start)
-        return LayerCache(
-            layer, one.start, rows, keys, one.queries, watched.to(keys.device), one.layout.scale
-        )
+        watched = one.start + self._watched_of(scale, rows - one.start, keys.device)
+        return LayerCache(layer, one.start, rows, keys, one.queries, watched, one.layout.scale)
 
 
 def _heads_first(cache: Tensor, layout: CacheLayout) -> Tensor:
