@@ -106,7 +106,7 @@ class SparseVAR(Policy):
         return self._plans[key]
 
     def _plan(self, scale: int, known: int, change: Tensor, share: float | None, rows: int) -> LayerPlan:
-        """A keep set for `rows` rows, from the changes [B, l] at the scale `known`; without a share, all that count."""
+        """A keep set for `rows` rows, from the changes [B, l] at scale `known`; no share: what counts."""
         length, side = self.schedule.tokens[scale], self.schedule.sides[scale]
         if share is None:
             share = float((change / change.amax() > _THRESHOLD).float().mean(1).amax())
