@@ -14,7 +14,8 @@ from toprovar_fx.criteria.depth import depth_from_ratios, join_depths
 from toprovar_fx.criteria.rows import join_cfg_rows
 from toprovar_fx.criteria.saliency import keep_probability, normalise_entropy
 from toprovar_fx.criteria.scores import prunability
-from toprovar_fx.criteria.selection import keep_count
+
+from .counts import keep_count
 
 
 @given(

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from toprovar_fx.criteria import (
-    keep_count,
     keep_probability,
     layer_detail,
     low_entropy_ratio,
@@ -19,6 +18,8 @@ from toprovar_fx.criteria import (
     select_tokens,
     sigma_ratio,
 )
+
+from .counts import keep_count
 
 BUCKETS = (0.1, 0.25, 0.5, 0.75)
 seeds = st.integers(0, 10_000)

@@ -7,7 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from toprovar_fx.criteria import bernoulli_tokens, counter_uniform, keep_count, round_to_bucket, select_tokens
+from toprovar_fx.criteria import bernoulli_tokens, counter_uniform, round_to_bucket, select_tokens
+
+from .counts import keep_count
 
 BUCKETS = (0.1, 0.25, 0.5, 0.75, 1.0)
 

@@ -9,7 +9,6 @@ import torch
 
 from toprovar_fx.criteria import (
     join_cfg_rows,
-    keep_count,
     keep_probability,
     layer_detail,
     low_entropy_ratio,
@@ -18,6 +17,7 @@ from toprovar_fx.criteria import (
     sigma_ratio,
 )
 
+from .counts import keep_count
 from .models.fixtures import NAMES, eager, traced
 from .models.subjects import OPEN, worst
 from .oracle_runs import TOLERANCE, compare, ranked

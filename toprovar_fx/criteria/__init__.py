@@ -11,7 +11,7 @@ from .rows import expand_cfg_rows, join_cfg_rows
 from .saliency import keep_probability, normalise_entropy, scale_weight
 from .scope import layer_detail, sigma_ratio
 from .scores import frequency_score, prunability, random_score
-from .selection import bernoulli_tokens, keep_count, round_to_bucket, select_tokens
+from .selection import bernoulli_tokens, retention, round_to_bucket, select_tokens
 
 __all__ = [
     "bernoulli_tokens",
@@ -21,7 +21,6 @@ __all__ = [
     "frequency_score",
     "join_cfg_rows",
     "join_depths",
-    "keep_count",
     "keep_probability",
     "layer_detail",
     "low_entropy_ratio",
@@ -29,6 +28,7 @@ __all__ = [
     "prunability",
     "random_score",
     "restore_delta",
+    "retention",
     "round_to_bucket",
     "scale_weight",
     "select_tokens",

@@ -16,32 +16,6 @@ BatchRule = Literal["mean", "max"]
 _SLACK = 1e-6
 
 
-def keep_count(
-    p_keep: Tensor,
-    buckets: Sequence[float],
-    min_keep: float = 0.0,
-    skip_below: float = 0.0,
-    rule: BatchRule = "mean",
-) -> int:
-    """Return K, one number of kept tokens for all rows: the mean of ``P_keep``, rounded up to a bucket.
-
-    One retention is read back from the device.
-
-    Args:
-        p_keep: Keep probabilities, ``[..., L]``; the leading axes are samples that share one static shape.
-        buckets: Keep ratios, see :func:`round_to_bucket`.
-        min_keep: Least ratio kept.
-        skip_below: Mean retention below which K is 0: the layer is skipped.
-        rule: Retention of several samples: their mean or the largest.
-
-    Returns:
-        K in 0 .. L.
-    """
-    samples = p_keep.flatten(end_dim=-2) if p_keep.dim() > 1 else p_keep[None]
-    share = float(retention(samples[:, None], rule))
-    return round_to_bucket(share, p_keep.shape[-1], buckets, min_keep, skip_below)
-
-
 def retention(p_keep: Tensor, rule: BatchRule = "mean") -> Tensor:
     """Return the share of tokens that each of several layers wants to keep.
 
