@@ -113,7 +113,7 @@ def test_a_copy_that_failed_is_made_again(monkeypatch):
     graphed(region, (x, w), print)
     x.mul_(2)
     with monkeypatch.context() as patched:
-        patched.setattr("toprovar_fx.runtime.cuda_graphs.copy_all", _out_of_memory)
+        patched.setattr("toprovar_fx.runtime.buffers.copy_all", _out_of_memory)
         with pytest.raises(MemoryError):
             graphed(region, (x, w), print)
     assert graphed(region, (x, w), print)[0].sum() == 6

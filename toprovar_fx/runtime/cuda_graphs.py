@@ -12,21 +12,23 @@ was written, are advanced for it.
 from __future__ import annotations
 
 import threading
-import weakref
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from .._torch_private import copy_all, version_of
 from ..analysis.reasons import Fallback, Reason
 from ..analysis.repeatable import obstacle_to_repeating
 from ..cost.expressions import Sizes
 from ..errors import GraphError
 from ..lowering.region import Region
+from .buffers import Buffers
+
+_address = Tensor.data_ptr
 
 # A model whose caches or weights keep moving would record for ever.
 _MOST_RECORDINGS = 4
@@ -62,43 +64,6 @@ class Recorder(Protocol):
         """Run after whatever ran in here before, on any stream."""
 
 
-class Buffers:
-    """Memory at fixed addresses, shared by the recordings of one program, by input name and layout."""
-
-    def __init__(self) -> None:
-        self._known: dict[object, Tensor] = {}
-        self._sources: dict[object, tuple[weakref.ref[Tensor], int]] = {}
-
-    def key(self, name: str, source: Tensor) -> object:
-        """What a buffer is found by."""
-        return name, tuple(source.shape), source.stride(), source.dtype
-
-    def at(self, key: object, like: Tensor) -> Tensor:
-        """The buffer of this key, made on first use."""
-        if key not in self._known:
-            with torch.inference_mode(False):
-                self._known[key] = torch.empty_strided(
-                    like.shape, like.stride(), dtype=like.dtype, device=like.device
-                )
-        return self._known[key]
-
-    def fill(self, pairs: Sequence[tuple[object, Tensor]]) -> None:
-        """Copy the sources that are not what their buffers hold already."""
-        stale = []
-        for key, source in pairs:
-            version = version_of(source)
-            known = self._sources.get(key)
-            if version is None or known is None or known[0]() is not source or known[1] != version:
-                stale.append((key, source, version))
-        for key, _, _ in stale:
-            self._sources.pop(key, None)
-        copy_all([self._known[key] for key, _, _ in stale], [source for _, source, _ in stale])
-        # Only now: a copy that failed is made again.
-        for key, source, version in stale:
-            if version is not None:
-                self._sources[key] = weakref.ref(source), version
-
-
 @dataclass
 class GraphMemory:
     """What the recordings of one program share.
@@ -116,13 +81,29 @@ class GraphMemory:
     lock: threading.RLock = field(default_factory=threading.RLock)
 
 
-@dataclass(frozen=True)
 class _Places:
-    """Positions of the tensors among a call's arguments; what is not written may be passed either way."""
+    """The tensors among a call's arguments; what is not written may be passed either way.
 
-    held: list[int]
-    copied: list[int]
-    written: list[int]
+    Args:
+        names: of all arguments.
+        held: positions of those whose addresses a recording is bound to.
+        copied: positions of those that are copied into buffers.
+        written: positions of those that the call writes to, among the held ones.
+    """
+
+    def __init__(
+        self, names: Sequence[str], held: Sequence[int], copied: Sequence[int], written: Sequence[int]
+    ) -> None:
+        self.positions = copied
+        self.names = [names[at] for at in copied]
+        self.held, self.copied, self.written = map(_taking, (held, copied, written))
+
+
+def _taking(positions: Sequence[int]) -> Callable[[Sequence[Any]], tuple[Any, ...]]:
+    """A function that takes the values at some positions of a sequence: hundreds, at every scale."""
+    if len(positions) > 1:
+        return itemgetter(*positions)
+    return lambda values: tuple(values[at] for at in positions)
 
 
 class GraphedCall:
@@ -174,18 +155,14 @@ class GraphedCall:
             }
             held = [at for at, yes in stays.items() if yes]
             copied = [at for at, yes in stays.items() if not yes]
-            self._places = _Places(held, copied, [at for at in held if at in written])
+            self._places = _Places(self._names, held, copied, [at for at in held if at in written])
         return self._places
 
     def _replayed(self, call: Call, arguments: Sequence[Any], sizes: Sizes) -> tuple[Any, ...] | None:
         places = self._places_of(arguments)
-        buffers = self._memory.buffers
-        copied = [(at, buffers.key(self._names[at], arguments[at]), arguments[at]) for at in places.copied]
-        fixed = list(arguments)
-        for at, key, value in copied:
-            fixed[at] = buffers.at(key, value)
+        buffers, stale = self._memory.buffers.find(places.names, places.copied(arguments))
         # Equal sizes may come in other layouts, which have buffers of their own.
-        found_by = tuple(fixed[at].data_ptr() for at in (*places.held, *places.copied))
+        found_by = (*map(_address, places.held(arguments)), *map(_address, buffers))
         recordings = self._recordings.setdefault(sizes, {})
         recording = recordings.get(found_by)
         if recording is None:
@@ -195,32 +172,34 @@ class GraphedCall:
             if why:
                 self._refuse(sizes, why)
                 return None
-        buffers.fill([(key, value) for _, key, value in copied])
+        self._memory.buffers.fill(stale)
         if recording is None:
+            fixed = list(arguments)
+            for at, buffer in zip(places.positions, buffers, strict=True):
+                fixed[at] = buffer
             recording = self._record(call, fixed, sizes)
             if recording is None:
                 return None
             recordings[found_by] = recording
         recording.replay()
-        torch.autograd.graph.increment_version([arguments[at] for at in places.written])
+        torch.autograd.graph.increment_version(places.written(arguments))
         return tuple(value.clone() if isinstance(value, Tensor) else value for value in recording.outputs)
 
     def _obstacle(self, arguments: Sequence[Any], places: _Places) -> str:
         """Why these inputs cannot be recorded with, or ""."""
         if self._unrepeatable:
             return self._unrepeatable
-        for at in (*places.held, *places.copied):
-            if not self._memory.recorder.accepts(arguments[at]):
-                return f"an input is on {arguments[at].device}"
-        written = {arguments[at].untyped_storage().data_ptr() for at in places.written}
-        for value in map(arguments.__getitem__, places.copied):
+        tensors = (*places.held(arguments), *places.copied(arguments))
+        for value in tensors:
+            if not self._memory.recorder.accepts(value):
+                return f"an input is on {value.device}"
+        written = {value.untyped_storage().data_ptr() for value in places.written(arguments)}
+        for value in places.copied(arguments):
             if _overlaps_itself(value):
                 return "an input is a view whose elements share memory"
             if value.untyped_storage().data_ptr() in written:
                 return "an input shares memory with one that is written"
-        if torch.is_grad_enabled() and any(
-            arguments[at].requires_grad for at in (*places.held, *places.copied)
-        ):
+        if torch.is_grad_enabled() and any(value.requires_grad for value in tensors):
             return "gradients are wanted, of which a replay records nothing"
         return ""
 

@@ -43,29 +43,22 @@ class RecordedFunction:
     def _replayed(
         self, memory: GraphMemory, tensors: Mapping[str, Tensor], constants: Mapping[str, Hashable]
     ) -> tuple[Tensor, ...]:
-        buffers = memory.buffers
-        keys = {name: buffers.key(name, value) for name, value in tensors.items()}
-        place = tuple(keys.values()), tuple(constants.items())
+        buffers, stale = memory.buffers.find(list(tensors), list(tensors.values()))
+        place = tuple(buffer.data_ptr() for buffer in buffers), tuple(constants.items())
+        memory.buffers.fill(stale)
         if place not in self._recordings and len(self._recordings) < _MOST_RECORDINGS:
-            fixed = {name: buffers.at(key, tensors[name]) for name, key in keys.items()}
-            self._recordings[place] = self._record(memory, fixed, tensors, constants)
+            self._recordings[place] = self._record(
+                memory, dict(zip(tensors, buffers, strict=True)), constants
+            )
         recording = self._recordings.get(place)
         if recording is None:
             return self._function(**tensors, **constants)
-        buffers.fill([(key, tensors[name]) for name, key in keys.items()])
         recording.replay()
         return tuple(value.clone() for value in recording.outputs)
 
     def _record(
-        self,
-        memory: GraphMemory,
-        fixed: Mapping[str, Tensor],
-        tensors: Mapping[str, Tensor],
-        constants: Mapping[str, Hashable],
+        self, memory: GraphMemory, fixed: Mapping[str, Tensor], constants: Mapping[str, Hashable]
     ) -> Recording | None:
-        for name, value in tensors.items():
-            fixed[name].copy_(value)
-
         def call(*arguments: Tensor) -> tuple[Tensor, ...]:
             return self._function(**dict(zip(fixed, arguments, strict=True)), **constants)
 

@@ -1,0 +1,94 @@
+"""Memory at fixed addresses for the inputs of recordings, and what it holds."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .._torch_private import copy_all, version_of
+
+# Name, shape, strides and dtype of an input.
+_Key = tuple[str, tuple[int, ...], tuple[int, ...], torch.dtype]
+
+
+class _Source(NamedTuple):
+    """A tensor as it was when it was copied."""
+
+    tensor: weakref.ref[Tensor]
+    version: int
+    pointer: int
+
+    def is_still(self, tensor: Tensor) -> bool:
+        """Whether it is `tensor`, which nobody has written to or given other memory since."""
+        same = self.tensor() is tensor
+        return same and version_of(tensor) == self.version and tensor.data_ptr() == self.pointer
+
+
+class _Stale(NamedTuple):
+    """A buffer that does not hold what its source does, at the source's version."""
+
+    key: _Key
+    buffer: Tensor
+    source: Tensor
+    version: int | None
+
+
+class Buffers:
+    """Memory at fixed addresses, shared by the recordings of one program, by input name and layout."""
+
+    def __init__(self) -> None:
+        self._known: dict[_Key, Tensor] = {}
+        self._holds: dict[_Key, _Source] = {}
+        # What came last under a name, and the buffer that holds it: most inputs stay the same.
+        self._last: dict[str, tuple[_Source, Tensor]] = {}
+
+    def find(self, names: Sequence[str], sources: Sequence[Tensor]) -> tuple[list[Tensor], list[_Stale]]:
+        """The buffers of inputs, and those that do not hold what the sources do.
+
+        Args:
+            names: of the inputs.
+            sources: the tensors that are passed.
+        """
+        found, stale = [], []
+        last = self._last
+        for name, source in zip(names, sources, strict=True):
+            known = last.get(name)
+            if known is not None and known[0].is_still(source):
+                found.append(known[1])
+                continue
+            key = name, tuple(source.shape), source.stride(), source.dtype
+            buffer = self._at(key, source)
+            holds = self._holds.get(key)
+            if holds is None or not holds.is_still(source):
+                stale.append(_Stale(key, buffer, source, version_of(source)))
+            else:
+                last[name] = holds, buffer
+            found.append(buffer)
+        return found, stale
+
+    def _at(self, key: _Key, like: Tensor) -> Tensor:
+        if key not in self._known:
+            with torch.inference_mode(False):
+                self._known[key] = torch.empty_strided(
+                    like.shape, like.stride(), dtype=like.dtype, device=like.device
+                )
+        return self._known[key]
+
+    def fill(self, stale: Sequence[_Stale]) -> None:
+        """Copy the sources that are not what their buffers hold already."""
+        if not stale:
+            return
+        for one in stale:
+            self._holds.pop(one.key, None)
+            self._last.pop(one.key[0], None)
+        copy_all([one.buffer for one in stale], [one.source for one in stale])
+        # Only now: a copy that failed is made again.
+        for one in stale:
+            if one.version is not None:
+                holds = _Source(weakref.ref(one.source), one.version, one.source.data_ptr())
+                self._holds[one.key] = holds
+                self._last[one.key[0]] = holds, one.buffer
