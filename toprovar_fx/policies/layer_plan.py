@@ -15,7 +15,7 @@ from ..criteria.score_registry import ScoreContext
 from ..criteria.selection import bernoulli_tokens, round_to_bucket
 from ..readback import Reading, sent
 from .graph_support import GraphGates, graph_gates
-from .weighing import UNPACED, Pacing, Weights
+from .weighing import UNPACED, Pacing, Weights, rank_layers
 
 if TYPE_CHECKING:
     from ..options import Options
@@ -107,21 +107,26 @@ def _plan_by_statistics(
         alpha_max=options.alpha_max,
         batch_rule=options.batch_rule,
     )
-    weight = scale_weight(asks[0].place.scale, asks[0].place.scales)
-    # phi R in double precision, as where a graph decides.
-    rates = sent([weight * ask.detail for ask in asks], torch.float64, statistics.device)
-    tensors = {"statistics": statistics, "rates": rates}
-    p_keep, retentions, order = pacing.weigh(tensors, weights=weights)
+    drawn = options.sampling == "bernoulli"
+    p_keep = retentions = order = None
+    if drawn or any(ask.ratio is None for ask in asks):
+        weight = scale_weight(asks[0].place.scale, asks[0].place.scales)
+        # phi R in double precision, as where a graph decides.
+        rates = sent([weight * ask.detail for ask in asks], torch.float64, statistics.device)
+        tensors = {"statistics": statistics, "rates": rates}
+        p_keep, retentions, order = pacing.weigh(tensors, weights=weights)
     counts = _counts(options, asks, retentions, length, pacing.meanwhile)
     some = {at: count for at, count in enumerate(counts) if count not in (0, length)}
     if not some or _ranks_itself(options):
         return [LayerPlan(count) for count in counts]
-    if options.sampling == "bernoulli":
+    if drawn:
+        assert p_keep is not None
         keeps = {}
         for at, count in some.items():
             keep = bernoulli_tokens(p_keep[:, at], count, options.seed, asks[at].place.stream)
             keeps[at] = expand_cfg_rows(keep, len(statistics))
     else:
+        order = rank_layers(statistics, weights) if order is None else order
         keeps = _first_tokens(order, some, len(statistics))
     return [LayerPlan(count, keeps.get(at)) for at, count in enumerate(counts)]
 
@@ -142,13 +147,13 @@ def _first_tokens(order: Tensor, counts: Mapping[int, int], rows: int) -> dict[i
 def _counts(
     options: Options,
     asks: Sequence[LayerQuestion],
-    retentions: Tensor,
+    retentions: Tensor | None,
     length: int,
     meanwhile: Callable[[], object],
 ) -> list[int]:
     """K of every layer; the host waits only if one of them follows from what was measured."""
     shares: list[float] = [0.0] * len(asks)
-    if any(ask.ratio is None for ask in asks):
+    if retentions is not None and any(ask.ratio is None for ask in asks):
         reading = Reading(retentions)
         meanwhile()
         shares = reading.tolist()

@@ -43,11 +43,20 @@ def weigh_layers(statistics: Tensor, rates: Tensor, weights: Weights) -> tuple[T
         P_keep of eq. 6, float32, ``[B or R, N, L]``; the retention of every layer, float32, ``[N]``; all
         tokens of every layer, those to keep first, int64, ``[B or R, N, L]``.
     """
-    joined = join_cfg_rows(statistics, weights.images, weights.cfg_rows)
-    saliency = prunability(joined, weights.keep_low)
+    saliency = _saliency(statistics, weights)
     normalised = normalise_entropy(saliency, weights.normalise)
     p_keep = keep_probability(normalised, rates, 1.0, weights.alpha_min, weights.alpha_max)
     return p_keep, retention(p_keep, weights.batch_rule), rank_tokens(-saliency)
+
+
+def rank_layers(statistics: Tensor, weights: Weights) -> Tensor:
+    """The ranking of `weigh_layers` alone."""
+    return rank_tokens(-_saliency(statistics, weights))
+
+
+def _saliency(statistics: Tensor, weights: Weights) -> Tensor:
+    joined = join_cfg_rows(statistics, weights.images, weights.cfg_rows)
+    return prunability(joined, weights.keep_low)
 
 
 def _called(tensors: Mapping[str, Tensor], weights: Weights) -> tuple[Tensor, ...]:
