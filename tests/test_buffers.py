@@ -28,14 +28,18 @@ def test_what_stays_is_copied_once():
     assert copied == 1 and all(one is other for one, other in zip(first, again, strict=True))
 
 
-@pytest.mark.parametrize("change", ["written", "other memory", "another tensor"])
+@pytest.mark.parametrize("change", ["written", "other memory", "fewer rows", "transposed", "another tensor"])
 def test_what_changes_is_copied_again(change):
-    buffers, text = Buffers(), torch.rand(2, 3)
+    buffers, text = Buffers(), torch.rand(3, 3)
     passed(buffers, text=text)
     if change == "written":
         text[0, 0] = 7
     elif change == "other memory":
-        text.data = torch.rand(2, 3)
+        text.data = torch.rand(3, 3)
+    elif change == "fewer rows":
+        text.data = text.data[:2]
+    elif change == "transposed":
+        text.data = text.data.t()
     else:
         text = text.clone()
         text.add_(0)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from toprovar_fx.policies.weighing import Weights
+from toprovar_fx.policies.weighing import WeighingRules
 from toprovar_fx.runtime.cuda_recorder import CudaRecorder
 from toprovar_fx.runtime.recorded_function import memory_of
 from toprovar_fx.runtime.statistics import Statistics
@@ -77,12 +77,12 @@ def test_cuda_graphs_and_caches_that_move():
 
 
 RATES = torch.linspace(0.1, 1.0, 5, dtype=torch.float64)
-WEIGHTS = Weights(1, "shared", True, "rank", 0.1, 1.0, "mean")
+RULES = WeighingRules(1, "shared", True, "rank", 0.1, 1.0, "mean")
 # By function: sizes of its maps of five layers, other tensors, constants.
 STATISTICS = {
     "scope": ((5, 2, 16, 16), {}, {"centre": True, "beta": 0.05}),
     "rho": ((2, 5, 256), {}, {"images": 1, "rule": "shared"}),
-    "weigh": ((2, 5, 256), {"rates": RATES}, {"weights": WEIGHTS}),
+    "weigh": ((2, 5, 256), {"rates": RATES}, {"rules": RULES}),
 }
 
 
@@ -97,6 +97,7 @@ def test_statistics_that_are_recorded_are_the_statistics(request, size, others, 
         given |= {key: value.cuda() for key, value in others.items()}
         for ours, expected in zip(recorded(given, **constants), plain(given, **constants), strict=True):
             torch.testing.assert_close(ours, expected)
+    assert len(recorded._recordings) == 1 and None not in recorded._recordings.values()
 
 
 def test_what_is_decided_online_is_what_blocks_decide():
@@ -109,6 +110,7 @@ def test_what_is_decided_online_is_what_blocks_decide():
         found, expected = (generate(subject, forward, seed=seed) for forward in (steps, blocks))
         assert found.controller.depth == expected.controller.depth
         assert found.keeps.keys() == expected.keeps.keys() and found.keeps
+        assert not found.controller.ledger.notes, "a scale ran by blocks"
         assert all(torch.equal(keep, expected.keeps[place]) for place, keep in found.keeps.items())
         assert deviation(found, expected) < 2e-4
 

@@ -12,7 +12,9 @@ from toprovar_fx.policies.layer_plan import plan_layers
 from toprovar_fx.policies.weighing import Pacing, weigh_layers
 from toprovar_fx.readback import Reading, sent
 from toprovar_fx.runtime.deciders import Deciders
+from toprovar_fx.runtime.generation import Generation
 from toprovar_fx.runtime.ledger import Ledger
+from toprovar_fx.runtime.report import report_of
 
 from .models.fixtures import traced
 from .models.subjects import OPEN, SQUARE
@@ -84,12 +86,27 @@ def test_what_nobody_asked_for_is_in_the_report(read):
     assert len(read) == before
 
 
+def test_a_generation_that_fails_reports_what_it_measured(read):
+    options = Options(**OPEN, min_scale=2, representative_scale=0.5, layer_scope="online", tau=0.01)
+    run = Generation(SQUARE, 1)
+    controller = run.controller(options, 4)
+    for scale in range(3):
+        run.begin_scale(scale)
+        for layer in range(4):
+            controller.observe(layer, torch.rand(2, SQUARE.tokens[scale]), None, SQUARE.tokens[scale])
+    controller.end_scale()
+    assert not read
+    report = report_of(run)
+    assert report is not None and report.depth == 2
+    assert report.roles.keys() == {0, 1, 2, 3}
+
+
 def test_the_device_has_its_work_before_the_host_waits(read):
     events: list[str] = []
 
-    def weigh(tensors: Any, weights: Any) -> tuple[torch.Tensor, ...]:
+    def weigh(tensors: Any, rules: Any) -> tuple[torch.Tensor, ...]:
         events.append("weighed")
-        return weigh_layers(**tensors, weights=weights)
+        return weigh_layers(**tensors, rules=rules)
 
     def meanwhile() -> None:
         assert not read

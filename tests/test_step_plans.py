@@ -117,11 +117,12 @@ def test_online_a_scale_is_decided_once_for_each_depth_and_counts(buckets, decis
     assert len(depths) == 3
 
 
-def test_the_oldest_plan_gives_way():
+def test_the_plan_that_was_unused_longest_gives_way():
     plans = Plans()
     for key in range(300):
-        plans.keep(key, key)
-    assert plans.find(0) is None and plans.find(299) == 299
+        plans.keep(key, -key)
+        assert plans.find(1) == (-1 if key else None)
+    assert plans.find(0) is None and plans.find(44) is None and plans.find(299) == -299
     assert sum(plans.find(key) is not None for key in range(300)) == 256
 
 

@@ -19,7 +19,8 @@ class Reading:
     def __init__(self, values: Tensor) -> None:
         self._values, self._arrival = values, None
         if values.device.type == "cuda":
-            self._values = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+            # Whatever the user's default device is.
+            self._values = torch.empty(values.shape, dtype=values.dtype, device="cpu", pin_memory=True)
             self._values.copy_(values, non_blocking=True)
             self._arrival = torch.cuda.current_stream(values.device).record_event()
 
@@ -32,5 +33,5 @@ class Reading:
 
 def sent(values: Sequence[float], dtype: torch.dtype, device: torch.device) -> Tensor:
     """Values of the host on a device; a copy from memory that is not pinned would wait for all before it."""
-    host = torch.tensor(values, dtype=dtype, pin_memory=device.type == "cuda")
+    host = torch.tensor(values, dtype=dtype, device="cpu", pin_memory=device.type == "cuda")
     return host.to(device, non_blocking=True)

@@ -15,7 +15,7 @@ from ..criteria.score_registry import ScoreContext
 from ..criteria.selection import bernoulli_tokens, round_to_bucket
 from ..readback import Reading, sent
 from .graph_support import GraphGates, graph_gates
-from .weighing import UNPACED, Pacing, Weights, rank_layers
+from .weighing import UNPACED, Pacing, WeighingRules, rank_layers
 
 if TYPE_CHECKING:
     from ..options import Options
@@ -98,7 +98,7 @@ def _plan_by_statistics(
 ) -> list[LayerPlan]:
     """Plans of layers whose tokens have the statistics [R, N, L]."""
     length = statistics.shape[-1]
-    weights = Weights(
+    rules = WeighingRules(
         images=asks[0].place.images,
         cfg_rows=options.cfg_rows,
         keep_low=options.scoring.keeps_low(options.keep_low),
@@ -114,7 +114,7 @@ def _plan_by_statistics(
         # phi R in double precision, as where a graph decides.
         rates = sent([weight * ask.detail for ask in asks], torch.float64, statistics.device)
         tensors = {"statistics": statistics, "rates": rates}
-        p_keep, retentions, order = pacing.weigh(tensors, weights=weights)
+        p_keep, retentions, order = pacing.weigh(tensors, rules=rules)
     counts = _counts(options, asks, retentions, length, pacing.meanwhile)
     some = {at: count for at, count in enumerate(counts) if count not in (0, length)}
     if not some or _ranks_itself(options):
@@ -126,7 +126,7 @@ def _plan_by_statistics(
             keep = bernoulli_tokens(p_keep[:, at], count, options.seed, asks[at].place.stream)
             keeps[at] = expand_cfg_rows(keep, len(statistics))
     else:
-        order = rank_layers(statistics, weights) if order is None else order
+        order = rank_layers(statistics, rules) if order is None else order
         keeps = _first_tokens(order, some, len(statistics))
     return [LayerPlan(count, keeps.get(at)) for at, count in enumerate(counts)]
 

@@ -14,7 +14,7 @@ from ..criteria.selection import BatchRule, rank_tokens, retention
 
 
 @dataclass(frozen=True)
-class Weights:
+class WeighingRules:
     """Constants of `weigh_layers`; see `toprovar_fx.Options` for their meaning.
 
     Attributes:
@@ -31,36 +31,36 @@ class Weights:
     batch_rule: BatchRule
 
 
-def weigh_layers(statistics: Tensor, rates: Tensor, weights: Weights) -> tuple[Tensor, Tensor, Tensor]:
+def weigh_layers(statistics: Tensor, rates: Tensor, rules: WeighingRules) -> tuple[Tensor, Tensor, Tensor]:
     """P_keep, retention and ranking of the tokens of N layers.
 
     Args:
         statistics: what ranks the tokens, ``[R, N, L]``, not negative.
         rates: ``phi R`` of every layer (eq. 5), float64, ``[N]``.
-        weights: constants.
+        rules: constants.
 
     Returns:
         P_keep of eq. 6, float32, ``[B or R, N, L]``; the retention of every layer, float32, ``[N]``; all
         tokens of every layer, those to keep first, int64, ``[B or R, N, L]``.
     """
-    saliency = _saliency(statistics, weights)
-    normalised = normalise_entropy(saliency, weights.normalise)
-    p_keep = keep_probability(normalised, rates, 1.0, weights.alpha_min, weights.alpha_max)
-    return p_keep, retention(p_keep, weights.batch_rule), rank_tokens(-saliency)
+    saliency = _saliency(statistics, rules)
+    normalised = normalise_entropy(saliency, rules.normalise)
+    p_keep = keep_probability(normalised, rates, 1.0, rules.alpha_min, rules.alpha_max)
+    return p_keep, retention(p_keep, rules.batch_rule), rank_tokens(-saliency)
 
 
-def rank_layers(statistics: Tensor, weights: Weights) -> Tensor:
+def rank_layers(statistics: Tensor, rules: WeighingRules) -> Tensor:
     """The ranking of `weigh_layers` alone."""
-    return rank_tokens(-_saliency(statistics, weights))
+    return rank_tokens(-_saliency(statistics, rules))
 
 
-def _saliency(statistics: Tensor, weights: Weights) -> Tensor:
-    joined = join_cfg_rows(statistics, weights.images, weights.cfg_rows)
-    return prunability(joined, weights.keep_low)
+def _saliency(statistics: Tensor, rules: WeighingRules) -> Tensor:
+    joined = join_cfg_rows(statistics, rules.images, rules.cfg_rows)
+    return prunability(joined, rules.keep_low)
 
 
-def _called(tensors: Mapping[str, Tensor], weights: Weights) -> tuple[Tensor, ...]:
-    return weigh_layers(**tensors, weights=weights)
+def _called(tensors: Mapping[str, Tensor], rules: WeighingRules) -> tuple[Tensor, ...]:
+    return weigh_layers(**tensors, rules=rules)
 
 
 def _nothing() -> None:
@@ -72,7 +72,7 @@ class Pacing:
     """How the wait for a device is kept short.
 
     Attributes:
-        weigh: `weigh_layers`, or a recording of it: takes its tensors by name, and `weights`.
+        weigh: `weigh_layers`, or a recording of it: takes its tensors by name, and `rules`.
         meanwhile: called once the device has its work and before the host waits for it.
     """
 

@@ -21,11 +21,23 @@ class _Source(NamedTuple):
     tensor: weakref.ref[Tensor]
     version: int
     pointer: int
+    shape: torch.Size
+    strides: tuple[int, ...]
+
+    @classmethod
+    def of(cls, tensor: Tensor, version: int) -> _Source:
+        """A tensor as it is now, at this version."""
+        return cls(weakref.ref(tensor), version, tensor.data_ptr(), tensor.shape, tensor.stride())
 
     def is_still(self, tensor: Tensor) -> bool:
-        """Whether it is `tensor`, which nobody has written to or given other memory since."""
-        same = self.tensor() is tensor
-        return same and version_of(tensor) == self.version and tensor.data_ptr() == self.pointer
+        """Whether it is `tensor`, which nobody has written to or given other memory (`t.data = x`) since."""
+        return (
+            self.tensor() is tensor
+            and version_of(tensor) == self.version
+            and tensor.data_ptr() == self.pointer
+            and tensor.shape == self.shape
+            and tensor.stride() == self.strides
+        )
 
 
 class _Stale(NamedTuple):
@@ -89,6 +101,6 @@ class Buffers:
         # Only now: a copy that failed is made again.
         for one in stale:
             if one.version is not None:
-                holds = _Source(weakref.ref(one.source), one.version, one.source.data_ptr())
+                holds = _Source.of(one.source, one.version)
                 self._holds[one.key] = holds
                 self._last[one.key[0]] = holds, one.buffer

@@ -124,22 +124,24 @@ class Controller:
     def standing(self, hidden: Tensor) -> Hashable | None:
         """What all decisions about the scale that is about to run follow from; None where more decides.
 
+        Where K is measured, its layers are planned now, and the host waits for the device.
+
         Args:
             hidden: a tensor of the shape and device of the hidden state.
         """
-        counts = None
-        if not (self.options.foreseen or self._runs_whole()):
-            counts = self._plans.counts(hidden) if self._measures() else None
-            if counts is None:
+        counts: Hashable | None = ()
+        if not self.options.foreseen:
+            if not self._by_entropies:
                 return None
+            # Scales that nothing can prune yet follow from D alone.
+            counts = self._plans.counts(hidden) if self.policy.prunes(self.scale) else ()
+        if counts is None:
+            return None
         left = self._ranking.layers, self._updates.layers, tuple(self.caches.dropped.items())
         return self.scale, self._generation.schedule, self.images, self.layers, self.depth, left, counts
 
-    def _runs_whole(self) -> bool:
-        """Whether no layer computes fewer tokens at this scale, so that D alone decides what is measured."""
-        return self._measures() and not self.policy.prunes(self.scale)
-
-    def _measures(self) -> bool:
+    @property
+    def _by_entropies(self) -> bool:
         """Whether all that is pruned follows from D and what is measured of the entropies."""
         options = self.options
         return (
@@ -174,6 +176,11 @@ class Controller:
             self._updates.keep_rows(self.images)
             self.policy.keep_rows(self.images)
         self.ledger.conditional_scales.add(self.scale)
+
+    def arrive(self) -> None:
+        """Read D and R where they were measured and nobody has asked; graphs that decide keep theirs."""
+        if self.branching is None:
+            self._deciders.settle()
 
     def settle(self) -> None:
         """Read back, after the last scale, what is still on the device."""

@@ -68,7 +68,7 @@ class LayerPlans:
     def counts(self, hidden: Tensor) -> tuple[tuple[int, int], ...] | None:
         """(layer, K) of all layers that may be pruned, where one wait gives them; else None."""
         layers = [layer for layer in range(self._deciders.layers) if self._outlook.prunes(layer)]
-        if not layers or not self._from_before or any(map(self._waits, layers)):
+        if not self._from_before or any(self._reranked(layer, after=0) for layer in layers):
             return None
         return tuple((layer, self.plan(layer, hidden).count) for layer in layers)
 
@@ -77,10 +77,10 @@ class LayerPlans:
         """Whether maps of earlier scales decide."""
         return self._options.score == "entropy" and self._options.entropy_source == "previous_scale"
 
-    def _waits(self, layer: int) -> bool:
-        """Whether the map that ranks `layer` is measured anew at this scale, before it runs."""
+    def _reranked(self, layer: int, after: int) -> bool:
+        """Whether the map that ranks `layer` is measured anew at this scale, by a layer from `after` on."""
         ranking = self._ranking.ranked_by(layer, None)
-        return ranking < layer and self._outlook.taps(ranking)
+        return after <= ranking < layer and self._outlook.taps(ranking)
 
     def _resize_updates(self, layers: Sequence[int], device: torch.device) -> None:
         """Give the device the work that follows if the layers are pruned, while the host waits for K."""
@@ -98,8 +98,7 @@ class LayerPlans:
         later = (
             each
             for each in range(layer + 1, layers)
-            # The map of a layer that runs before them may be measured anew.
-            if not layer <= self._ranking.ranked_by(each, None) < each and self._outlook.prunes(each)
+            if self._outlook.prunes(each) and not self._reranked(each, after=layer)
         )
         return [layer, *later]
 

@@ -226,4 +226,5 @@ def report_of(run: Generation) -> GenerationReport | None:
     if not run.controllers:
         return None
     busiest = max(run.controllers, key=lambda controller: len(controller.ledger.runs))
+    busiest.arrive()  # a generation that failed was not settled
     return GenerationReport(run.schedule, run.images, run.exited_at, busiest)

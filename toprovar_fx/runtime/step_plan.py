@@ -62,18 +62,21 @@ class StepPlan:
 
 
 class Plans:
-    """The plans of one step by what they follow from: what was measured is part of that only as K."""
+    """The plans of one step by what they follow from: of what was measured, D and K."""
 
     def __init__(self) -> None:
         self._known: dict[Hashable, StepPlan] = {}
 
     def find(self, key: Hashable | None) -> StepPlan | None:
         """The plan made for `key`; None for none."""
-        return None if key is None else self._known.get(key)
+        plan = None if key is None else self._known.pop(key, None)
+        if key is not None and plan is not None:
+            self._known[key] = plan  # as the newest
+        return plan
 
     def keep(self, key: Hashable | None, plan: StepPlan) -> None:
-        """Keep a plan for the next generation that stands where this one does, in place of the oldest."""
+        """Keep a plan for who stands here next, in place of the one unused longest."""
         if key is not None:
             self._known[key] = plan
             if len(self._known) > _MOST_PLANS:
-                del self._known[next(iter(self._known))]
+                self._known.pop(next(iter(self._known)), None)

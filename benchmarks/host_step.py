@@ -1,0 +1,127 @@
+"""What the host does for a recorded scale step: a CPU is enough, for replays here do nothing.
+
+    python -m benchmarks.host_step --layers 32            # as many as Infinity-2B
+    python -m benchmarks.host_step --layers 14 --variant 25-5
+
+Small scales of a recorded generation wait for the host, not for the card. Timed are, from the outside in: the
+compiled model (Dynamo's guards and some twenty arguments a layer), our program, and the replay (finding the
+recording, copying the inputs that changed; nothing is computed). Sizes of the model are small and the values
+wrong. Medians over all scales but the first, in microseconds; the last line is JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import replace
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor
+
+from benchmarks.infinity_measure import generate
+from benchmarks.infinity_variants import TINY, TINY_SCHEDULE, Problem, transformers
+from toprovar_fx.program import StepProgram
+from toprovar_fx.runtime.cuda_graphs import GraphedCall, GraphMemory, Recording
+
+
+class NothingRecorder:
+    """Runs a call once and hands out its results ever after."""
+
+    def accepts(self, tensor: Tensor) -> bool:
+        return True
+
+    def warm(self, call: Callable[..., Any], arguments: Sequence[Any]) -> Sequence[Any]:
+        return ()
+
+    def record(self, call: Callable[..., Any], arguments: Sequence[Any]) -> Recording:
+        return Recording(lambda: None, tuple(call(*arguments)))
+
+    def in_order(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+
+@contextmanager
+def recorded_on_a_cpu() -> Iterator[None]:
+    """Programs that are made in the block record their steps, on any device."""
+    users = ("toprovar_fx.runtime.whole_step", "toprovar_fx.dense_program")
+    with ExitStack() as patches:
+        for user in users:
+            memory = lambda options, device: GraphMemory(NothingRecorder(), required=False)  # noqa: E731
+            patches.enter_context(mock.patch(f"{user}.graph_memory", memory))
+        yield
+
+
+@contextmanager
+def timed(owner: type, method: str, seconds: list[float]) -> Iterator[None]:
+    """Note how long every call of a method takes."""
+    plain = getattr(owner, method)
+
+    def watched(*given: Any) -> Any:
+        started = time.perf_counter()
+        try:
+            return plain(*given)
+        finally:
+            seconds.append(time.perf_counter() - started)
+
+    with mock.patch.object(owner, method, watched):
+        yield
+
+
+def measure(layers: int, variant: str, rounds: int) -> dict[str, float]:
+    """Microseconds per scale by what is timed."""
+    problem = Problem("tiny", "cpu", torch.float32, model=(replace(TINY, depth=layers), TINY_SCHEDULE))
+    made = transformers(problem, "eager")
+    if variant not in made or not variant.startswith(("lossless", "50-10", "25-5", "criterion")):
+        known = [name for name in made if name.startswith(("lossless", "50-10", "25-5", "criterion"))]
+        raise SystemExit(f"--variant {variant}: expected one of {', '.join(known)}")
+    transformer = made[variant]()
+    for _ in range(3):
+        generate(problem, transformer, 1)
+    program: list[float] = []
+    replay: list[float] = []
+    model: list[float] = []
+    with timed(StepProgram, "__call__", program), timed(GraphedCall, "__call__", replay):
+        for _ in range(rounds):
+            model += [ms / 1e3 for ms in generate(problem, transformer, 1).step_ms[1:]]
+    parts = {"model": model, "program": program, "replay": replay}
+    return {name: round(1e6 * statistics.median(times), 1) for name, times in parts.items() if times}
+
+
+def main(given: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--layers", type=int, default=32)
+    parser.add_argument("--variant", default="lossless", help="of benchmarks.infinity, of this backend")
+    parser.add_argument("--rounds", type=int, default=40)
+    parser.add_argument("--repeats", type=int, default=3)
+    chosen = parser.parse_args(given)
+    torch.set_num_threads(1)
+    torch._dynamo.config.recompile_limit = 64
+    with recorded_on_a_cpu():
+        found = [measure(chosen.layers, chosen.variant, chosen.rounds) for _ in range(chosen.repeats)]
+    print(f"{chosen.variant}, {chosen.layers} layers: us of a scale, {chosen.rounds} generations at a time")
+    for name in found[0]:
+        print(f"  {name:<8}", *(f"{each[name]:>8.1f}" for each in found))
+    print(
+        json.dumps(
+            {
+                "benchmark": "host_step",
+                "machine": platform.machine(),
+                "torch": torch.__version__,
+                **vars(chosen),
+                "us_per_scale": found,
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()
