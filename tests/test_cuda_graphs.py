@@ -44,7 +44,7 @@ def test_an_online_generation_replays_and_measures_its_scope_by_a_recording(reco
             assert ours.detail == theirs.detail and len(ours.detail) == subject.layers
             assert (ours.rho, ours.depth) == (theirs.rho, theirs.depth)
             depths.add(ours.depth)
-    assert len(depths) == 3
+    assert len(depths) > 1
 
 
 @pytest.mark.parametrize("options", [LOSSLESS, DECIDED], ids=["lossless", "pruned"])
