@@ -37,14 +37,14 @@ def test_an_online_generation_replays_and_measures_its_scope_by_a_recording(reco
     depths = set()
     with MANY_GRAPHS:
         plain, forward = compiled(subject, options), compiled(subject, {**options, "unit": "step"})
-        for seed in (1, 3, 7, 1, 7, 3):
+        for seed in (1, 12, 7, 1, 7, 12):  # of three depths, whatever the version of torch
             expected, found = (generate(subject, call, seed=seed) for call in (plain, forward))
             assert identical(found.logits, expected.logits), seed
             ours, theirs = found.controller.ledger, expected.controller.ledger
             assert ours.detail == theirs.detail and len(ours.detail) == subject.layers
             assert (ours.rho, ours.depth) == (theirs.rho, theirs.depth)
             depths.add(ours.depth)
-    assert len(depths) > 1
+    assert len(depths) == 3
 
 
 @pytest.mark.parametrize("options", [LOSSLESS, DECIDED], ids=["lossless", "pruned"])

@@ -102,7 +102,7 @@ def test_online_a_scale_is_decided_once_for_each_depth_and_counts(buckets, decis
     """What is measured decides D and K, and these all else; tokens are those of every image."""
     options = {**ONLINE, "tau": 0.5, "buckets": buckets}
     depths, seen = set(), set()
-    for seed in (1, 3, 7, 3, 1):
+    for seed in (1, 12, 7, 12, 1):  # of three depths, whatever the version of torch
         before = decisions.made
         found = model({**options, "unit": "step"}, seed=seed)
         depth = found.controller.depth
@@ -114,7 +114,7 @@ def test_online_a_scale_is_decided_once_for_each_depth_and_counts(buckets, decis
         seen |= stood
         depths.add(depth)
         assert_same(found, traced("infinity")(options, seed=seed))
-    assert len(depths) > 1
+    assert len(depths) == 3
 
 
 def test_the_plan_that_was_unused_longest_gives_way():
