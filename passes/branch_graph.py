@@ -124,7 +124,7 @@ class _Builder:
         if self.facts.writes:
             self._input("filled", scalar(torch.int64))
             self._input("most", InputSpec(value=OFFSET))
-        deciding = (hidden.shape[0],) if self.plan.rule.cfg_rows == "per_row" else (IMAGES,)
+        deciding = (hidden.shape[0],) if self.plan.rule.weighing.cfg_rows == "per_row" else (IMAGES,)
         self._input("best_rho", tensor_spec(deciding, torch.float32, device))
         if self.plan.score == "entropy":
             self._input("ranking", tensor_spec(hidden.shape[:2], torch.float32, device))
@@ -145,7 +145,7 @@ class _Builder:
         call = self.facts.attention
         assert call is not None
         caches = tuple(str(read[node].target) for node in (call.key, call.value)) if self.facts.writes else ()
-        rho_of = self.plan.rule.cfg_rows if self.plan.whole.entropy else None
+        rho_of = self.plan.rule.weighing.cfg_rows if self.plan.whole.entropy else None
         return BranchLayout(
             operands, str(self.facts.hidden.target), caches, self.plan.pruned is not None, rho_of
         )

@@ -122,17 +122,7 @@ def _branching(gate: ScaleDepthGate, site: Site, options: Options, context: Pass
 
 
 def _rule(options: Options) -> DecisionRule:
-    return DecisionRule(
-        tau=options.tau,
-        depth_compare=options.depth_compare,
-        cfg_rows=options.cfg_rows,
-        keep_low=options.scoring.keeps_low(options.keep_low),
-        normalise=options.normalise,
-        alpha_min=options.alpha_min,
-        alpha_max=options.alpha_max,
-        layer_skip_below=options.layer_skip_below,
-        batch_rule=options.batch_rule,
-    )
+    return DecisionRule(options.tau, options.depth_compare, options.layer_skip_below, options.weighing)
 
 
 def selecting_plan(options: Options) -> RowPlan:

@@ -14,6 +14,7 @@ from toprovar_fx.criteria.depth import depth_from_ratios, join_depths
 from toprovar_fx.criteria.rows import join_cfg_rows
 from toprovar_fx.criteria.saliency import keep_probability, normalise_entropy
 from toprovar_fx.criteria.scores import prunability
+from toprovar_fx.criteria.weighing import Weighing
 
 from .counts import keep_count
 
@@ -35,7 +36,9 @@ def test_as_the_host(data, compare, cfg_rows, normalise, batch_rule, keep_low, l
     detail, weight, bucket = data.draw(share), data.draw(share), max(bucket, 0.05)
     rho = [[data.draw(st.floats(0, 1, width=32)) for _ in range(images)] for _ in range(3)]
     statistic = torch.rand(2 * images, length, generator=torch.Generator().manual_seed(length))
-    rule = DecisionRule(tau, compare, cfg_rows, keep_low, normalise, *alphas, skip_below, batch_rule)
+    rule = DecisionRule(
+        tau, compare, skip_below, Weighing(cfg_rows, keep_low, normalise, *alphas, batch_rule)
+    )
     known = torch.tensor(rho)
     best = known.amax(0) if compare == "ge" else known.amin(0)
     kept = math.ceil(bucket * length - 1e-6)
@@ -54,7 +57,7 @@ def test_as_the_host(data, compare, cfg_rows, normalise, batch_rule, keep_low, l
 
 @pytest.mark.parametrize(("compare", "reached"), [("ge", math.inf), ("le", -math.inf)])
 def test_a_depth_that_the_host_knows(compare, reached):
-    rule = DecisionRule(0.4, compare, "shared", True, "mean", 0.3, 0.8, 0.0, "mean")
+    rule = DecisionRule(0.4, compare, 0.0, Weighing("shared", True, "mean", 0.3, 0.8, "mean"))
     statistic, rate = torch.ones(2, 9), torch.ones((), dtype=torch.float64)
     most = torch.full((), 5.0, dtype=torch.float64)
     assert bool(decide(rule, torch.tensor([reached]), statistic, rate, most, 1).prune)

@@ -22,8 +22,9 @@ from toprovar_fx.criteria import (
 )
 from toprovar_fx.criteria.decision import DecisionRule
 from toprovar_fx.criteria.decision import decide as decision_of
+from toprovar_fx.criteria.weighing import Weighing
 
-RULE = DecisionRule(0.4, "ge", "shared", True, "mean", 0.3, 0.8, 0.0, "mean")
+RULE = DecisionRule(0.4, "ge", 0.0, Weighing("shared", True, "mean", 0.3, 0.8, "mean"))
 
 
 def decide(maps: Tensor) -> tuple[Tensor, ...]:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from toprovar_fx.policies.weighing import WeighingRules
+from toprovar_fx.criteria.weighing import Weighing
 from toprovar_fx.runtime.cuda_recorder import CudaRecorder
 from toprovar_fx.runtime.recorded_function import memory_of
 from toprovar_fx.runtime.statistics import Statistics
@@ -77,12 +77,12 @@ def test_cuda_graphs_and_caches_that_move():
 
 
 RATES = torch.linspace(0.1, 1.0, 5, dtype=torch.float64)
-RULES = WeighingRules(1, "shared", True, "rank", 0.1, 1.0, "mean")
+RULE = Weighing("shared", True, "rank", 0.1, 1.0, "mean")
 # By function: sizes of its maps of five layers, other tensors, constants.
 STATISTICS = {
     "scope": ((5, 2, 16, 16), {}, {"centre": True, "beta": 0.05}),
     "rho": ((2, 5, 256), {}, {"images": 1, "rule": "shared"}),
-    "weigh": ((2, 5, 256), {"rates": RATES}, {"rules": RULES}),
+    "weigh": ((2, 5, 256), {"rates": RATES}, {"images": 1, "rule": RULE}),
 }
 
 

@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 import torch
 
+from toprovar_fx.criteria.weighing import weigh_layers
 from toprovar_fx.options import Options
 from toprovar_fx.policies.layer_plan import plan_layers
-from toprovar_fx.policies.weighing import Pacing, weigh_layers
+from toprovar_fx.policies.pacing import Pacing
 from toprovar_fx.readback import Reading, sent
 from toprovar_fx.runtime.deciders import Deciders
 from toprovar_fx.runtime.generation import Generation
@@ -104,9 +105,9 @@ def test_a_generation_that_fails_reports_what_it_measured(read):
 def test_the_device_has_its_work_before_the_host_waits(read):
     events: list[str] = []
 
-    def weigh(tensors: Any, rules: Any) -> tuple[torch.Tensor, ...]:
+    def weigh(tensors: Any, **constants: Any) -> tuple[torch.Tensor, ...]:
         events.append("weighed")
-        return weigh_layers(**tensors, rules=rules)
+        return weigh_layers(**tensors, **constants)
 
     def meanwhile() -> None:
         assert not read

@@ -14,6 +14,7 @@ from typing import Any
 from . import option_checks as check
 from .calibration.use import Calibrated
 from .criteria.score_registry import Score
+from .criteria.weighing import Weighing
 from .errors import OptionError, nearest
 from .extension_use import Extensions
 from .option_conflicts import refuse_conflicts
@@ -141,6 +142,18 @@ class Options(OptionFields):
     def scoring(self) -> Score:
         """What `score` stands for."""
         return self.extensions.score
+
+    @property
+    def weighing(self) -> Weighing:
+        """What counts the tokens of a layer (eqs. 5 and 6)."""
+        return Weighing(
+            cfg_rows=self.cfg_rows,
+            keep_low=self.scoring.keeps_low(self.keep_low),
+            normalise=self.normalise,
+            alpha_min=self.alpha_min,
+            alpha_max=self.alpha_max,
+            batch_rule=self.batch_rule,
+        )
 
     @property
     def rewrites(self) -> bool:

@@ -8,9 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .rows import join_cfg_rows
-from .saliency import Normalisation, keep_probability, normalise_entropy
-from .scores import prunability
+from .weighing import Weighing, weigh_layers
 
 
 @dataclass(frozen=True)
@@ -18,18 +16,13 @@ class DecisionRule:
     """The settings that decide; see `toprovar_fx.Options` for their meaning.
 
     Attributes:
-        keep_low: whether tokens of low statistic are kept (already resolved by the score).
+        weighing: those that weigh tokens.
     """
 
     tau: float
     depth_compare: Literal["ge", "le"]
-    cfg_rows: Literal["shared", "cond", "per_row"]
-    keep_low: bool
-    normalise: Normalisation
-    alpha_min: float
-    alpha_max: float
     layer_skip_below: float
-    batch_rule: Literal["mean", "max"]
+    weighing: Weighing
 
 
 @dataclass(frozen=True)
@@ -66,11 +59,8 @@ def decide(
     """
     best = best_rho.double()
     past = (best >= rule.tau if rule.depth_compare == "ge" else best <= rule.tau).all()
-    saliency = prunability(join_cfg_rows(statistic.float(), images, rule.cfg_rows), rule.keep_low)
-    normalised = normalise_entropy(saliency, rule.normalise)
-    p_keep = keep_probability(normalised, rate, 1.0, rule.alpha_min, rule.alpha_max)
-    retention = p_keep.mean(-1)
-    joined = (retention.mean() if rule.batch_rule == "mean" else retention.amax()).double()
-    skip = past & (joined < rule.layer_skip_below)
-    wanted = torch.floor(joined * statistic.shape[-1] + 0.5)
+    _, shares = weigh_layers(statistic.unsqueeze(1), rate.unsqueeze(0), images, rule.weighing)
+    share = shares[0].double()
+    skip = past & (share < rule.layer_skip_below)
+    wanted = torch.floor(share * statistic.shape[-1] + 0.5)
     return Decision(past, skip, past & ~skip & (wanted <= most))

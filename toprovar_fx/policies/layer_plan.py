@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,9 +14,10 @@ from ..criteria.rows import expand_cfg_rows
 from ..criteria.saliency import scale_weight
 from ..criteria.score_registry import ScoreContext
 from ..criteria.selection import bernoulli_tokens, round_to_bucket
+from ..criteria.weighing import rank_layers
 from ..readback import Reading, sent
 from .graph_support import GraphGates, graph_gates
-from .weighing import UNPACED, Pacing, WeighingRules, rank_layers
+from .pacing import UNPACED, Pacing
 
 if TYPE_CHECKING:
     from ..options import Options
@@ -30,11 +32,16 @@ class LayerPlan:
 
     Attributes:
         count: K, 0 for a skipped layer, L for a whole one.
-        keep: indices [R, K] int64, ascending; None where nothing or everything is kept, or the graph selects.
+        chosen: the keep set, or what computes it; a step whose graph selects never asks.
     """
 
     count: int
-    keep: Tensor | None = None
+    chosen: Tensor | Callable[[], Tensor] | None = None
+
+    @property
+    def keep(self) -> Tensor | None:
+        """Indices [R, K] int64, ascending; None where nothing or everything is kept, or the graph selects."""
+        return self.chosen() if callable(self.chosen) else self.chosen
 
 
 @dataclass(frozen=True)
@@ -97,38 +104,35 @@ def _plan_by_statistics(
     options: Options, asks: Sequence[LayerQuestion], statistics: Tensor, pacing: Pacing
 ) -> list[LayerPlan]:
     """Plans of layers whose tokens have the statistics [R, N, L]."""
-    length = statistics.shape[-1]
-    rules = WeighingRules(
-        images=asks[0].place.images,
-        cfg_rows=options.cfg_rows,
-        keep_low=options.scoring.keeps_low(options.keep_low),
-        normalise=options.normalise,
-        alpha_min=options.alpha_min,
-        alpha_max=options.alpha_max,
-        batch_rule=options.batch_rule,
-    )
+    images, rule, length = asks[0].place.images, options.weighing, statistics.shape[-1]
     drawn = options.sampling == "bernoulli"
-    p_keep = retentions = order = None
+    p_keep = retentions = None
     if drawn or any(ask.ratio is None for ask in asks):
         weight = scale_weight(asks[0].place.scale, asks[0].place.scales)
         # phi R in double precision, as where a graph decides.
         rates = sent([weight * ask.detail for ask in asks], torch.float64, statistics.device)
         tensors = {"statistics": statistics, "rates": rates}
-        p_keep, retentions, order = pacing.weigh(tensors, rules=rules)
+        p_keep, retentions = pacing.weigh(tensors, images=images, rule=rule)
     counts = _counts(options, asks, retentions, length, pacing.meanwhile)
     some = {at: count for at, count in enumerate(counts) if count not in (0, length)}
-    if not some or _ranks_itself(options):
-        return [LayerPlan(count) for count in counts]
-    if drawn:
+    if _ranks_itself(options):
+        some = {}
+    rows = len(statistics)
+
+    def draw(at: int) -> Tensor:
         assert p_keep is not None
-        keeps = {}
-        for at, count in some.items():
-            keep = bernoulli_tokens(p_keep[:, at], count, options.seed, asks[at].place.stream)
-            keeps[at] = expand_cfg_rows(keep, len(statistics))
-    else:
-        order = rank_layers(statistics, rules) if order is None else order
-        keeps = _first_tokens(order, some, len(statistics))
-    return [LayerPlan(count, keeps.get(at)) for at, count in enumerate(counts)]
+        keep = bernoulli_tokens(p_keep[:, at], some[at], options.seed, asks[at].place.stream)
+        return expand_cfg_rows(keep, rows)
+
+    @cache
+    def first() -> dict[int, Tensor]:
+        return _first_tokens(rank_layers(statistics, images, rule), some, rows)
+
+    def take(at: int) -> Tensor:
+        return first()[at]
+
+    choose = draw if drawn else take
+    return [LayerPlan(count, partial(choose, at) if at in some else None) for at, count in enumerate(counts)]
 
 
 def _first_tokens(order: Tensor, counts: Mapping[int, int], rows: int) -> dict[int, Tensor]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from torch import Tensor
 
 from .layer_plan import LayerPlan, LayerQuestion, plan_layer
-from .weighing import UNPACED, Pacing
+from .pacing import UNPACED, Pacing
 
 if TYPE_CHECKING:
     from ..options import Options

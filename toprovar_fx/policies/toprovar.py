@@ -7,8 +7,8 @@ from typing import ClassVar
 
 from ..criteria.saliency import mean_retention, scale_weight
 from .layer_plan import LayerPlan, LayerQuestion, plan_layers
+from .pacing import UNPACED, Pacing
 from .policy import Policy
-from .weighing import UNPACED, Pacing
 
 # The mean of a normalised entropy map, by the option `normalise`; 1 / L where it sums to 1.
 _MEAN_SALIENCY = {"mean": 1.0, "rank": 0.5, "minmax": 0.5}

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from ..criteria.score_registry import ScoreContext
+from ..criteria.weighing import weigh_layers
 from ..options import Options
 from ..policies.layer_plan import LayerPlan, LayerQuestion
-from ..policies.weighing import Pacing, weigh_layers
+from ..policies.pacing import Pacing
 from .deciders import Deciders
 from .maps import ScaleMaps
 from .outlook import Outlook

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..policies.weighing import weigh_layers
+from ..criteria.weighing import weigh_layers
 from .cuda_graphs import GraphMemory
 from .depth import rho_of_maps
 from .recorded_function import RecordedFunction

@@ -206,8 +206,12 @@ class _Decider:
             selects: int | Literal["frequency"] = wanted if by_entropy else "frequency"
             return (max(count, FEWEST_TOKENS), selects, False) if some else (count, None, False)
         before = by_entropy and wanted not in self.measured
+        if before and options.sampling == "topk":
+            # The host had to count; which tokens they are the graph finds out.
+            count = self.controller.plan(layer, self.hidden).count
+            return count, wanted if count not in (0, self.length) else None, False
         if before or options.scoring.by_place:
             plan = self.controller.plan(layer, self.hidden)
-            return plan.count, None, plan.keep is not None
+            return plan.count, None, plan.chosen is not None
         what = f"score={options.score!r}" if not by_entropy else "K by eq. 6"
         raise Undecided(f"{what} reads what layer {layer} gets", layer)
