@@ -65,7 +65,7 @@ from .operators import (
 )
 from .symbolic_inputs import SymbolicInputs
 from .symbolic_numbers import depends_on_sizes, hint_of
-from .tensors import copy_all, storage_of, version_of
+from .tensors import clone_all, copy_all, storage_of, version_of
 
 __all__ = [
     "CompiledGraph",
@@ -73,6 +73,7 @@ __all__ = [
     "FlopCounter",
     "FrameCompilation",
     "SymbolicInputs",
+    "clone_all",
     "clone_graph",
     "compilations_left",
     "compile_apart",

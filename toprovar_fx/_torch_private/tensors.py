@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
+
+# Copies of more bytes take longer than their launches.
+_LARGE = 1 << 20
 
 
 def storage_of(tensor: torch.Tensor) -> int:
@@ -26,3 +30,18 @@ def copy_all(targets: Sequence[torch.Tensor], sources: Sequence[torch.Tensor]) -
         group[1].append(source)
     for group in by_dtype.values():
         torch._foreach_copy_(*group)
+
+
+def clone_all(values: Sequence[Any]) -> tuple[Any, ...]:
+    """Copies of the tensors among many values, the small ones in few launches; the others as they are."""
+    made, targets, sources = list(values), [], []
+    for at, value in enumerate(values):
+        if isinstance(value, torch.Tensor):
+            if value.nbytes > _LARGE:
+                made[at] = value.clone()
+            else:
+                made[at] = torch.empty_like(value)
+                targets.append(made[at])
+                sources.append(value)
+    copy_all(targets, sources)
+    return tuple(made)

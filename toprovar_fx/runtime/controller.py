@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import sympy
@@ -16,6 +16,7 @@ from .branching import Branching, begin_branching
 from .budget import StepBudget
 from .compaction import Compaction
 from .deciders import Deciders
+from .footing import Footing
 from .graph_updates import GraphUpdates
 from .layer_plans import LayerPlans
 from .ledger import Ledger
@@ -24,7 +25,6 @@ from .ranking import Ranking
 from .rations import Rations
 from .short_caches import ShortCaches
 from .silence import warn_if_idle
-from .statistics import Statistics
 
 if TYPE_CHECKING:
     from .generation import Generation
@@ -39,6 +39,7 @@ class Controller:
         ledger: what was run, for the report.
         branching: what is known on the device alone where graphs decide, or None.
         caches: what the layers wrote, and how many rows each left out.
+        footing: what the decisions about the scale follow from that is about to run.
     """
 
     def __init__(self, options: Options, generation: Generation) -> None:
@@ -59,6 +60,8 @@ class Controller:
         self._plans = LayerPlans(
             options, generation, self._deciders, self._outlook, self._ranking, self._updates
         )
+        left = self._ranking, self._updates
+        self.footing = Footing(options, generation, self._deciders, self._plans, left, self.caches)
 
     @property
     def scale(self) -> int:
@@ -116,38 +119,6 @@ class Controller:
         if self._rations is not None:
             self._rations.solve(budget, sizes)
 
-    def measure_with(self, statistics: Statistics) -> None:
-        """Let what decides be computed by recordings."""
-        self._deciders.measure_with(statistics)
-        self._plans.weigh = statistics.weigh
-
-    def standing(self, hidden: Tensor) -> Hashable | None:
-        """What all decisions about the scale that is about to run follow from; None where more decides.
-
-        Where K is measured, its layers are planned now, and the host waits for the device.
-
-        Args:
-            hidden: a tensor of the shape and device of the hidden state.
-        """
-        counts: Hashable | None = ()
-        if not self.options.foreseen:
-            if not self._by_entropies:
-                return None
-            # Scales that nothing can prune yet follow from D alone.
-            counts = self._plans.counts(hidden) if self.policy.prunes(self.scale) else ()
-        if counts is None:
-            return None
-        left = self._ranking.layers, self._updates.layers, tuple(self.caches.dropped.items())
-        return self.scale, self._generation.schedule, self.images, self.layers, self.depth, left, counts
-
-    @property
-    def _by_entropies(self) -> bool:
-        """Whether all that is pruned follows from D and what is measured of the entropies."""
-        options = self.options
-        return (
-            options.by_criterion and not options.explicit and not options.compacts and self.branching is None
-        )
-
     # What the generation asks and tells.
 
     @property
@@ -167,7 +138,7 @@ class Controller:
         self._updates.end_scale()
         if self._compaction is not None:
             self._compaction.end_scale(self.scale)
-        self._plans.end_scale()
+        self._plans.forget()
 
     def leave_out_unconditional(self) -> None:
         """Note that the scale that is about to run has the conditional rows alone, as all after it will."""

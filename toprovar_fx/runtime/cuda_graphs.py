@@ -21,6 +21,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from .._torch_private import clone_all
 from ..analysis.reasons import Fallback, Reason
 from ..analysis.repeatable import obstacle_to_repeating
 from ..cost.expressions import Sizes
@@ -123,6 +124,11 @@ class GraphedCall:
         # A call runs several times before its recording serves it for the first time.
         self._unrepeatable = obstacle_to_repeating(region.graph.graph)
 
+    @property
+    def recorded(self) -> bool:
+        """Whether the call was recorded at some sizes, which it is only if it may run several times."""
+        return any(self._recordings.values())
+
     def __call__(
         self, call: Call, arguments: Sequence[Any], note: Callable[[Fallback], None]
     ) -> tuple[Any, ...]:
@@ -183,7 +189,7 @@ class GraphedCall:
             recordings[found_by] = recording
         recording.replay()
         torch.autograd.graph.increment_version(places.written(arguments))
-        return tuple(value.clone() if isinstance(value, Tensor) else value for value in recording.outputs)
+        return clone_all(recording.outputs)
 
     def _obstacle(self, arguments: Sequence[Any], places: _Places) -> str:
         """Why these inputs cannot be recorded with, or ""."""

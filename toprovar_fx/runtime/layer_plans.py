@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -53,25 +53,30 @@ class LayerPlans:
         self.weigh = RecordedFunction(weigh_layers, None)
         self._plans: dict[int, LayerPlan] = {}
 
-    def plan(self, layer: int, hidden: Tensor) -> LayerPlan:
-        """The plan of `layer`, whose input is `hidden` [R, L, C]."""
+    def plan(self, layer: int, hidden: Tensor, meanwhile: Callable[[], object] | None = None) -> LayerPlan:
+        """The plan of `layer`, whose input is `hidden` [R, L, C].
+
+        `meanwhile` is called, if at all, before the host waits for K; by default updates are resized then.
+        """
         if layer not in self._plans:
             policy, layers = self._deciders.policy, self._planned_with(layer)
             questions = [self._question(each, hidden) for each in layers]
             if len(layers) > 1:
-                pacing = Pacing(self.weigh, partial(self._resize_updates, layers, hidden.device))
-                plans = policy.plan_together(questions, pacing)
+                resize = partial(self._resize_updates, layers, hidden.device)
+                plans = policy.plan_together(questions, Pacing(self.weigh, meanwhile or resize))
             else:
                 plans = [policy.plan(questions[0])]
             self._plans.update(zip(layers, plans, strict=True))
         return self._plans[layer]
 
-    def counts(self, hidden: Tensor) -> tuple[tuple[int, int], ...] | None:
+    def counts(
+        self, hidden: Tensor, meanwhile: Callable[[], object] | None = None
+    ) -> tuple[tuple[int, int], ...] | None:
         """(layer, K) of all layers that may be pruned, where one wait gives them; else None."""
         layers = [layer for layer in range(self._deciders.layers) if self._outlook.prunes(layer)]
         if not self._from_before or any(self._reranked(layer, after=0) for layer in layers):
             return None
-        return tuple((layer, self.plan(layer, hidden).count) for layer in layers)
+        return tuple((layer, self.plan(layer, hidden, meanwhile).count) for layer in layers)
 
     @property
     def _from_before(self) -> bool:
@@ -103,8 +108,8 @@ class LayerPlans:
         )
         return [layer, *later]
 
-    def end_scale(self) -> None:
-        """Forget the plans of the scale that ran."""
+    def forget(self) -> None:
+        """Forget the plans: the scale ran, or is not what they were made for."""
         self._plans = {}
 
     def _question(self, layer: int, hidden: Tensor) -> LayerQuestion:

@@ -10,6 +10,9 @@ from torch import Tensor
 from ..criteria.restore import restore_delta, upsample_map
 from ..schedules import Schedule
 
+# One resize of all layers launches fewer kernels, and takes their memory twice.
+_MOST_BYTES = 64 << 20
+
 
 @dataclass(frozen=True)
 class _Left:
@@ -56,16 +59,21 @@ class ScaleMaps:
             return found.values
         resized = self._resized.get(layer)
         if resized is None or resized.scale != scale:
-            sides = self._schedule.sides[found.scale], self._schedule.sides[scale]
-            if self._updates:
-                self._resized[layer] = _Left(scale, restore_delta(found.values, *sides))
-            else:
-                # Maps are small: those of all layers are resized as one.
-                alike = [each for each, left in self._known.items() if _match(left, found)]
-                values = upsample_map(torch.cat([self._known[each].values for each in alike]), *sides)
-                parts = values.split(len(found.values))
-                self._resized.update(zip(alike, (_Left(scale, part) for part in parts), strict=True))
+            self._resize(layer, found, scale)
         return self._resized[layer].values
+
+    def _resize(self, layer: int, found: _Left, scale: int) -> None:
+        """Resize the values of a layer; those of all layers as one where they are small."""
+        sides = self._schedule.sides[found.scale], self._schedule.sides[scale]
+        alike = [each for each, left in self._known.items() if _match(left, found)]
+        growth = self._schedule.tokens[scale] / self._schedule.tokens[found.scale]
+        if len(alike) * found.values.nbytes * max(1, growth) > _MOST_BYTES:
+            alike = [layer]
+        values = [self._known[each].values for each in alike]
+        resize = restore_delta if self._updates else upsample_map
+        made = resize(values[0] if len(alike) == 1 else torch.cat(values), *sides)
+        parts = made.split(len(found.values))
+        self._resized.update(zip(alike, (_Left(scale, part) for part in parts), strict=True))
 
     def keep_rows(self, rows: int) -> None:
         """Forget all but the first `rows` batch rows."""

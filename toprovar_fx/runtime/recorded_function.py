@@ -7,6 +7,7 @@ from collections.abc import Callable, Hashable, Mapping
 import torch
 from torch import Tensor
 
+from .._torch_private import clone_all
 from .cuda_graphs import GraphMemory, Recording
 from .cuda_recorder import CudaRecorder
 
@@ -54,7 +55,7 @@ class RecordedFunction:
         if recording is None:
             return self._function(**tensors, **constants)
         recording.replay()
-        return tuple(value.clone() for value in recording.outputs)
+        return clone_all(recording.outputs)
 
     def _record(
         self, memory: GraphMemory, fixed: Mapping[str, Tensor], constants: Mapping[str, Hashable]

@@ -177,6 +177,7 @@ class GenerationReport:
             "kept_tokens": [list(row) for row in self.kept],
             "cached_rows": [[*place, *rows] for place, rows in self.cached_rows.items()],
             "fallbacks": [str(fallback) for fallback in self.fallbacks],
+            "run_twice": list(ledger.run_twice),
             "notes": {str(why): scales for why, scales in self._noted().items()},
         }
 
@@ -207,6 +208,9 @@ class GenerationReport:
             )
         if self.controller.options.budget is not None:
             lines.append(f"budget: {self.controller.options.budget:g}x asked, {1 / share:.3g}x reached")
+        if self.controller.ledger.run_twice:
+            scales_again = sorted(self.controller.ledger.run_twice)
+            lines.append(f"scales {scales_again} ran twice: D or K changed since the image before")
         lines += [f"dense because: {fallback}" for fallback in self.fallbacks]
         lines += [f"scales {scales}: {why}" for why, scales in self._noted().items()]
         return "\n".join(lines)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import sympy
@@ -13,21 +12,22 @@ from torch import Tensor
 
 from ..analysis.graph_sizes import spec_of
 from ..analysis.shapes import size_of
-from ..lowering.joined_layers import Extra, JoinedLayer, JoinedStep, Selection
+from ..lowering.joined_layers import JoinedLayer, JoinedStep, Selection
 from ..lowering.joined_step import join_step
 from ..lowering.linked_step import link_step
 from ..lowering.region import Region
 from ..lowering.rest import RegionModule
 from ..options import Options
 from .controller import Controller
-from .cuda_graphs import GraphedCall
 from .cuda_recorder import graph_memory
 from .failures import on_failure
+from .run_ahead import RunAhead
 from .statistics import Statistics
 from .step_account import Leavings, Places, prepare, write
 from .step_check import pruned_graphs_hold
 from .step_decision import LayerDecision, SiteArms, Undecided, decide, read_site
 from .step_plan import Group, Pattern, Plans, StepPlan
+from .step_run import StepRuns
 
 if TYPE_CHECKING:
     from ..passes.step import Step
@@ -60,7 +60,6 @@ class WholeStep:
         self._calls = {str(node.target): node for node in nodes if node.op == "call_module"}
         self._rest = [child for child in step.graph.children() if isinstance(child, RegionModule)]
         self._patterns: dict[tuple[JoinedLayer, ...], Pattern] = {}
-        self._graphed: dict[Region, GraphedCall] = {}
         self._plans = Plans()
         self._sites: list[SiteArms] = []
         self._refusal: Undecided | None = None
@@ -69,8 +68,10 @@ class WholeStep:
             self._sites = [read_site(site.layer, step.module(site)) for site in step.sites]
         except Undecided as verdict:
             self._refusal = verdict
-        self._memory = graph_memory(options, self._hidden.device)
-        self._statistics = Statistics.recorded(self._memory)
+        memory = graph_memory(options, self._hidden.device)
+        self._statistics = Statistics.recorded(memory)
+        self._runs = StepRuns(memory)
+        self._ahead = RunAhead(self._sites, self._plans, self._runs)
         self._starts = [self._start(arms) for arms in self._sites]
         self._known: dict[tuple[tuple[sympy.Symbol, int], ...], _Numbers] = {}
 
@@ -99,10 +100,14 @@ class WholeStep:
         Returns:
             The step's results; None, with a note in the ledger, where its blocks have to run one by one.
         """
-        controller.measure_with(self._statistics)
+        if self._refusal is not None:
+            controller.ledger.note(controller.scale, self._refusal.fallback)
+            return None
+        controller.footing.measure_with(self._statistics)
         hidden = self._stand_in(sizes)
-        standing = controller.standing(hidden)
-        key = None if standing is None else (standing, tuple(sizes.items()))
+        at = tuple(sizes.items())
+        standing, ran = self._ahead.stand(controller, arguments, hidden, at)
+        key = None if standing is None else (standing, at)
         plan = self._plans.find(key)
         if plan is None:
             try:
@@ -113,14 +118,12 @@ class WholeStep:
             self._plans.keep(key, plan)
         if not pruned_graphs_hold(self._step, controller, plan.decisions, arguments, hidden):
             return None
+        ran = ran or self._runs(plan, controller, arguments, hidden)
         joined = plan.pattern.joined
-        chosen = plan.keeps if plan.keeps is not None else controller.keep_sets(plan.chosen, hidden)
-        extras = [self._value(extra, controller, plan, chosen) for extra in joined.extras]
-        results = self._call(plan.pattern, (*arguments, *extras), controller)
         for rest in self._rest:
             controller.ledger.ran_outside(controller.scale, rest.region, rest.region.sizes_from(sizes))
-        write(plan.account, controller, chosen, _leavings(joined, results[joined.results :]))
-        return tuple(results[: joined.results])
+        write(plan.account, controller, ran.chosen, _leavings(joined, ran.values[joined.results :]))
+        return tuple(ran.values[: joined.results])
 
     def _plan(self, controller: Controller, hidden: Tensor, sizes: dict[sympy.Symbol, int]) -> StepPlan:
         """Decide the scale.
@@ -128,8 +131,6 @@ class WholeStep:
         Raises:
             Undecided: its blocks have to run one by one.
         """
-        if self._refusal is not None:
-            raise self._refusal
         decisions = decide(self._sites, controller, hidden)
         starts = self._numbers(sizes).starts
         groups = [self._group(controller, one, starts[one.site.layer]) for one in decisions]
@@ -140,14 +141,6 @@ class WholeStep:
         chosen = tuple(one.site.layer for one in decisions if one.chosen)
         keeps = controller.keep_sets(chosen, hidden) if self._options.scoring.by_place else None
         return StepPlan(decisions, distinct, pattern, account, chosen, keeps)
-
-    def _call(self, pattern: Pattern, arguments: tuple[Any, ...], controller: Controller) -> Sequence[Any]:
-        if self._memory is None:
-            return pattern.call(*arguments)  # type: ignore[no-any-return]
-        graphed = self._graphed.get(pattern.region)
-        if graphed is None:
-            graphed = self._graphed[pattern.region] = GraphedCall(pattern.region, self._memory)
-        return graphed(pattern.call, arguments, partial(controller.ledger.note, controller.scale))
 
     def _numbers(self, sizes: Mapping[sympy.Symbol, int]) -> _Numbers:
         """What the symbols of the trace stand for at these sizes."""
@@ -199,19 +192,6 @@ class WholeStep:
             fused = self._options.step_code == "fused"
             self._patterns[layers] = Pattern(joined, region, region if fused else link_step(*given))
         return self._patterns[layers]
-
-    @staticmethod
-    def _value(extra: Extra, controller: Controller, plan: StepPlan, chosen: Mapping[int, Tensor]) -> Any:
-        """The argument of one added input."""
-        values: dict[str, Callable[[], Any]] = {
-            "offset": lambda: plan.groups[extra.at].place.offset,
-            "count": lambda: plan.groups[extra.at].count,
-            "images": lambda: controller.images,
-            "keep": lambda: chosen[extra.at],
-            "map": lambda: controller.map_of(extra.at),
-            "restored": lambda: controller.restored(extra.at),
-        }
-        return values[extra.kind]()
 
 
 def _joined_layer(one: LayerDecision, group: int) -> JoinedLayer:

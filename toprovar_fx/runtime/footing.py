@@ -1,0 +1,120 @@
+"""How the scale stands that is about to run: all that its decisions follow from, measured or supposed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from typing import TYPE_CHECKING, NamedTuple
+
+from torch import Tensor
+
+from ..options import Options
+from .deciders import Deciders
+from .layer_plans import LayerPlans
+from .maps import ScaleMaps
+from .short_caches import ShortCaches
+from .statistics import Statistics
+
+if TYPE_CHECKING:
+    from .generation import Generation
+
+
+class Standing(NamedTuple):
+    """What all decisions about a scale follow from.
+
+    Attributes:
+        place: what is known without waiting for the device.
+        depth: D.
+        counts: (layer, K) where K is measured.
+    """
+
+    place: Hashable
+    depth: int | None
+    counts: tuple[tuple[int, int], ...]
+
+
+class Footing:
+    """Of the generations whose layers the host decides about.
+
+    Args:
+        options: the settings.
+        generation: the scale that runs.
+        deciders: the policy, D and R.
+        plans: K of the layers.
+        left: maps and updates that the layers left.
+        caches: how many rows each layer left out.
+    """
+
+    def __init__(
+        self,
+        options: Options,
+        generation: Generation,
+        deciders: Deciders,
+        plans: LayerPlans,
+        left: tuple[ScaleMaps, ScaleMaps],
+        caches: ShortCaches,
+    ) -> None:
+        self._options, self._generation = options, generation
+        self._deciders, self._plans, self._left, self._caches = deciders, plans, left, caches
+        self._measured = options.by_criterion and not options.explicit and not options.compacts
+
+    def measure_with(self, statistics: Statistics) -> None:
+        """Let what decides be computed by recordings."""
+        self._deciders.measure_with(statistics)
+        self._plans.weigh = statistics.weigh
+
+    @property
+    def place(self) -> Hashable:
+        """What is known without waiting for the device."""
+        running, (maps, updates) = self._generation, self._left
+        rows = tuple(self._caches.dropped.items())
+        known = running.scale, running.schedule, running.images, self._deciders.layers
+        return *known, maps.layers, updates.layers, rows
+
+    @property
+    def waits(self) -> bool:
+        """Whether `standing` waits for the device."""
+        if self._options.foreseen or not self._measured:
+            return False
+        return self._deciders.depth.arriving or self._prunes
+
+    def standing(self, hidden: Tensor) -> Standing | None:
+        """How the scale stands; None where more decides than can be told before it runs.
+
+        Where K is measured, its layers are planned now, and the host waits for the device.
+
+        Args:
+            hidden: a tensor of the shape and device of the hidden state.
+        """
+        counts: tuple[tuple[int, int], ...] | None = ()
+        if not self._options.foreseen:
+            if not self._measured:
+                return None
+            # Scales that nothing can prune yet follow from D alone.
+            counts = self._plans.counts(hidden) if self._prunes else ()
+        return None if counts is None else Standing(self.place, self._deciders.depth.depth, counts)
+
+    def suppose(self, standing: Standing, hidden: Tensor, meanwhile: Callable[[], object]) -> None:
+        """Have the device measure K as if D were that of `standing`, and call `meanwhile` before waiting.
+
+        Args:
+            standing: how the scale may stand.
+            hidden: a tensor of the shape and device of the hidden state.
+            meanwhile: called once, when the device has that work.
+        """
+        called: list[bool] = []
+
+        def once() -> None:
+            if not called:
+                called.append(True)
+                meanwhile()
+
+        with self._deciders.depth.supposing(standing.depth):
+            if self._prunes:
+                self._plans.counts(hidden, once)
+            once()
+        if self._deciders.depth.depth != standing.depth:
+            self._plans.forget()
+
+    @property
+    def _prunes(self) -> bool:
+        return self._deciders.policy.prunes(self._generation.scale)
