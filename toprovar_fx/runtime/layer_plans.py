@@ -52,6 +52,7 @@ class LayerPlans:
         self._outlook, self._ranking, self._updates = outlook, ranking, updates
         self.weigh = RecordedFunction(weigh_layers, None)
         self._plans: dict[int, LayerPlan] = {}
+        self._counts: tuple[tuple[int, int], ...] | None = None
 
     def plan(self, layer: int, hidden: Tensor, meanwhile: Callable[[], object] | None = None) -> LayerPlan:
         """The plan of `layer`, whose input is `hidden` [R, L, C].
@@ -73,10 +74,11 @@ class LayerPlans:
         self, hidden: Tensor, meanwhile: Callable[[], object] | None = None
     ) -> tuple[tuple[int, int], ...] | None:
         """(layer, K) of all layers that may be pruned, where one wait gives them; else None."""
-        layers = [layer for layer in range(self._deciders.layers) if self._outlook.prunes(layer)]
-        if not self._from_before or any(self._reranked(layer, after=0) for layer in layers):
-            return None
-        return tuple((layer, self.plan(layer, hidden, meanwhile).count) for layer in layers)
+        if self._counts is None and self._from_before:
+            layers = [layer for layer in range(self._deciders.layers) if self._outlook.prunes(layer)]
+            if not any(self._reranked(layer, after=0) for layer in layers):
+                self._counts = tuple((layer, self.plan(layer, hidden, meanwhile).count) for layer in layers)
+        return self._counts
 
     @property
     def _from_before(self) -> bool:
@@ -110,7 +112,7 @@ class LayerPlans:
 
     def forget(self) -> None:
         """Forget the plans: the scale ran, or is not what they were made for."""
-        self._plans = {}
+        self._plans, self._counts = {}, None
 
     def _question(self, layer: int, hidden: Tensor) -> LayerQuestion:
         running, scale = self._generation, self._generation.scale
