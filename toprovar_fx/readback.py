@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -29,6 +30,23 @@ class Reading:
         if self._arrival is not None:
             self._arrival.synchronize()
         return self._values.tolist()
+
+    def part(self, start: int, end: int) -> ReadingPart:
+        """Some of the values of a vector, for somebody who asks for them alone."""
+        return ReadingPart(self, start, end)
+
+
+@dataclass(frozen=True)
+class ReadingPart:
+    """The values of `reading` from `start` up to `end`."""
+
+    reading: Reading
+    start: int
+    end: int
+
+    def tolist(self) -> Any:
+        """The values, as a list; waits for all of the reading."""
+        return self.reading.tolist()[self.start : self.end]
 
 
 def sent(values: Sequence[float], dtype: torch.dtype, device: torch.device) -> Tensor:

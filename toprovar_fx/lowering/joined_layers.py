@@ -100,6 +100,12 @@ class JoinedStep:
     updates: tuple[int, ...]
     keeps: tuple[SelectedKeep, ...]
 
+    @property
+    def returned(self) -> int:
+        """Number of values that the graph returns."""
+        selections = len({keep.selection for keep in self.keeps})
+        return self.results + len(self.maps) + len(self.updates) + selections
+
 
 def ranked_from_before(layers: Sequence[JoinedLayer]) -> dict[int, tuple[int, ...]]:
     """By group of K, the layers whose maps of earlier scales rank the tokens of some layer."""

@@ -163,16 +163,20 @@ def _counts(
         shares = reading.tolist()
     found = []
     for ask, share in zip(asks, shares, strict=True):
-        if ask.ratio is not None:
-            count = explicit_count(ask.ratio, length)
+        if ask.ratio is None:
+            found.append(wanted_count(options, share, length))
         else:
-            count = round_to_bucket(
-                share, length, options.buckets, options.min_keep, options.layer_skip_below
-            )
-            if not options.prune_tokens and count:
-                count = length
-        found.append(count if count in (0, length) else max(count, FEWEST_TOKENS))
+            count = explicit_count(ask.ratio, length)
+            found.append(count if count in (0, length) else max(count, FEWEST_TOKENS))
     return found
+
+
+def wanted_count(options: Options, share: float, length: int) -> int:
+    """K of a layer that wants to keep this share of its L tokens."""
+    count = round_to_bucket(share, length, options.buckets, options.min_keep, options.layer_skip_below)
+    if count and not options.prune_tokens:
+        return length
+    return count if count in (0, length) else max(count, FEWEST_TOKENS)
 
 
 def _ranks_itself(options: Options) -> bool:

@@ -17,6 +17,7 @@ from .budget import StepBudget
 from .compaction import Compaction
 from .deciders import Deciders
 from .footing import Footing
+from .foretelling import Foretelling
 from .graph_updates import GraphUpdates
 from .layer_plans import LayerPlans
 from .ledger import Ledger
@@ -39,6 +40,7 @@ class Controller:
         ledger: what was run, for the report.
         branching: what is known on the device alone where graphs decide, or None.
         caches: what the layers wrote, and how many rows each left out.
+        foretelling: what a step may tell of the next one's decisions.
         footing: what the decisions about the scale follow from that is about to run.
     """
 
@@ -62,6 +64,8 @@ class Controller:
         )
         left = self._ranking, self._updates
         self.footing = Footing(options, generation, self._deciders, self._plans, left, self.caches)
+        decided = self._deciders, self._outlook, self._plans
+        self.foretelling = Foretelling(options, generation, *decided, *left)
 
     @property
     def scale(self) -> int:
@@ -145,6 +149,7 @@ class Controller:
         if not self.ledger.conditional_scales:
             self._ranking.keep_rows(self.images)
             self._updates.keep_rows(self.images)
+            self._plans.forget_told()
             self.policy.keep_rows(self.images)
         self.ledger.conditional_scales.add(self.scale)
 

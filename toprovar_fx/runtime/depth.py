@@ -11,7 +11,7 @@ from torch import Tensor
 from ..criteria.depth import depth_from_ratios, join_depths, low_entropy_ratio
 from ..criteria.rows import Rule, join_cfg_rows
 from ..options import Options, resolve_index
-from ..readback import Reading
+from ..readback import Reading, ReadingPart
 from .ledger import Ledger
 from .recorded_function import RecordedFunction
 
@@ -60,7 +60,8 @@ class DepthTracker:
         self._watched: frozenset[int] = frozenset()
         self._maps: list[Tensor] = []
         self._rho_by_scale: dict[int, list[float]] = {}
-        self._arriving: tuple[int, Reading] | None = None
+        self._arriving: tuple[int, Reading | ReadingPart] | None = None
+        self._told: ReadingPart | None = None
         self._supposed: int | None = None
         self._supposing = False
         self.measure = RecordedFunction(rho_of_maps, None)
@@ -112,11 +113,15 @@ class DepthTracker:
         maps = {"maps": torch.stack(self._maps, dim=1)}
         return self.measure(maps, images=self._images, rule=self.options.cfg_rows)
 
+    def hear(self, rho: ReadingPart) -> None:
+        """Take the rho of the scale that runs, of every image or row, from who worked it out already."""
+        self._told = rho
+
     def end_scale(self, scale: int) -> None:
         """Make rho of the maps of the scale that ran; `depth` sees whether the depth is reached."""
         if self._maps and self.undecided:
-            self._arriving = scale, Reading(self._rho()[1])
-        self._maps = []
+            self._arriving = scale, self._told or Reading(self._rho()[1])
+        self._maps, self._told = [], None
 
     def settle(self) -> None:
         """Read, after the last scale, what nobody has asked for."""

@@ -68,7 +68,7 @@ class Footing:
         running, (maps, updates) = self._generation, self._left
         rows = tuple(self._caches.dropped.items())
         known = running.scale, running.schedule, running.images, self._deciders.layers
-        return *known, maps.layers, updates.layers, rows
+        return *known, maps.layers, updates.layers, rows, self._deciders.scope.measured
 
     @property
     def waits(self) -> bool:

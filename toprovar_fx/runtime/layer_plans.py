@@ -12,8 +12,9 @@ from torch import Tensor
 from ..criteria.score_registry import ScoreContext
 from ..criteria.weighing import weigh_layers
 from ..options import Options
-from ..policies.layer_plan import LayerPlan, LayerQuestion
+from ..policies.layer_plan import LayerPlan, LayerQuestion, wanted_count
 from ..policies.pacing import Pacing
+from ..readback import ReadingPart
 from .deciders import Deciders
 from .maps import ScaleMaps
 from .outlook import Outlook
@@ -53,6 +54,7 @@ class LayerPlans:
         self.weigh = RecordedFunction(weigh_layers, None)
         self._plans: dict[int, LayerPlan] = {}
         self._counts: tuple[tuple[int, int], ...] | None = None
+        self._told: tuple[int, tuple[int, ...], ReadingPart] | None = None
 
     def plan(self, layer: int, hidden: Tensor, meanwhile: Callable[[], object] | None = None) -> LayerPlan:
         """The plan of `layer`, whose input is `hidden` [R, L, C].
@@ -76,9 +78,28 @@ class LayerPlans:
         """(layer, K) of all layers that may be pruned, where one wait gives them; else None."""
         if self._counts is None and self._from_before:
             layers = [layer for layer in range(self._deciders.layers) if self._outlook.prunes(layer)]
-            if not any(self._reranked(layer, after=0) for layer in layers):
+            if self._told is not None and self._told[:2] == (self._generation.scale, tuple(layers)):
+                self._counts = self._told_counts(self._told[2], layers, meanwhile)
+            elif not any(self._reranked(layer, after=0) for layer in layers):
                 self._counts = tuple((layer, self.plan(layer, hidden, meanwhile).count) for layer in layers)
         return self._counts
+
+    def hear(self, scale: int, layers: tuple[int, ...], shares: ReadingPart) -> None:
+        """Take the shares of tokens that `layers` want to keep at the next scale, `scale`."""
+        self._told = scale, layers, shares
+
+    def forget_told(self) -> None:
+        """Weigh the next scale's layers anew: it has other rows."""
+        self._told = None
+
+    def _told_counts(
+        self, shares: ReadingPart, layers: Sequence[int], meanwhile: Callable[[], object] | None
+    ) -> tuple[tuple[int, int], ...]:
+        if meanwhile is not None:
+            meanwhile()
+        length = self._generation.schedule.tokens[self._generation.scale]
+        counts = (wanted_count(self._options, share, length) for share in shares.tolist())
+        return tuple(zip(layers, counts, strict=True))
 
     @property
     def _from_before(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -34,6 +35,7 @@ class ScaleMaps:
         self._schedule, self._updates = schedule, updates
         self._known: dict[int, _Left] = {}
         self._resized: dict[int, _Left] = {}
+        self._coming: dict[int, _Left] = {}
 
     def __contains__(self, layer: int) -> bool:
         return layer in self._known
@@ -75,14 +77,18 @@ class ScaleMaps:
         parts = made.split(len(found.values))
         self._resized.update(zip(alike, (_Left(scale, part) for part in parts), strict=True))
 
+    def hear(self, scale: int, layers: Sequence[int], resized: Tensor) -> None:
+        """Take the values [N, R, L', ...] of layers at the tokens of the next scale, `scale`."""
+        self._coming = {layer: _Left(scale, one) for layer, one in zip(layers, resized, strict=True)}
+
     def keep_rows(self, rows: int) -> None:
         """Forget all but the first `rows` batch rows."""
         self._known = {layer: _Left(left.scale, left.values[:rows]) for layer, left in self._known.items()}
-        self._resized = {}
+        self._resized = self._coming = {}
 
     def end_scale(self) -> None:
         """Free what was resized for the scale that ran."""
-        self._resized = {}
+        self._resized, self._coming = self._coming, {}
 
 
 def _match(one: _Left, other: _Left) -> bool:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..options import Options
+from ..readback import ReadingPart
 from ..schedules import Schedule
 from .depth import DepthTracker
 from .ledger import Ledger
@@ -79,7 +80,7 @@ class ScopeOnDevice(ScopeTracker):
         super().__init__(options, schedule, ledger)
         self._measured: dict[int, Tensor] = {}
 
-    def _keep(self, layers: Sequence[int], detail: Tensor) -> None:
+    def _keep(self, layers: Sequence[int], detail: Tensor, arriving: ReadingPart | None) -> None:
         self._measured.update(zip(layers, detail.double(), strict=True))
 
     def detail_on_device(self, layer: int, device: torch.device) -> Tensor:

@@ -63,16 +63,16 @@ class Outlook:
             return False
         if deciders.depth.wants(layer, scale) or deciders.scope.wants_entropy(scale):
             return True
-        return ranks_others(options, layer, deciders.layers, self.prunes, self._may_prune_next)
+        return ranks_others(options, layer, deciders.layers, self.prunes, self.may_prune_next)
 
     def needs_update(self, layer: int) -> bool:
         """Whether the next scale may give the update of `layer` to tokens that it does not compute."""
         options = self._options
         shrinks = options.explicit or options.prune_tokens or options.layer_skip_below > 0
         wanted = options.prunes and shrinks and options.restore == "cache"
-        return wanted and self._may_prune_next(layer)
+        return wanted and self.may_prune_next(layer)
 
-    def _may_prune_next(self, layer: int) -> bool:
+    def may_prune_next(self, layer: int) -> bool:
         """Whether `layer` may be pruned at the next scale, as far as this scale can know."""
         policy, scale = self._deciders.policy, self._generation.scale
         coming = scale + 1

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..criteria.scope import layer_detail, sigma_ratio
 from ..options import Options
-from ..readback import Reading
+from ..readback import Reading, ReadingPart
 from ..schedules import Schedule
 from .ledger import Ledger
 from .recorded_function import RecordedFunction
@@ -39,7 +39,8 @@ class ScopeTracker:
         self._online = options.prune_layers and options.layer_scope == "online"
         self._maps: dict[int, Tensor] = {}
         self._ratios: dict[int, Tensor] = {}
-        self._arriving: tuple[Sequence[int], Reading] | None = None
+        self._arriving: tuple[Sequence[int], Reading | ReadingPart] | None = None
+        self._known: tuple[tuple[int, ...], Tensor] | None = None
         self.measure = RecordedFunction(scope_of_maps, None)
 
     @property
@@ -71,6 +72,25 @@ class ScopeTracker:
         if self.wants_tokens(scale):
             self._ratios[layer] = sigma_ratio(tokens, self.options.scope_centre)
 
+    def hear(self, layers: Sequence[int], ratios: Tensor, detail: Tensor, arriving: ReadingPart) -> None:
+        """Take ``sigma1 / sigma2`` [N, R] and R [N] of the scale that runs from who worked them out already.
+
+        `arriving` is R on its way to the host.
+        """
+        self._take(dict(zip(layers, ratios, strict=True)), detail, arriving)
+        self._maps = {}
+
+    @property
+    def measured(self) -> tuple[int, ...] | None:
+        """The layers whose R was measured, once it was."""
+        return None if self._known is None else self._known[0]
+
+    @property
+    def on_device(self) -> Tensor:
+        """R of these layers, float32 [N]."""
+        assert self._known is not None, "R was not measured"
+        return self._known[1]
+
     def end_scale(self) -> None:
         """Turn what was seen into R, all layers at once; it is read when somebody asks for it."""
         options = self.options
@@ -83,12 +103,15 @@ class ScopeTracker:
             self._take(self._ratios, layer_detail(ratios, options.beta).mean(1))
         self._maps, self._ratios = {}, {}
 
-    def _take(self, ratios: Mapping[int, Tensor], detail: Tensor) -> None:
+    def _take(
+        self, ratios: Mapping[int, Tensor], detail: Tensor, arriving: ReadingPart | None = None
+    ) -> None:
         self._ledger.sigma_ratios.update(ratios)
-        self._keep(list(ratios), detail)
+        self._known = tuple(ratios), detail
+        self._keep(list(ratios), detail, arriving)
 
-    def _keep(self, layers: Sequence[int], detail: Tensor) -> None:
-        self._arriving = layers, Reading(detail)
+    def _keep(self, layers: Sequence[int], detail: Tensor, arriving: ReadingPart | None) -> None:
+        self._arriving = layers, arriving or Reading(detail)
 
     def settle(self) -> None:
         """Read, after the last scale, what nobody has asked for."""

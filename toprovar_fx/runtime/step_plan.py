@@ -12,6 +12,7 @@ from ..lowering.joined_layers import JoinedStep
 from ..lowering.region import Region
 from .step_account import Account, Places
 from .step_decision import LayerDecision
+from .telling import Telling
 
 # Plans that are kept; a generation needs one per scale.
 _MOST_PLANS = 256
@@ -49,6 +50,7 @@ class StepPlan:
         groups: the distinct ones among the layers.
         pattern: what runs.
         account: what to write down.
+        telling: what the step works out besides, or None.
         chosen: layers whose keep sets are decided before the scale runs.
         keeps: these keep sets [R, K], where they are the same for all images.
     """
@@ -57,6 +59,7 @@ class StepPlan:
     groups: Sequence[Group]
     pattern: Pattern
     account: Account
+    telling: Telling | None
     chosen: tuple[int, ...]
     keeps: Mapping[int, Tensor] | None
 

@@ -28,6 +28,7 @@ from .step_check import pruned_graphs_hold
 from .step_decision import LayerDecision, SiteArms, Undecided, decide, read_site
 from .step_plan import Group, Pattern, Plans, StepPlan
 from .step_run import StepRuns
+from .telling import Telling
 
 if TYPE_CHECKING:
     from ..passes.step import Step
@@ -68,7 +69,7 @@ class WholeStep:
             self._sites = [read_site(site.layer, step.module(site)) for site in step.sites]
         except Undecided as verdict:
             self._refusal = verdict
-        memory = graph_memory(options, self._hidden.device)
+        memory = self._memory = graph_memory(options, self._hidden.device)
         self._statistics = Statistics.recorded(memory)
         self._runs = StepRuns(memory)
         self._ahead = RunAhead(self._sites, self._plans, self._runs)
@@ -123,6 +124,8 @@ class WholeStep:
         for rest in self._rest:
             controller.ledger.ran_outside(controller.scale, rest.region, rest.region.sizes_from(sizes))
         write(plan.account, controller, ran.chosen, _leavings(joined, ran.values[joined.results :]))
+        if plan.telling is not None:
+            controller.foretelling.hear(plan.telling, ran.told)
         return tuple(ran.values[: joined.results])
 
     def _plan(self, controller: Controller, hidden: Tensor, sizes: dict[sympy.Symbol, int]) -> StepPlan:
@@ -140,7 +143,15 @@ class WholeStep:
         account = prepare(controller, decisions, places, sizes, hidden.shape[1])
         chosen = tuple(one.site.layer for one in decisions if one.chosen)
         keeps = controller.keep_sets(chosen, hidden) if self._options.scoring.by_place else None
-        return StepPlan(decisions, distinct, pattern, account, chosen, keeps)
+        # Without a recording it would be launched kernel by kernel, for a scale that may never ask.
+        telling = None if self._memory is None else self._telling(controller, decisions)
+        return StepPlan(decisions, distinct, pattern, account, telling, chosen, keeps)
+
+    @staticmethod
+    def _telling(controller: Controller, decisions: Sequence[LayerDecision]) -> Telling | None:
+        measured = [one.site.layer for one in decisions if one.measures]
+        updated = {one.site.layer for one in decisions if one.update}
+        return controller.foretelling.telling(measured, updated)
 
     def _numbers(self, sizes: Mapping[sympy.Symbol, int]) -> _Numbers:
         """What the symbols of the trace stand for at these sizes."""

@@ -1,0 +1,113 @@
+"""Asks the recorded step of a scale for what the next one will want to know, and hands it on."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from ..criteria.saliency import scale_weight
+from ..options import Options
+from ..readback import Reading
+from .deciders import Deciders
+from .layer_plans import LayerPlans
+from .maps import ScaleMaps
+from .outlook import Outlook
+from .ranking import Ranking
+from .telling import Coming, Scope, Telling
+
+if TYPE_CHECKING:
+    from .generation import Generation
+
+
+class Foretelling:
+    """Of the generations whose layers the host decides about, by entropies alone.
+
+    Args:
+        options: the settings.
+        generation: the scale that runs.
+        deciders: D and R.
+        outlook: which layers the next scale may prune.
+        plans: K of the layers.
+        ranking: the entropy maps that rank tokens.
+        updates: what layers left for tokens that they do not compute.
+    """
+
+    def __init__(
+        self,
+        options: Options,
+        generation: Generation,
+        deciders: Deciders,
+        outlook: Outlook,
+        plans: LayerPlans,
+        ranking: Ranking,
+        updates: ScaleMaps,
+    ) -> None:
+        self._options, self._generation, self._deciders = options, generation, deciders
+        self._outlook, self._plans, self._ranking, self._updates = outlook, plans, ranking, updates
+
+    def telling(self, measured: Sequence[int], updated: Collection[int]) -> Telling | None:
+        """What the step of this scale can tell, or None for nothing.
+
+        Args:
+            measured: layers whose entropies the step tells, in order.
+            updated: layers that leave an update.
+        """
+        options, scale = self._options, self._generation.scale
+        if not measured or not options.by_criterion or options.explicit or options.compacts:
+            return None
+        depth, tracker = self._deciders.depth, self._deciders.scope
+        rho = tuple(layer for layer in measured if depth.wants(layer, scale))
+        side = self._generation.schedule.sides[scale]
+        scope = None
+        if tracker.wants_entropy(scale):
+            scope = Scope(tuple(measured), side, options.scope_centre, options.beta)
+        coming = self._coming(measured, updated, scope)
+        if not rho and scope is None and coming is None:
+            return None
+        return Telling(rho, scope, coming, self._generation.images, options.weighing)
+
+    def _coming(
+        self, measured: Sequence[int], updated: Collection[int], scope: Scope | None
+    ) -> Coming | None:
+        options, running = self._options, self._generation
+        by_maps = options.score == "entropy" and options.entropy_source == "previous_scale"
+        if not by_maps or options.sampling != "topk" or running.scale + 1 >= len(running.schedule):
+            return None
+        layers = [layer for layer in range(self._deciders.layers) if self._outlook.may_prune_next(layer)]
+        if options.restore == "cache":
+            layers = [layer for layer in layers if layer in updated or layer in self._updates]
+        ranked_by = [self._ranking.ranked_by(layer, None) for layer in layers]
+        if not layers or not set(ranked_by) <= set(measured):
+            return None
+        roles = None
+        if options.prune_layers and options.layer_scope != "off":
+            known = self._deciders.scope.measured if scope is None else scope.layers
+            if options.scope_values is not None or known is None or not set(layers) <= set(known):
+                return None
+            roles = tuple(known.index(layer) for layer in layers)
+        sides = running.schedule.sides[running.scale : running.scale + 2]
+        weight = scale_weight(running.scale + 1, len(running.schedule))
+        return Coming(tuple(layers), tuple(ranked_by), (sides[0], sides[1]), weight, roles)
+
+    @property
+    def detail(self) -> Tensor:
+        """The R that were measured, float32 [N] on the device, for a step that takes them."""
+        return self._deciders.scope.on_device
+
+    def hear(self, telling: Telling, told: Sequence[Tensor]) -> None:
+        """Take what the step of this scale told, which nothing writes to afterwards."""
+        reading, others = Reading(told[0]), list(told[1:])
+        wanted = 0 if telling.coming is None else len(telling.coming.layers)
+        measured = 0 if telling.scope is None else len(telling.scope.layers)
+        end = told[0].numel() - wanted
+        if telling.rho:
+            self._deciders.depth.hear(reading.part(0, end - measured))
+        if telling.scope is not None:
+            detail = told[0][end - measured : end], reading.part(end - measured, end)
+            self._deciders.scope.hear(telling.scope.layers, others.pop(0), *detail)
+        if telling.coming is not None:
+            coming, scale = telling.coming, self._generation.scale + 1
+            self._ranking.hear(scale, tuple(dict.fromkeys(coming.ranked_by)), others.pop(0))
+            self._plans.hear(scale, coming.layers, reading.part(end, end + wanted))

@@ -1,0 +1,116 @@
+"""What a recorded step works out besides its results: rho, R, and what the next scale asks of its entropies.
+
+All of it are small functions of the maps that the step measures, dozens of kernels between which a host would
+have to come and go. In the step's own recording they are no launch at all, and the host reads one vector.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..criteria.restore import Size, upsample_map
+from ..criteria.weighing import Weighing, weigh_layers
+from .depth import rho_of_maps
+from .scope import scope_of_maps
+
+
+@dataclass(frozen=True)
+class Scope:
+    """How R is measured: of which layers, at which sides of the map; settings as in `toprovar_fx.Options`."""
+
+    layers: tuple[int, ...]
+    side: Size
+    centre: bool
+    beta: float
+
+
+@dataclass(frozen=True)
+class Coming:
+    """What is weighed for the next scale.
+
+    Attributes:
+        layers: those that it may prune.
+        ranked_by: for each of them, the layer whose map ranks its tokens.
+        sides: of this scale and the next.
+        weight: phi of the next scale (eq. 5).
+        roles: where the R of each layer stands among those measured; None: R is 1.
+    """
+
+    layers: tuple[int, ...]
+    ranked_by: tuple[int, ...]
+    sides: tuple[Size, Size]
+    weight: float
+    roles: tuple[int, ...] | None
+
+
+@dataclass(frozen=True)
+class Telling:
+    """What to work out of the maps of one scale.
+
+    Attributes:
+        rho: layers whose maps make rho; none where it is not asked for.
+        scope: what makes R, or None.
+        coming: what is weighed for the next scale, or None.
+        images: B.
+        weighing: settings.
+    """
+
+    rho: tuple[int, ...]
+    scope: Scope | None
+    coming: Coming | None
+    images: int
+    weighing: Weighing
+
+    @property
+    def takes_detail(self) -> bool:
+        """Whether it needs the R [N] that an earlier scale measured."""
+        return self.coming is not None and self.coming.roles is not None and self.scope is None
+
+    def __call__(self, maps: Mapping[int, Tensor], detail: Tensor | None) -> tuple[Tensor, ...]:
+        """Work it out.
+
+        Args:
+            maps: entropies [R, L] in nats by layer.
+            detail: the measured R, float32 [N], if `takes_detail`.
+
+        Returns:
+            One vector of float32: rho of every image or row, R of every measured layer, the share of tokens
+            that every layer of the next scale wants to keep; then, if R is measured, ``sigma1 / sigma2``
+            [N, R]; then, if a scale comes, the maps at its tokens, [N', R, L'] of the N' that rank.
+        """
+        numbers, others = [], []
+        if self.rho:
+            stacked = torch.stack([maps[layer] for layer in self.rho], dim=1)
+            numbers.append(rho_of_maps(stacked, self.images, self.weighing.cfg_rows)[1])
+        if self.scope is not None:
+            sides = torch.stack([maps[layer].unflatten(1, self.scope.side) for layer in self.scope.layers])
+            ratios, detail = scope_of_maps(sides, self.scope.centre, self.scope.beta)
+            numbers.append(detail)
+            others.append(ratios)
+        if self.coming is not None:
+            shares, resized = self._weigh(self.coming, maps, detail)
+            numbers.append(shares)
+            others.append(resized)
+        return torch.cat([values.float() for values in numbers]), *others
+
+    def _weigh(
+        self, coming: Coming, maps: Mapping[int, Tensor], detail: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """The shares [N] of the layers, and the resized maps [N', R, L'] of those that rank."""
+        ranking = tuple(dict.fromkeys(coming.ranked_by))
+        rows = len(maps[ranking[0]])
+        values = upsample_map(torch.cat([maps[layer] for layer in ranking]), *coming.sides)
+        resized = values.unflatten(0, (len(ranking), rows))
+        statistics = torch.stack([resized[ranking.index(layer)] for layer in coming.ranked_by], dim=1)
+        if coming.roles is None:
+            roles = torch.ones(len(coming.layers), device=values.device)
+        else:
+            assert detail is not None
+            roles = torch.stack([detail[at] for at in coming.roles])
+        # In double precision, as where the host multiplies.
+        rates = roles.double() * coming.weight
+        return weigh_layers(statistics, rates, self.images, self.weighing)[1], resized
