@@ -121,7 +121,8 @@ class Joiner:
                 found[Extra("restored", at)] = None
             if layer.entropy:
                 fresh.add(at)
-        return list(found)
+        # Maps last: they may be passed as one.
+        return sorted(found, key=lambda extra: extra.kind == "map")
 
     def _spec(self, extra: Extra) -> InputSpec:
         hidden = self._hidden()

@@ -210,6 +210,14 @@ class Controller:
         """The latest entropy map of `layer` at the tokens of this scale, [R, L], or None."""
         return self._ranking.map_of(layer, self.scale)
 
+    def maps_of(self, layers: tuple[int, ...]) -> Tensor:
+        """These maps of several layers as one tensor, [N, R, L].
+
+        Raises:
+            KeyError: a layer left none.
+        """
+        return self._ranking.stacked(layers, self.scale)
+
     def taps(self, layer: int) -> bool:
         """Entropy tap: whether somebody needs the entropies of `layer` at this scale."""
         return self._outlook.taps(layer)
@@ -223,6 +231,15 @@ class Controller:
         self._ranking.put(layer, self.scale, entropy)
         self.ledger.maps[self.scale, layer] = entropy
         self._deciders.observe(layer, self.scale, entropy)
+
+    def observe_step(self, maps: Mapping[int, Tensor], told: bool) -> None:
+        """Take the entropies [R, L] that a step measured; `told`: it measured D and R as well."""
+        scale = self.scale
+        for layer, entropy in maps.items():
+            self._ranking.put(layer, scale, entropy)
+            self.ledger.maps[scale, layer] = entropy
+            if not told:
+                self._deciders.observe(layer, scale, entropy)
 
     def observe_queries(
         self, layer: int, queries: Tensor, layout: CacheLayout, inputs: tuple[Any, ...], begin: int | None

@@ -113,13 +113,16 @@ class GraphedCall:
     Args:
         region: its graph says which inputs are written, and reads the sizes.
         memory: shared with the other regions of the program.
-        more: names of arguments after those of the region, which it does not know of.
+        without: how many of the region's last inputs are not passed; no size is read off them alone.
+        more: names of what is passed in their place.
     """
 
-    def __init__(self, region: Region, memory: GraphMemory, more: Sequence[str] = ()) -> None:
+    def __init__(
+        self, region: Region, memory: GraphMemory, without: int = 0, more: Sequence[str] = ()
+    ) -> None:
         self._region, self._memory = region, memory
         names = [str(node.target) for node in region.graph.graph.nodes if node.op == "placeholder"]
-        self._names = [*names, *more]
+        self._names = [*names[: len(names) - without], *more]
         self._places: _Places | None = None
         self._recordings: dict[Sizes, dict[tuple[int, ...], Recording]] = {}
         self._refused: dict[Sizes, Fallback] = {}

@@ -119,7 +119,7 @@ class DepthTracker:
 
     def end_scale(self, scale: int) -> None:
         """Make rho of the maps of the scale that ran; `depth` sees whether the depth is reached."""
-        if self._maps and self.undecided:
+        if (self._maps or self._told) and self.undecided:
             self._arriving = scale, self._told or Reading(self._rho()[1])
         self._maps, self._told = [], None
 

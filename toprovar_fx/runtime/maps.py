@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,8 +15,7 @@ from ..schedules import Schedule
 _MOST_BYTES = 64 << 20
 
 
-@dataclass(frozen=True)
-class _Left:
+class _Left(NamedTuple):
     """Values [R, L, ...] of one scale's tokens."""
 
     scale: int
@@ -36,6 +35,7 @@ class ScaleMaps:
         self._known: dict[int, _Left] = {}
         self._resized: dict[int, _Left] = {}
         self._coming: dict[int, _Left] = {}
+        self._stacked: tuple[int, tuple[int, ...], Tensor] | None = None
 
     def __contains__(self, layer: int) -> bool:
         return layer in self._known
@@ -47,6 +47,7 @@ class ScaleMaps:
 
     def put(self, layer: int, scale: int, values: Tensor) -> None:
         """Take the values of a layer at the scale that runs."""
+        self._stacked = None
         self._known[layer] = _Left(scale, values)
         self._resized.pop(layer, None)
 
@@ -79,12 +80,20 @@ class ScaleMaps:
 
     def hear(self, scale: int, layers: Sequence[int], resized: Tensor) -> None:
         """Take the values [N, R, L', ...] of layers at the tokens of the next scale, `scale`."""
-        self._coming = {layer: _Left(scale, one) for layer, one in zip(layers, resized, strict=True)}
+        parts = zip(layers, resized.unbind(), strict=True)
+        self._coming = {layer: _Left(scale, one) for layer, one in parts}
+        self._stacked = scale, tuple(layers), resized
+
+    def stacked(self, layers: tuple[int, ...], scale: int) -> Tensor:
+        """The values [N, R, L, ...] of some layers at the tokens of `scale`."""
+        if self._stacked is not None and self._stacked[:2] == (scale, layers):
+            return self._stacked[2]
+        return torch.stack([self.at(layer, scale) for layer in layers])
 
     def keep_rows(self, rows: int) -> None:
         """Forget all but the first `rows` batch rows."""
         self._known = {layer: _Left(left.scale, left.values[:rows]) for layer, left in self._known.items()}
-        self._resized = self._coming = {}
+        self._resized, self._coming, self._stacked = {}, {}, None
 
     def end_scale(self) -> None:
         """Free what was resized for the scale that ran."""

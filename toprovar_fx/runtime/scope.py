@@ -77,7 +77,7 @@ class ScopeTracker:
 
         `arriving` is R on its way to the host.
         """
-        self._take(dict(zip(layers, ratios, strict=True)), detail, arriving)
+        self._take(dict(zip(layers, ratios.unbind(), strict=True)), detail, arriving)
         self._maps = {}
 
     @property

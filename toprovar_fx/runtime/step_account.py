@@ -117,14 +117,23 @@ def prepare(
     )
 
 
-def write(account: Account, controller: Controller, chosen: Mapping[int, Tensor], left: Leavings) -> None:
-    """Write down a scale that ran: `chosen` are the keep sets that it got, `left` is what it returned."""
+def write(
+    account: Account, controller: Controller, chosen: Mapping[int, Tensor], left: Leavings, told: bool
+) -> None:
+    """Write down a scale that ran.
+
+    Args:
+        account: what is known of it.
+        controller: of the generation.
+        chosen: the keep sets that it got.
+        left: what it returned.
+        told: whether it also tells what its maps say of D and R.
+    """
     ledger = controller.ledger
     ledger.runs.extend(account.runs)
     for gate, layer, yes in account.answers:
         ledger.answer(gate, layer, yes)
-    for layer, entropy in left.maps.items():
-        controller.observe(layer, entropy, None, account.length)
+    controller.observe_step(left.maps, told)
     for layer, keep in {**left.keeps, **chosen}.items():
         ledger.keep_sets[controller.scale, layer] = keep
     for layer in {*account.left_out, *left.updates}:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..lowering.joined_layers import Extra
@@ -25,17 +26,13 @@ class Ran:
         plan: it.
         chosen: the keep sets [R, K] that it got, by layer.
         values: what its graph returned.
+        told: what it worked out besides, in the order of `Telling`.
     """
 
     plan: StepPlan
     chosen: Mapping[int, Tensor]
     values: Sequence[Any]
-
-    @property
-    def told(self) -> Sequence[Tensor]:
-        """What the step worked out besides, in the order of `Telling`."""
-        joined = self.plan.pattern.joined
-        return self.values[joined.returned :]
+    told: Sequence[Tensor] = ()
 
 
 class StepRuns:
@@ -47,7 +44,7 @@ class StepRuns:
 
     def __init__(self, memory: GraphMemory | None) -> None:
         self._memory = memory
-        self._graphed: dict[tuple[Region, Telling | None], GraphedCall] = {}
+        self._recorded: dict[tuple[Region, Telling | None], _Recorded] = {}
 
     def __call__(
         self, plan: StepPlan, controller: Controller, arguments: tuple[Any, ...], hidden: Tensor
@@ -61,49 +58,91 @@ class StepRuns:
             hidden: a tensor of the shape, dtype and device of the hidden state.
         """
         chosen = plan.keeps if plan.keeps is not None else controller.keep_sets(plan.chosen, hidden)
-        extras = [_value(extra, controller, plan, chosen) for extra in plan.pattern.joined.extras]
-        return Ran(plan, chosen, self._call(plan, (*arguments, *extras), controller))
+        extras = plan.pattern.joined.extras
+        if self._memory is None:
+            given = [_value(extra, controller, plan, chosen) for extra in extras]
+            return Ran(plan, chosen, plan.pattern.call(*arguments, *given))
+        key = plan.pattern.region, plan.telling
+        recorded = self._recorded.get(key)
+        if recorded is None:
+            recorded = self._recorded[key] = _Recorded(plan.pattern, plan.telling, self._memory)
+        given = [_value(extra, controller, plan, chosen) for extra in recorded.others]
+        given += recorded.shared(controller)
+        return Ran(plan, chosen, *recorded((*arguments, *given), controller))
 
     def replays(self, plan: StepPlan) -> bool:
         """Whether a plan was recorded, so that running it twice leaves what running it once does."""
-        graphed = self._graphed.get((plan.pattern.region, plan.telling))
-        return graphed is not None and graphed.recorded
-
-    def _call(self, plan: StepPlan, arguments: tuple[Any, ...], controller: Controller) -> Sequence[Any]:
-        pattern, telling = plan.pattern, plan.telling
-        if self._memory is None:
-            return pattern.call(*arguments)  # type: ignore[no-any-return]
-        call: Callable[..., Any] = pattern.call
-        more: tuple[str, ...] = ()
-        if telling is not None:
-            call = partial(_and_tell, pattern, telling)
-            more = ("told_detail",) if telling.takes_detail else ()
-        graphed = self._graphed.get((pattern.region, telling))
-        if graphed is None:
-            made = GraphedCall(pattern.region, self._memory, more)
-            graphed = self._graphed[pattern.region, telling] = made
-        if more:
-            arguments = *arguments, controller.foretelling.detail
-        return graphed(call, arguments, partial(controller.ledger.note, controller.scale))
+        recorded = self._recorded.get((plan.pattern.region, plan.telling))
+        return recorded is not None and recorded.call.recorded
 
 
-def _and_tell(pattern: Pattern, telling: Telling, *arguments: Any) -> tuple[Any, ...]:
-    """What the step returns, and what is told of the maps among it."""
-    detail = arguments[-1] if telling.takes_detail else None
-    values = tuple(pattern.call(*(arguments[:-1] if telling.takes_detail else arguments)))
-    joined = pattern.joined
-    maps = dict(zip(joined.maps, values[joined.results :], strict=False))
-    return *values, *telling(maps, detail)
+class _Recorded:
+    """A step whose maps enter and leave its recording as one tensor each: every tensor costs the host time.
+
+    Args:
+        pattern: the step.
+        telling: what it works out besides.
+        memory: of the recordings.
+    """
+
+    def __init__(self, pattern: Pattern, telling: Telling | None, memory: GraphMemory) -> None:
+        self._pattern, self._telling, joined = pattern, telling, pattern.joined
+        self.others = tuple(extra for extra in joined.extras if extra.kind != "map")
+        self._maps = tuple(extra.at for extra in joined.extras if extra.kind == "map")
+        self._left = slice(joined.results, joined.results + len(joined.maps))
+        more = ["maps"] if self._maps else []
+        self._takes_detail = telling is not None and telling.takes_detail
+        more += ["told_detail"] if self._takes_detail else []
+        self.call = GraphedCall(pattern.region, memory, len(self._maps), more)
+
+    def shared(self, controller: Controller) -> list[Tensor]:
+        """The inputs besides `others`."""
+        given = [controller.maps_of(self._maps)] if self._maps else []
+        return [*given, controller.foretelling.detail] if self._takes_detail else given
+
+    def __call__(
+        self, arguments: tuple[Any, ...], controller: Controller
+    ) -> tuple[Sequence[Any], Sequence[Tensor]]:
+        """What the graph of the step returns, and what is told."""
+        note = partial(controller.ledger.note, controller.scale)
+        values, maps = list(self.call(self._run, arguments, note)), self._left
+        told: list[Tensor] = []
+        if self._telling is not None:
+            told = values[-self._telling.count :]
+            del values[-self._telling.count :]
+        if maps.stop > maps.start:
+            values[maps.start : maps.start + 1] = values[maps.start].unbind()
+        return values, told
+
+    def _run(self, *arguments: Any) -> tuple[Any, ...]:
+        """The step on what is passed to the recording."""
+        detail = None
+        if self._takes_detail:
+            *arguments, detail = arguments  # type: ignore[assignment]
+        if self._maps:
+            *arguments, maps = arguments  # type: ignore[assignment]
+            arguments = *arguments, *maps.unbind()
+        values = list(self._pattern.call(*arguments))
+        told: tuple[Tensor, ...] = ()
+        left = values[self._left]
+        if self._telling is not None:
+            told = self._telling(dict(zip(self._pattern.joined.maps, left, strict=True)), detail)
+        if left:
+            values[self._left] = [torch.stack(left)]
+        return *values, *told
 
 
 def _value(extra: Extra, controller: Controller, plan: StepPlan, chosen: Mapping[int, Tensor]) -> Any:
     """The argument of one added input."""
-    values: dict[str, Callable[[], Any]] = {
-        "offset": lambda: plan.groups[extra.at].place.offset,
-        "count": lambda: plan.groups[extra.at].count,
-        "images": lambda: controller.images,
-        "keep": lambda: chosen[extra.at],
-        "map": lambda: controller.map_of(extra.at),
-        "restored": lambda: controller.restored(extra.at),
-    }
-    return values[extra.kind]()
+    match extra.kind:
+        case "offset":
+            return plan.groups[extra.at].place.offset
+        case "count":
+            return plan.groups[extra.at].count
+        case "images":
+            return controller.images
+        case "keep":
+            return chosen[extra.at]
+        case "map":
+            return controller.map_of(extra.at)
+    return controller.restored(extra.at)

@@ -39,9 +39,9 @@ Hints = Callable[[Mapping[sympy.Symbol, int], Mapping[str, int]], dict[str, int]
 
 @dataclass(frozen=True)
 class _Numbers:
-    """A scale's hidden state [R, L, C], and the first cache row of every layer in the trace."""
+    """A scale's hidden state [R, L, C] without its values, and every layer's first cache row in the trace."""
 
-    shape: tuple[int, ...]
+    hidden: Tensor
     starts: list[int | None]
 
 
@@ -105,7 +105,7 @@ class WholeStep:
             controller.ledger.note(controller.scale, self._refusal.fallback)
             return None
         controller.footing.measure_with(self._statistics)
-        hidden = self._stand_in(sizes)
+        hidden = self._numbers(sizes).hidden
         at = tuple(sizes.items())
         standing, ran = self._ahead.stand(controller, arguments, hidden, at)
         key = None if standing is None else (standing, at)
@@ -123,7 +123,8 @@ class WholeStep:
         joined = plan.pattern.joined
         for rest in self._rest:
             controller.ledger.ran_outside(controller.scale, rest.region, rest.region.sizes_from(sizes))
-        write(plan.account, controller, ran.chosen, _leavings(joined, ran.values[joined.results :]))
+        left, told = _leavings(joined, ran.values[joined.results :]), plan.telling is not None
+        write(plan.account, controller, ran.chosen, left, told)
         if plan.telling is not None:
             controller.foretelling.hear(plan.telling, ran.told)
         return tuple(ran.values[: joined.results])
@@ -161,13 +162,9 @@ class WholeStep:
             starts = [None if start is None else int(start.xreplace(values)) for start in self._starts]
             assert self._hidden.shape is not None
             shape = tuple(int(size.xreplace(values)) for size in self._hidden.shape)
-            self._known[key] = _Numbers(shape, starts)
+            one = torch.empty((), dtype=self._hidden.dtype, device=self._hidden.device)
+            self._known[key] = _Numbers(one.expand(shape), starts)
         return self._known[key]
-
-    def _stand_in(self, sizes: Mapping[sympy.Symbol, int]) -> Tensor:
-        """A tensor as what enters the first block, without its values."""
-        one = torch.empty((), dtype=self._hidden.dtype, device=self._hidden.device)
-        return one.expand(self._numbers(sizes).shape)
 
     @staticmethod
     def _group(controller: Controller, one: LayerDecision, start: int | None) -> Group:
