@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from toprovar_fx.options import Options
+from toprovar_fx.runtime import maps as maps_module
 from toprovar_fx.runtime.deciders import Deciders
 from toprovar_fx.runtime.ledger import Ledger
 from toprovar_fx.runtime.maps import ScaleMaps
@@ -37,6 +38,52 @@ def test_new_values_are_resized_anew():
     assert not maps.at(0, 4).any()
     maps.put(0, 3, torch.ones(1, 16))
     assert maps.at(0, 4).min() == 1
+
+
+@pytest.mark.parametrize("updates", [False, True])
+@pytest.mark.parametrize("most", [0, 1 << 20])
+def test_values_are_resized_together_as_alone(updates, most, monkeypatch):
+    monkeypatch.setattr(maps_module, "_MOST_BYTES", most)
+    shape = (2, 16, 3) if updates else (2, 16)
+    values = {layer: torch.rand(shape, generator=torch.Generator().manual_seed(layer)) for layer in range(3)}
+    together = ScaleMaps(SQUARE, updates=updates)
+    for layer, each in values.items():
+        together.put(layer, 3, each)
+    for layer, each in values.items():
+        alone = ScaleMaps(SQUARE, updates=updates)
+        alone.put(layer, 3, each)
+        assert torch.equal(together.at(layer, 4), alone.at(layer, 4))
+        assert together.at(layer, 4).stride() == alone.at(layer, 4).stride()
+    assert len(together._resized) == (3 if most else len(values))
+    stacked = together.stacked((2, 0), 4)
+    assert torch.equal(stacked, torch.stack([together.at(2, 4), together.at(0, 4)]))
+
+
+def test_maps_that_were_resized_before_their_scale():
+    maps, told = ScaleMaps(SQUARE, updates=False), torch.rand(2, 1, 36)
+    maps.put(0, 3, torch.rand(1, 16))
+    maps.put(1, 3, torch.rand(1, 16))
+    maps.hear(4, (0, 1), told)
+    assert not torch.equal(maps.at(0, 5), told[0]), "they are of scale 4"
+    maps.end_scale()
+    assert torch.equal(maps.at(1, 4), told[1]) and maps.stacked((0, 1), 4) is told
+    # What is measured anew counts.
+    maps.put(0, 4, torch.zeros(1, 36))
+    assert not maps.at(0, 4).any() and torch.equal(maps.at(1, 4), told[1])
+    assert torch.equal(maps.stacked((0, 1), 4), torch.stack([torch.zeros(1, 36), told[1]]))
+
+
+def test_rows_that_are_left_out_take_what_was_told_of_them_along():
+    maps = ScaleMaps(SQUARE, updates=False)
+    known = torch.rand(2, 16)
+    maps.put(0, 3, known)
+    maps.hear(4, (0,), torch.zeros(1, 2, 36))
+    maps.end_scale()
+    maps.keep_rows(1)
+    kept = ScaleMaps(SQUARE, updates=False)
+    kept.put(0, 3, known[:1])
+    assert torch.equal(maps.at(0, 4), kept.at(0, 4))
+    assert torch.equal(maps.stacked((0,), 4), kept.at(0, 4)[None])
 
 
 @pytest.mark.parametrize(

@@ -50,6 +50,7 @@ class ScaleMaps:
         self._stacked = None
         self._known[layer] = _Left(scale, values)
         self._resized.pop(layer, None)
+        self._coming.pop(layer, None)
 
     def at(self, layer: int, scale: int) -> Tensor:
         """The values of a layer at the tokens of `scale`.
