@@ -126,3 +126,16 @@ def fresh_traces() -> Iterator[None]:
         eager.cache_clear()
         if not leave:
             yield
+
+
+@pytest.fixture
+def recorder(monkeypatch: pytest.MonkeyPatch, fresh_dynamo: None) -> object:
+    """A `CpuRecorder`, with which programs on a CPU record their steps and dense graphs."""
+    from toprovar_fx.runtime.cuda_graphs import GraphMemory
+
+    from .models.recorders import CpuRecorder
+
+    made = CpuRecorder()
+    for user in ("toprovar_fx.runtime.whole_step", "toprovar_fx.dense_program"):
+        monkeypatch.setattr(f"{user}.graph_memory", lambda options, device: GraphMemory(made, False))
+    return made

@@ -2,33 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 
 from toprovar_fx.analysis.reasons import Reason
-from toprovar_fx.options import Options
-from toprovar_fx.runtime.cuda_graphs import GraphMemory
 
-from .models.recorders import CpuRecorder
 from .models.subjects import MANY_GRAPHS, OPEN, SQUARE, State, TinyInfinity, generate, identical
 from .replayed_steps import DECIDED, LOSSLESS, Kept, compiled
-
-
-@pytest.fixture
-def recorder(monkeypatch: pytest.MonkeyPatch) -> Iterator[CpuRecorder]:
-    """Programs on a CPU record with it."""
-    made = CpuRecorder()
-
-    def memory(options: Options, device: object) -> GraphMemory:
-        return GraphMemory(made, False)
-
-    for user in ("toprovar_fx.runtime.whole_step", "toprovar_fx.dense_program"):
-        monkeypatch.setattr(f"{user}.graph_memory", memory)
-    torch.compiler.reset()
-    yield made
-    torch.compiler.reset()
 
 
 def test_an_online_generation_replays_and_measures_its_scope_by_a_recording(recorder):

@@ -7,15 +7,14 @@ from typing import Any
 import pytest
 import torch
 
-from toprovar_fx.options import Options
 from toprovar_fx.readback import Reading
 from toprovar_fx.runtime import run_ahead
-from toprovar_fx.runtime.cuda_graphs import GraphMemory
 from toprovar_fx.runtime.report import report_of
 
-from .models.recorders import CpuRecorder
-from .models.subjects import MANY_GRAPHS, OPEN, Outcome, generate, identical
+from .models.subjects import OPEN, Outcome, generate, identical
 from .replayed_steps import Kept, compiled
+
+pytestmark = pytest.mark.usefixtures("many_graphs")
 
 ONLINE = {**OPEN, "entropy_source": "previous_scale", "min_scale": 2, "tau": 0.5}
 CASES = {
@@ -41,7 +40,7 @@ SEEDS = (1, 12, 7)  # of three depths, whatever the version of torch
 
 
 class Watched:
-    """What happened, in order: "ahead" for a run on a guess, "read" where the host waited."""
+    """What happened, in order: "run" a step, "read" where the host waited, "done" after both of a guess."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.events: list[str] = []
@@ -75,21 +74,6 @@ class Watched:
 @pytest.fixture
 def watched(monkeypatch: pytest.MonkeyPatch) -> Watched:
     return Watched(monkeypatch)
-
-
-@pytest.fixture
-def recorder(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Programs on a CPU record their steps."""
-    made = CpuRecorder()
-
-    def memory(options: Options, device: object) -> GraphMemory:
-        return GraphMemory(made, False)
-
-    monkeypatch.setattr("toprovar_fx.runtime.whole_step.graph_memory", memory)
-    torch.compiler.reset()
-    with MANY_GRAPHS:
-        yield made
-    torch.compiler.reset()
 
 
 def assert_same(found: Outcome, expected: Outcome) -> None:

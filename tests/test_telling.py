@@ -21,7 +21,7 @@ from toprovar_fx.runtime.telling import Coming, Scope, Telling
 
 from .models.subjects import SQUARE, generate
 from .replayed_steps import Kept, compiled
-from .test_run_ahead import ONLINE, recorder  # noqa: F401 - a fixture
+from .test_run_ahead import ONLINE
 
 RULE = Weighing("shared", True, "mean", 0.3, 0.8, "mean")
 SIDE, NEXT = (4, 4), (6, 6)
@@ -70,7 +70,7 @@ def test_without_a_scope_every_layer_weighs_one():
     assert torch.equal(told[0], expected[0]) and len(told[0]) == 3
 
 
-def test_a_recorded_generation_launches_no_statistic(recorder, monkeypatch):  # noqa: F811
+def test_a_recorded_generation_launches_no_statistic(recorder, monkeypatch):
     subject = Kept()
     forward = compiled(subject, ONLINE, unit="step")
     expected = generate(subject, forward)
