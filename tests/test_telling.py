@@ -21,7 +21,7 @@ from toprovar_fx.runtime.telling import Coming, Scope, Telling
 
 from .models.subjects import SQUARE, generate
 from .replayed_steps import Kept, compiled
-from .test_run_ahead import ONLINE
+from .test_online_steps import ONLINE
 
 RULE = Weighing("shared", True, "mean", 0.3, 0.8, "mean")
 SIDE, NEXT = (4, 4), (6, 6)
@@ -101,7 +101,7 @@ def test_counts_that_were_told_are_for_their_scale_and_layers():
     run.begin_scale(4)
     wanted = wanted_count(controller.options, 0.2, 36)
     assert plans.counts(torch.zeros(2, 36, 8)) == tuple((layer, wanted) for layer in LAYERS)
-    plans.forget()
+    plans.end_scale()
     controller.leave_out_unconditional()
     assert plans.counts(torch.zeros(1, 36, 8)) != tuple((layer, wanted) for layer in LAYERS)
 

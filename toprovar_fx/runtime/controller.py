@@ -142,7 +142,7 @@ class Controller:
         self._updates.end_scale()
         if self._compaction is not None:
             self._compaction.end_scale(self.scale)
-        self._plans.forget()
+        self._plans.end_scale()
 
     def leave_out_unconditional(self) -> None:
         """Note that the scale that is about to run has the conditional rows alone, as all after it will."""

@@ -129,11 +129,6 @@ class GraphedCall:
         # A call runs several times before its recording serves it for the first time.
         self._unrepeatable = obstacle_to_repeating(region.graph.graph)
 
-    @property
-    def recorded(self) -> bool:
-        """Whether the call was recorded at some sizes, which it is only if it may run several times."""
-        return any(self._recordings.values())
-
     def __call__(
         self, call: Call, arguments: Sequence[Any], note: Callable[[Fallback], None]
     ) -> tuple[Any, ...]:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 from torch import Tensor
 
@@ -62,8 +59,6 @@ class DepthTracker:
         self._rho_by_scale: dict[int, list[float]] = {}
         self._arriving: tuple[int, Reading | ReadingPart] | None = None
         self._told: ReadingPart | None = None
-        self._supposed: int | None = None
-        self._supposing = False
         self.measure = RecordedFunction(rho_of_maps, None)
         ledger.depth = self._depth
 
@@ -74,24 +69,8 @@ class DepthTracker:
     @property
     def depth(self) -> int | None:
         """D, or None as long as it is not known; waits for the scale that ran last."""
-        if self._supposing and self.arriving:
-            return self._supposed
         self._arrive()
         return self._depth
-
-    @property
-    def arriving(self) -> bool:
-        """Whether who asks for D waits."""
-        return self._arriving is not None
-
-    @contextmanager
-    def supposing(self, depth: int | None) -> Iterator[None]:
-        """Within, where D is still arriving, it is `depth` for whoever asks."""
-        self._supposed, self._supposing = depth, True
-        try:
-            yield
-        finally:
-            self._supposing = False
 
     @property
     def undecided(self) -> bool:

@@ -1,8 +1,8 @@
-"""How the scale stands that is about to run: all that its decisions follow from, measured or supposed."""
+"""How the scale stands that is about to run: all that its decisions follow from."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Hashable
 from typing import TYPE_CHECKING, NamedTuple
 
 from torch import Tensor
@@ -70,13 +70,6 @@ class Footing:
         known = running.scale, running.schedule, running.images, self._deciders.layers
         return *known, maps.layers, updates.layers, rows, self._deciders.scope.measured
 
-    @property
-    def waits(self) -> bool:
-        """Whether `standing` waits for the device."""
-        if self._options.foreseen or not self._measured:
-            return False
-        return self._deciders.depth.arriving or self._prunes
-
     def standing(self, hidden: Tensor) -> Standing | None:
         """How the scale stands; None where more decides than can be told before it runs.
 
@@ -92,28 +85,6 @@ class Footing:
             # Scales that nothing can prune yet follow from D alone.
             counts = self._plans.counts(hidden) if self._prunes else ()
         return None if counts is None else Standing(self.place, self._deciders.depth.depth, counts)
-
-    def suppose(self, standing: Standing, hidden: Tensor, meanwhile: Callable[[], object]) -> None:
-        """Have the device measure K as if D were that of `standing`, and call `meanwhile` before waiting.
-
-        Args:
-            standing: how the scale may stand.
-            hidden: a tensor of the shape and device of the hidden state.
-            meanwhile: called once, when the device has that work.
-        """
-        called: list[bool] = []
-
-        def once() -> None:
-            if not called:
-                called.append(True)
-                meanwhile()
-
-        with self._deciders.depth.supposing(standing.depth):
-            if self._prunes:
-                self._plans.counts(hidden, once)
-            once()
-        if self._deciders.depth.depth != standing.depth:
-            self._plans.forget()
 
     @property
     def _prunes(self) -> bool:

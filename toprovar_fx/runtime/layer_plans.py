@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -53,36 +53,31 @@ class LayerPlans:
         self._outlook, self._ranking, self._updates = outlook, ranking, updates
         self.weigh = RecordedFunction(weigh_layers, None)
         self._plans: dict[int, LayerPlan] = {}
-        self._counts: tuple[tuple[int, int], ...] | None = None
         self._told: tuple[int, tuple[int, ...], ReadingPart] | None = None
 
-    def plan(self, layer: int, hidden: Tensor, meanwhile: Callable[[], object] | None = None) -> LayerPlan:
-        """The plan of `layer`, whose input is `hidden` [R, L, C].
-
-        `meanwhile` is called, if at all, before the host waits for K; by default updates are resized then.
-        """
+    def plan(self, layer: int, hidden: Tensor) -> LayerPlan:
+        """The plan of `layer`, whose input is `hidden` [R, L, C]."""
         if layer not in self._plans:
             policy, layers = self._deciders.policy, self._planned_with(layer)
             questions = [self._question(each, hidden) for each in layers]
             if len(layers) > 1:
-                resize = partial(self._resize_updates, layers, hidden.device)
-                plans = policy.plan_together(questions, Pacing(self.weigh, meanwhile or resize))
+                pacing = Pacing(self.weigh, partial(self._resize_updates, layers, hidden.device))
+                plans = policy.plan_together(questions, pacing)
             else:
                 plans = [policy.plan(questions[0])]
             self._plans.update(zip(layers, plans, strict=True))
         return self._plans[layer]
 
-    def counts(
-        self, hidden: Tensor, meanwhile: Callable[[], object] | None = None
-    ) -> tuple[tuple[int, int], ...] | None:
+    def counts(self, hidden: Tensor) -> tuple[tuple[int, int], ...] | None:
         """(layer, K) of all layers that may be pruned, where one wait gives them; else None."""
-        if self._counts is None and self._from_before:
-            layers = [layer for layer in range(self._deciders.layers) if self._outlook.prunes(layer)]
-            if self._told is not None and self._told[:2] == (self._generation.scale, tuple(layers)):
-                self._counts = self._told_counts(self._told[2], layers, meanwhile)
-            elif not any(self._reranked(layer, after=0) for layer in layers):
-                self._counts = tuple((layer, self.plan(layer, hidden, meanwhile).count) for layer in layers)
-        return self._counts
+        if not self._from_before:
+            return None
+        layers = [layer for layer in range(self._deciders.layers) if self._outlook.prunes(layer)]
+        if self._told is not None and self._told[:2] == (self._generation.scale, tuple(layers)):
+            return self._told_counts(layers, self._told[2], hidden.device)
+        if any(self._reranked(layer, after=0) for layer in layers):
+            return None
+        return tuple((layer, self.plan(layer, hidden).count) for layer in layers)
 
     def hear(self, scale: int, layers: tuple[int, ...], shares: ReadingPart) -> None:
         """Take the shares of tokens that `layers` want to keep at the next scale, `scale`."""
@@ -93,10 +88,9 @@ class LayerPlans:
         self._told = None
 
     def _told_counts(
-        self, shares: ReadingPart, layers: Sequence[int], meanwhile: Callable[[], object] | None
+        self, layers: Sequence[int], shares: ReadingPart, device: torch.device
     ) -> tuple[tuple[int, int], ...]:
-        if meanwhile is not None:
-            meanwhile()
+        self._resize_updates(layers, device)
         length = self._generation.schedule.tokens[self._generation.scale]
         counts = (wanted_count(self._options, share, length) for share in shares.tolist())
         return tuple(zip(layers, counts, strict=True))
@@ -131,9 +125,9 @@ class LayerPlans:
         )
         return [layer, *later]
 
-    def forget(self) -> None:
-        """Forget the plans: the scale ran, or is not what they were made for."""
-        self._plans, self._counts = {}, None
+    def end_scale(self) -> None:
+        """Forget the plans of the scale that ran."""
+        self._plans = {}
 
     def _question(self, layer: int, hidden: Tensor) -> LayerQuestion:
         running, scale = self._generation, self._generation.scale

@@ -60,7 +60,6 @@ class Ledger:
         dense_calls: of the graphs that stay dense, counted.
         cached_rows: with a cache policy, by (scale, layer), the rows in the cache after the scale, and those
             of them that stay.
-        run_twice: scales that were run as in the image before, and again because D or K had changed.
         notes: by scale, why it ran otherwise than `unit` and `cuda_graphs` ask; nothing is dense for it.
     """
 
@@ -79,7 +78,6 @@ class Ledger:
     conditional_scales: set[int] = field(default_factory=set)
     dense_calls: list[DenseCalls] = field(default_factory=list)
     cached_rows: dict[tuple[int, int], tuple[int, int]] = field(default_factory=dict)
-    run_twice: list[int] = field(default_factory=list)
     notes: dict[int, list[Fallback]] = field(default_factory=dict)
 
     _outside: list[tuple[int, Region, Sizes]] = field(default_factory=list)

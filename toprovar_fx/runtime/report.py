@@ -125,11 +125,6 @@ class GenerationReport:
         return dict(self.controller.ledger.cached_rows)
 
     @property
-    def run_twice(self) -> list[int]:
-        """Scales that were run as in the image before, and again because D or K had changed; counted once."""
-        return sorted(self.controller.ledger.run_twice)
-
-    @property
     def depth(self) -> int | None:
         """The scale depth D, or None if it was not reached or not asked for."""
         return self.controller.depth
@@ -182,7 +177,6 @@ class GenerationReport:
             "kept_tokens": [list(row) for row in self.kept],
             "cached_rows": [[*place, *rows] for place, rows in self.cached_rows.items()],
             "fallbacks": [str(fallback) for fallback in self.fallbacks],
-            "run_twice": self.run_twice,
             "notes": {str(why): scales for why, scales in self._noted().items()},
         }
 
@@ -213,8 +207,6 @@ class GenerationReport:
             )
         if self.controller.options.budget is not None:
             lines.append(f"budget: {self.controller.options.budget:g}x asked, {1 / share:.3g}x reached")
-        if self.run_twice:
-            lines.append(f"scales {self.run_twice} ran twice: D or K changed since the image before")
         lines += [f"dense because: {fallback}" for fallback in self.fallbacks]
         lines += [f"scales {scales}: {why}" for why, scales in self._noted().items()]
         return "\n".join(lines)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import sympy
 from torch import Tensor
@@ -49,14 +48,6 @@ class Account:
     answers: tuple[tuple[str, int, bool], ...]
     left_out: Mapping[int, int]
     length: int
-
-    @cached_property
-    def flops(self) -> int:
-        """Floating-point operations of the layers."""
-        priced = ((run.region, run.sizes) for run in self.runs)
-        return sum(
-            region.flops(sizes) for region, sizes in priced if region is not None and sizes is not None
-        )
 
 
 def prepare(

@@ -20,16 +20,14 @@ from .telling import Telling
 
 @dataclass(frozen=True)
 class Ran:
-    """A plan that was run.
+    """What running a plan gave.
 
     Attributes:
-        plan: it.
         chosen: the keep sets [R, K] that it got, by layer.
         values: what its graph returned.
         told: what it worked out besides, in the order of `Telling`.
     """
 
-    plan: StepPlan
     chosen: Mapping[int, Tensor]
     values: Sequence[Any]
     told: Sequence[Tensor] = ()
@@ -61,19 +59,14 @@ class StepRuns:
         extras = plan.pattern.joined.extras
         if self._memory is None:
             given = [_value(extra, controller, plan, chosen) for extra in extras]
-            return Ran(plan, chosen, plan.pattern.call(*arguments, *given))
+            return Ran(chosen, plan.pattern.call(*arguments, *given))
         key = plan.pattern.region, plan.telling
         recorded = self._recorded.get(key)
         if recorded is None:
             recorded = self._recorded[key] = _Recorded(plan.pattern, plan.telling, self._memory)
         given = [_value(extra, controller, plan, chosen) for extra in recorded.others]
         given += recorded.shared(controller)
-        return Ran(plan, chosen, *recorded((*arguments, *given), controller))
-
-    def replays(self, plan: StepPlan) -> bool:
-        """Whether a plan was recorded, so that running it twice leaves what running it once does."""
-        recorded = self._recorded.get((plan.pattern.region, plan.telling))
-        return recorded is not None and recorded.call.recorded
+        return Ran(chosen, *recorded((*arguments, *given), controller))
 
 
 class _Recorded:
@@ -93,7 +86,7 @@ class _Recorded:
         more = ["maps"] if self._maps else []
         self._takes_detail = telling is not None and telling.takes_detail
         more += ["told_detail"] if self._takes_detail else []
-        self.call = GraphedCall(pattern.region, memory, len(self._maps), more)
+        self._call = GraphedCall(pattern.region, memory, len(self._maps), more)
 
     def shared(self, controller: Controller) -> list[Tensor]:
         """The inputs besides `others`."""
@@ -105,7 +98,7 @@ class _Recorded:
     ) -> tuple[Sequence[Any], Sequence[Tensor]]:
         """What the graph of the step returns, and what is told."""
         note = partial(controller.ledger.note, controller.scale)
-        values, maps = list(self.call(self._run, arguments, note)), self._left
+        values, maps = list(self._call(self._run, arguments, note)), self._left
         told: list[Tensor] = []
         if self._telling is not None:
             told = values[-self._telling.count :]

@@ -21,7 +21,6 @@ from ..options import Options
 from .controller import Controller
 from .cuda_recorder import graph_memory
 from .failures import on_failure
-from .run_ahead import RunAhead
 from .statistics import Statistics
 from .step_account import Leavings, Places, prepare, write
 from .step_check import pruned_graphs_hold
@@ -72,7 +71,6 @@ class WholeStep:
         memory = self._memory = graph_memory(options, self._hidden.device)
         self._statistics = Statistics.recorded(memory)
         self._runs = StepRuns(memory)
-        self._ahead = RunAhead(self._sites, self._plans, self._runs)
         self._starts = [self._start(arms) for arms in self._sites]
         self._known: dict[tuple[tuple[sympy.Symbol, int], ...], _Numbers] = {}
 
@@ -106,9 +104,8 @@ class WholeStep:
             return None
         controller.footing.measure_with(self._statistics)
         hidden = self._numbers(sizes).hidden
-        at = tuple(sizes.items())
-        standing, ran = self._ahead.stand(controller, arguments, hidden, at)
-        key = None if standing is None else (standing, at)
+        standing = controller.footing.standing(hidden)
+        key = None if standing is None else (standing, tuple(sizes.items()))
         plan = self._plans.find(key)
         if plan is None:
             try:
@@ -119,7 +116,7 @@ class WholeStep:
             self._plans.keep(key, plan)
         if not pruned_graphs_hold(self._step, controller, plan.decisions, arguments, hidden):
             return None
-        ran = ran or self._runs(plan, controller, arguments, hidden)
+        ran = self._runs(plan, controller, arguments, hidden)
         joined = plan.pattern.joined
         for rest in self._rest:
             controller.ledger.ran_outside(controller.scale, rest.region, rest.region.sizes_from(sizes))
