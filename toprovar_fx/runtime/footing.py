@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
@@ -16,20 +16,6 @@ from .statistics import Statistics
 
 if TYPE_CHECKING:
     from .generation import Generation
-
-
-class Standing(NamedTuple):
-    """What all decisions about a scale follow from.
-
-    Attributes:
-        place: what is known without waiting for the device.
-        depth: D.
-        counts: (layer, K) where K is measured.
-    """
-
-    place: Hashable
-    depth: int | None
-    counts: tuple[tuple[int, int], ...]
 
 
 class Footing:
@@ -62,29 +48,27 @@ class Footing:
         self._deciders.measure_with(statistics)
         self._plans.weigh = statistics.weigh
 
-    @property
-    def place(self) -> Hashable:
-        """What is known without waiting for the device."""
-        running, (maps, updates) = self._generation, self._left
-        rows = tuple(self._caches.dropped.items())
-        known = running.scale, running.schedule, running.images, self._deciders.layers
-        return *known, maps.layers, updates.layers, rows, self._deciders.scope.measured
-
-    def standing(self, hidden: Tensor) -> Standing | None:
-        """How the scale stands; None where more decides than can be told before it runs.
+    def standing(self, hidden: Tensor) -> Hashable | None:
+        """What all decisions about the scale follow from; None where more decides than that.
 
         Where K is measured, its layers are planned now, and the host waits for the device.
 
         Args:
             hidden: a tensor of the shape and device of the hidden state.
         """
-        counts: tuple[tuple[int, int], ...] | None = ()
+        counts: Hashable | None = ()
         if not self._options.foreseen:
             if not self._measured:
                 return None
             # Scales that nothing can prune yet follow from D alone.
             counts = self._plans.counts(hidden) if self._prunes else ()
-        return None if counts is None else Standing(self.place, self._deciders.depth.depth, counts)
+        if counts is None:
+            return None
+        running, deciders, (maps, updates) = self._generation, self._deciders, self._left
+        rows = tuple(self._caches.dropped.items())
+        known = running.scale, running.schedule, running.images, deciders.layers
+        left = maps.layers, updates.layers, rows, deciders.scope.measured
+        return *known, *left, deciders.depth.depth, counts
 
     @property
     def _prunes(self) -> bool:
