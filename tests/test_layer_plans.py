@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from toprovar_fx.criteria.score_registry import ScoreContext
 from toprovar_fx.options import Options
+from toprovar_fx.policies import layer_plan
 from toprovar_fx.policies.layer_plan import LayerQuestion, plan_layer, plan_layers
 
 from .models.fixtures import traced
@@ -89,6 +90,20 @@ def operators(layers: int) -> int:
         plans = plan_layers(options, asks)
     assert all(plan.keep is not None for plan in plans)
     return seen.count
+
+
+@pytest.mark.parametrize("sampling", ["topk", "bernoulli"])
+def test_a_keep_set_is_worked_out_once_and_only_when_asked_for(sampling, monkeypatch):
+    options = Options.parse({"preset": "criterion", **FINE, "sampling": sampling})
+    plans = plan_layers(options, [question(layer, guided=True, detail=0.5) for layer in range(3)])
+    for name in ("rank_layers", "bernoulli_tokens"):
+        function = getattr(layer_plan, name)
+        monkeypatch.setattr(layer_plan, name, lambda *given, f=function: seen.append(given) or f(*given))
+    seen: list[object] = []
+    assert all(plan.count for plan in plans) and not seen
+    for plan in (*plans, *plans):
+        assert plan.keep is plan.keep
+    assert len(seen) == (1 if sampling == "topk" else len(plans))
 
 
 def test_many_layers_cost_as_many_operators_as_few():

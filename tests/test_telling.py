@@ -21,7 +21,7 @@ from toprovar_fx.runtime.telling import Coming, Scope, Telling
 
 from .models.subjects import SQUARE, generate
 from .replayed_steps import Kept, compiled
-from .test_online_steps import ONLINE
+from .test_online_steps import ONLINE, assert_same
 
 RULE = Weighing("shared", True, "mean", 0.3, 0.8, "mean")
 SIDE, NEXT = (4, 4), (6, 6)
@@ -82,6 +82,34 @@ def test_a_recorded_generation_launches_no_statistic(recorder, monkeypatch):
     assert ours.rho == theirs.rho and ours.detail == theirs.detail and len(ours.detail) == subject.layers
     assert ours.sigma_ratios.keys() == theirs.sigma_ratios.keys()
     assert found.keeps.keys() == expected.keeps.keys() and found.keeps
+
+
+def test_what_cannot_be_recorded_tells_nothing(recorder, monkeypatch):
+    """Kernel by kernel it would cost more than the recordings of the statistics."""
+    recorder.fails = "operation not permitted when stream is capturing"
+    subject = Kept()
+    forward, plain = compiled(subject, ONLINE, unit="step"), compiled(subject, ONLINE, unit="block")
+    generate(subject, forward)
+    told: list[object] = []
+    monkeypatch.setattr(Telling, "__call__", lambda self, *given: told.append(self))
+    assert_same(generate(subject, forward), generate(subject, plain))
+    assert not told
+
+
+@pytest.mark.parametrize("options", [{}, {"entropy_source": "same_layer"}], ids=["steps", "blocks"])
+def test_statistics_that_are_not_told_are_recorded(options, recorder):
+    found = generate(subject := Kept(), compiled(subject, {**ONLINE, **options}, unit="step"))
+    deciders = found.controller._deciders
+    assert deciders.depth.measure._memory is not None and deciders.scope.measure._memory is not None
+
+
+def test_a_generation_that_ended_holds_nothing_resized(recorder):
+    subject = Kept()
+    forward = compiled(subject, ONLINE, unit="step")
+    for found in (generate(subject, forward), generate(subject, forward)):
+        for maps in (found.controller._ranking, found.controller._updates):
+            assert not maps._resized and not maps._coming and maps._stacked is None
+        assert not found.controller._plans._plans and found.controller._plans._told is None
 
 
 def test_counts_that_were_told_are_for_their_scale_and_layers():

@@ -59,6 +59,15 @@ def test_values_are_resized_together_as_alone(updates, most, monkeypatch):
     assert torch.equal(stacked, torch.stack([together.at(2, 4), together.at(0, 4)]))
 
 
+def test_updates_of_other_dtypes_are_resized_apart():
+    updates = ScaleMaps(SQUARE, updates=True)
+    updates.put(0, 3, torch.rand(2, 16, 3))
+    updates.put(1, 3, torch.rand(2, 16, 3).bfloat16())
+    updates.put(2, 3, torch.empty(2, 16, 3, device="meta"))
+    assert updates.at(0, 4).dtype == torch.float32 and updates.at(1, 4).dtype == torch.bfloat16
+    assert updates.at(2, 4).device.type == "meta"
+
+
 def test_maps_that_were_resized_before_their_scale():
     maps, told = ScaleMaps(SQUARE, updates=False), torch.rand(2, 1, 36)
     maps.put(0, 3, torch.rand(1, 16))
@@ -67,6 +76,10 @@ def test_maps_that_were_resized_before_their_scale():
     assert not torch.equal(maps.at(0, 5), told[0]), "they are of scale 4"
     maps.end_scale()
     assert torch.equal(maps.at(1, 4), told[1]) and maps.stacked((0, 1), 4) is told
+    maps.end_scale()
+    assert maps.stacked((0, 1), 4) is not told, "nobody told of a later scale"
+    maps.hear(4, (0, 1), told)
+    maps.end_scale()
     # What is measured anew counts.
     maps.put(0, 4, torch.zeros(1, 36))
     assert not maps.at(0, 4).any() and torch.equal(maps.at(1, 4), told[1])

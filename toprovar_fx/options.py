@@ -177,6 +177,16 @@ class Options(OptionFields):
         return self.keep is not None or self.budget is not None
 
     @property
+    def by_entropies(self) -> bool:
+        """Whether D, R and K are not given but follow from what is measured of the entropies."""
+        return self.by_criterion and not self.explicit and not self.compacts
+
+    @property
+    def ranks_from_before(self) -> bool:
+        """Whether entropies of the scale before rank the tokens."""
+        return self.score == "entropy" and self.entropy_source == "previous_scale"
+
+    @property
     def foreseen(self) -> bool:
         """Whether nothing that is measured decides which layers run on how many tokens."""
         if not self.by_score or self.compacts or self.budget is not None:

@@ -92,7 +92,7 @@ def _plan_or_statistic(options: Options, ask: LayerQuestion) -> LayerPlan | Tens
     if options.gate == "graph" and ask.ratio is not None and graph_gates(options) is GraphGates.TOKENS:
         unknown = options.scoring.reads_entropy and ask.entropy is None
         count = length if unknown else explicit_count(ask.ratio, length)
-        return LayerPlan(count if count in (0, length) else max(count, FEWEST_TOKENS))
+        return LayerPlan(_not_too_few(count, length))
     statistic = options.scoring.statistic(ask.hidden, ask.entropy, ask.place, options.verify != "never")
     if statistic is None and _ranks_itself(options):
         # The layer's entropies come too late for its K: as if all were equal where no older map is known.
@@ -119,9 +119,13 @@ def _plan_by_statistics(
         some = {}
     rows = len(statistics)
 
+    # Plans outlive their questions, which hold hidden states.
+    streams = [ask.place.stream for ask in asks]
+
+    @cache
     def draw(at: int) -> Tensor:
         assert p_keep is not None
-        keep = bernoulli_tokens(p_keep[:, at], some[at], options.seed, asks[at].place.stream)
+        keep = bernoulli_tokens(p_keep[:, at], some[at], options.seed, streams[at])
         return expand_cfg_rows(keep, rows)
 
     @cache
@@ -167,7 +171,7 @@ def _counts(
             found.append(wanted_count(options, share, length))
         else:
             count = explicit_count(ask.ratio, length)
-            found.append(count if count in (0, length) else max(count, FEWEST_TOKENS))
+            found.append(_not_too_few(count, length))
     return found
 
 
@@ -176,6 +180,10 @@ def wanted_count(options: Options, share: float, length: int) -> int:
     count = round_to_bucket(share, length, options.buckets, options.min_keep, options.layer_skip_below)
     if count and not options.prune_tokens:
         return length
+    return _not_too_few(count, length)
+
+
+def _not_too_few(count: int, length: int) -> int:
     return count if count in (0, length) else max(count, FEWEST_TOKENS)
 
 

@@ -172,6 +172,10 @@ class Controller:
     def release(self) -> None:
         """Let go of keys and values: no graph of the generation runs any more."""
         self.caches.release()
+        self._plans.end_scale()
+        self._plans.forget_told()
+        self._ranking.release()
+        self._updates.release()
         if self._compaction is not None:
             self._compaction.release()
 
@@ -189,10 +193,14 @@ class Controller:
         """Token gate: K and the keep set of `layer`, decided once per scale."""
         return self._plans.plan(layer, hidden)
 
+    def count(self, layer: int, hidden: Tensor) -> int:
+        """K of `layer` alone."""
+        return self._plans.count(layer, hidden)
+
     def keep_sets(self, layers: Sequence[int], hidden: Tensor) -> dict[int, Tensor]:
         """The keep sets [R, K] of layers that compute some tokens at this scale."""
-        plans = {layer: self._plans.plan(layer, hidden) for layer in layers}
-        return {layer: plan.keep for layer, plan in plans.items() if plan.keep is not None}
+        keeps = {layer: self._plans.plan(layer, hidden).keep for layer in layers}
+        return {layer: keep for layer, keep in keeps.items() if keep is not None}
 
     def ranking(self, layer: int) -> Tensor | None:
         """The entropy map [R, L] of the current scale that ranks the tokens of `layer`."""

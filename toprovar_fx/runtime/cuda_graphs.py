@@ -130,9 +130,13 @@ class GraphedCall:
         self._unrepeatable = obstacle_to_repeating(region.graph.graph)
 
     def __call__(
-        self, call: Call, arguments: Sequence[Any], note: Callable[[Fallback], None]
+        self,
+        call: Call,
+        arguments: Sequence[Any],
+        note: Callable[[Fallback], None],
+        unrecorded: Call | None = None,
     ) -> tuple[Any, ...]:
-        """Call `call(*arguments)`; `note` is told where that ran without a recording.
+        """Call `call(*arguments)`, or `unrecorded` where there can be no recording, which `note` is told.
 
         Raises:
             GraphError: it could not be recorded, and a recording is required.
@@ -148,7 +152,7 @@ class GraphedCall:
         if self._memory.required:
             raise GraphError(str(why))
         note(why)
-        return tuple(call(*arguments))
+        return tuple((unrecorded or call)(*arguments))
 
     def _places_of(self, arguments: Sequence[Any]) -> _Places:
         """Which arguments are held and which are copied, by their kind at the first call."""

@@ -41,7 +41,6 @@ class Footing:
     ) -> None:
         self._options, self._generation = options, generation
         self._deciders, self._plans, self._left, self._caches = deciders, plans, left, caches
-        self._measured = options.by_criterion and not options.explicit and not options.compacts
 
     def measure_with(self, statistics: Statistics) -> None:
         """Let what decides be computed by recordings."""
@@ -58,7 +57,7 @@ class Footing:
         """
         counts: Hashable | None = ()
         if not self._options.foreseen:
-            if not self._measured:
+            if not self._options.by_entropies:
                 return None
             # Scales that nothing can prune yet follow from D alone.
             counts = self._plans.counts(hidden) if self._prunes else ()

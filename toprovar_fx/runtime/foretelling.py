@@ -55,7 +55,7 @@ class Foretelling:
             updated: layers that leave an update.
         """
         options, scale = self._options, self._generation.scale
-        if not measured or not options.by_criterion or options.explicit or options.compacts:
+        if not measured or not options.by_entropies:
             return None
         depth, tracker = self._deciders.depth, self._deciders.scope
         rho = tuple(layer for layer in measured if depth.wants(layer, scale))
@@ -72,8 +72,11 @@ class Foretelling:
         self, measured: Sequence[int], updated: Collection[int], scope: Scope | None
     ) -> Coming | None:
         options, running = self._options, self._generation
-        by_maps = options.score == "entropy" and options.entropy_source == "previous_scale"
-        if not by_maps or options.sampling != "topk" or running.scale + 1 >= len(running.schedule):
+        if (
+            not options.ranks_from_before
+            or options.sampling != "topk"
+            or running.scale + 1 >= len(running.schedule)
+        ):
             return None
         layers = [layer for layer in range(self._deciders.layers) if self._outlook.may_prune_next(layer)]
         if options.restore == "cache":
@@ -109,5 +112,5 @@ class Foretelling:
             self._deciders.scope.hear(telling.scope.layers, others.pop(0), *detail)
         if telling.coming is not None:
             coming, scale = telling.coming, self._generation.scale + 1
-            self._ranking.hear(scale, tuple(dict.fromkeys(coming.ranked_by)), others.pop(0))
+            self._ranking.hear(scale, coming.ranking, others.pop(0))
             self._plans.hear(scale, coming.layers, reading.part(end, end + wanted))

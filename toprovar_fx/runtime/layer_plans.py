@@ -53,6 +53,7 @@ class LayerPlans:
         self._outlook, self._ranking, self._updates = outlook, ranking, updates
         self.weigh = RecordedFunction(weigh_layers, None)
         self._plans: dict[int, LayerPlan] = {}
+        self._counts: dict[int, int] = {}
         self._told: tuple[int, tuple[int, ...], ReadingPart] | None = None
 
     def plan(self, layer: int, hidden: Tensor) -> LayerPlan:
@@ -74,31 +75,37 @@ class LayerPlans:
             return None
         layers = [layer for layer in range(self._deciders.layers) if self._outlook.prunes(layer)]
         if self._told is not None and self._told[:2] == (self._generation.scale, tuple(layers)):
-            return self._told_counts(layers, self._told[2], hidden.device)
+            self._counts = self._told_counts(layers, self._told[2], hidden.device)
+            return tuple(self._counts.items())
         if any(self._reranked(layer, after=0) for layer in layers):
             return None
         return tuple((layer, self.plan(layer, hidden).count) for layer in layers)
+
+    def count(self, layer: int, hidden: Tensor) -> int:
+        """K of `layer`, as told or planned."""
+        told = self._counts.get(layer)
+        return self.plan(layer, hidden).count if told is None else told
 
     def hear(self, scale: int, layers: tuple[int, ...], shares: ReadingPart) -> None:
         """Take the shares of tokens that `layers` want to keep at the next scale, `scale`."""
         self._told = scale, layers, shares
 
     def forget_told(self) -> None:
-        """Weigh the next scale's layers anew: it has other rows."""
+        """Weigh the next scale's layers anew: it has other rows, or none follows."""
         self._told = None
 
     def _told_counts(
         self, layers: Sequence[int], shares: ReadingPart, device: torch.device
-    ) -> tuple[tuple[int, int], ...]:
+    ) -> dict[int, int]:
         self._resize_updates(layers, device)
         length = self._generation.schedule.tokens[self._generation.scale]
         counts = (wanted_count(self._options, share, length) for share in shares.tolist())
-        return tuple(zip(layers, counts, strict=True))
+        return dict(zip(layers, counts, strict=True))
 
     @property
     def _from_before(self) -> bool:
         """Whether maps of earlier scales decide."""
-        return self._options.score == "entropy" and self._options.entropy_source == "previous_scale"
+        return self._options.ranks_from_before
 
     def _reranked(self, layer: int, after: int) -> bool:
         """Whether the map that ranks `layer` is measured anew at this scale, by a layer from `after` on."""
@@ -127,7 +134,7 @@ class LayerPlans:
 
     def end_scale(self) -> None:
         """Forget the plans of the scale that ran."""
-        self._plans = {}
+        self._plans, self._counts = {}, {}
 
     def _question(self, layer: int, hidden: Tensor) -> LayerQuestion:
         running, scale = self._generation, self._generation.scale

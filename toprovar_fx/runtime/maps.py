@@ -97,9 +97,17 @@ class ScaleMaps:
         self._resized, self._coming, self._stacked = {}, {}, None
 
     def end_scale(self) -> None:
-        """Free what was resized for the scale that ran."""
+        """Free what was resized for the scale that ran; what was told of the next one is for that."""
         self._resized, self._coming = self._coming, {}
+        if not self._resized:
+            self._stacked = None
+
+    def release(self) -> None:
+        """Free what was resized: no scale of the generation runs any more."""
+        self._resized, self._coming, self._stacked = {}, {}, None
 
 
 def _match(one: _Left, other: _Left) -> bool:
-    return one.scale == other.scale and one.values.shape == other.values.shape
+    mine, theirs = one.values, other.values
+    same = mine.shape, mine.dtype, mine.device
+    return one.scale == other.scale and same == (theirs.shape, theirs.dtype, theirs.device)

@@ -41,13 +41,11 @@ class Account:
         runs: for the ledger.
         answers: of the gates, as (gate, layer, whether it fired).
         left_out: cache rows that are missing afterwards, by layer.
-        length: L.
     """
 
     runs: tuple[Run, ...]
     answers: tuple[tuple[str, int, bool], ...]
     left_out: Mapping[int, int]
-    length: int
 
 
 def prepare(
@@ -104,7 +102,6 @@ def prepare(
         runs=tuple(runs),
         answers=tuple((gate, one.site.layer, yes) for one in decisions for gate, yes in one.answers),
         left_out={layer: rows for layer, rows in missing.items() if rows},
-        length=length,
     )
 
 

@@ -208,7 +208,7 @@ class _Decider:
         before = by_entropy and wanted not in self.measured
         if before and options.sampling == "topk":
             # The host had to count; which tokens they are the graph finds out.
-            count = self.controller.plan(layer, self.hidden).count
+            count = self.controller.count(layer, self.hidden)
             return count, wanted if count not in (0, self.length) else None, False
         if before or options.scoring.by_place:
             plan = self.controller.plan(layer, self.hidden)

@@ -25,7 +25,7 @@ class Ran:
     Attributes:
         chosen: the keep sets [R, K] that it got, by layer.
         values: what its graph returned.
-        told: what it worked out besides, in the order of `Telling`.
+        told: what it worked out besides, in the order of `Telling`; nothing where it was not recorded.
     """
 
     chosen: Mapping[int, Tensor]
@@ -83,6 +83,8 @@ class _Recorded:
         self.others = tuple(extra for extra in joined.extras if extra.kind != "map")
         self._maps = tuple(extra.at for extra in joined.extras if extra.kind == "map")
         self._left = slice(joined.results, joined.results + len(joined.maps))
+        selections = len({keep.selection for keep in joined.keeps})
+        self._end = joined.results + bool(joined.maps) + len(joined.updates) + selections
         more = ["maps"] if self._maps else []
         self._takes_detail = telling is not None and telling.takes_detail
         more += ["told_detail"] if self._takes_detail else []
@@ -98,31 +100,37 @@ class _Recorded:
     ) -> tuple[Sequence[Any], Sequence[Tensor]]:
         """What the graph of the step returns, and what is told."""
         note = partial(controller.ledger.note, controller.scale)
-        values, maps = list(self._call(self._run, arguments, note)), self._left
-        told: list[Tensor] = []
-        if self._telling is not None:
-            told = values[-self._telling.count :]
-            del values[-self._telling.count :]
+        values = list(self._call(self._run, arguments, note, self._run_alone))
+        told, maps = values[self._end :], self._left
+        del values[self._end :]
         if maps.stop > maps.start:
             values[maps.start : maps.start + 1] = values[maps.start].unbind()
         return values, told
 
     def _run(self, *arguments: Any) -> tuple[Any, ...]:
-        """The step on what is passed to the recording."""
-        detail = None
-        if self._takes_detail:
-            *arguments, detail = arguments  # type: ignore[assignment]
-        if self._maps:
-            *arguments, maps = arguments  # type: ignore[assignment]
-            arguments = *arguments, *maps.unbind()
-        values = list(self._pattern.call(*arguments))
+        """The step on what is passed to the recording, and what is told of its maps."""
+        values, maps, detail = self._values(arguments)
         told: tuple[Tensor, ...] = ()
-        left = values[self._left]
         if self._telling is not None:
-            told = self._telling(dict(zip(self._pattern.joined.maps, left, strict=True)), detail)
-        if left:
-            values[self._left] = [torch.stack(left)]
+            told = self._telling(dict(zip(self._pattern.joined.maps, maps, strict=True)), detail)
         return *values, *told
+
+    def _run_alone(self, *arguments: Any) -> tuple[Any, ...]:
+        """The step alone: without a recording the kernels of what is told would be launched one by one."""
+        return tuple(self._values(arguments)[0])
+
+    def _values(self, arguments: Sequence[Any]) -> tuple[list[Any], list[Tensor], Tensor | None]:
+        """What the step returns, its maps as one tensor; its maps [R, L]; the R that it is passed."""
+        given, detail = list(arguments), None
+        if self._takes_detail:
+            detail = given.pop()
+        if self._maps:
+            given += given.pop().unbind()
+        values = list(self._pattern.call(*given))
+        maps = values[self._left]
+        if maps:
+            values[self._left] = [torch.stack(maps)]
+        return values, maps, detail
 
 
 def _value(extra: Extra, controller: Controller, plan: StepPlan, chosen: Mapping[int, Tensor]) -> Any:

@@ -46,6 +46,11 @@ class Coming:
     weight: float
     roles: tuple[int, ...] | None
 
+    @property
+    def ranking(self) -> tuple[int, ...]:
+        """The layers that rank, each once."""
+        return tuple(dict.fromkeys(self.ranked_by))
+
 
 @dataclass(frozen=True)
 class Telling:
@@ -106,7 +111,7 @@ class Telling:
         self, coming: Coming, maps: Mapping[int, Tensor], detail: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """The shares [N] of the layers, and the resized maps [N', R, L'] of those that rank."""
-        ranking = tuple(dict.fromkeys(coming.ranked_by))
+        ranking = coming.ranking
         rows = len(maps[ranking[0]])
         values = upsample_map(torch.cat([maps[layer] for layer in ranking]), *coming.sides)
         resized = values.unflatten(0, (len(ranking), rows))

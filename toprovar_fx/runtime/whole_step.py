@@ -99,10 +99,10 @@ class WholeStep:
         Returns:
             The step's results; None, with a note in the ledger, where its blocks have to run one by one.
         """
+        controller.footing.measure_with(self._statistics)
         if self._refusal is not None:
             controller.ledger.note(controller.scale, self._refusal.fallback)
             return None
-        controller.footing.measure_with(self._statistics)
         hidden = self._numbers(sizes).hidden
         standing = controller.footing.standing(hidden)
         key = None if standing is None else (standing, tuple(sizes.items()))
@@ -120,9 +120,9 @@ class WholeStep:
         joined = plan.pattern.joined
         for rest in self._rest:
             controller.ledger.ran_outside(controller.scale, rest.region, rest.region.sizes_from(sizes))
-        left, told = _leavings(joined, ran.values[joined.results :]), plan.telling is not None
-        write(plan.account, controller, ran.chosen, left, told)
-        if plan.telling is not None:
+        left = _leavings(joined, ran.values[joined.results :])
+        write(plan.account, controller, ran.chosen, left, told=bool(ran.told))
+        if plan.telling is not None and ran.told:
             controller.foretelling.hear(plan.telling, ran.told)
         return tuple(ran.values[: joined.results])
 
