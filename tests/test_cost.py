@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 
 import pytest
@@ -221,3 +222,25 @@ def test_roofline():
     assert device.latency_ms(Cost(10**9, 10**10, 10**13)) == pytest.approx(5)
     with pytest.raises(OptionError, match="bytes_per_s=0"):
         Roofline(1e12, 0)
+
+
+def test_counting_leaves_other_threads_alone():
+    """torch's own counter hooks every module of the process, and other threads fail in its tracker."""
+    model, failed = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.ReLU()), []
+
+    def elsewhere() -> None:
+        try:
+            with torch.inference_mode():
+                model(torch.ones(2, 4))
+        except Exception as error:
+            failed.append(error)
+
+    with flop_counter() as counter:
+        hooks = torch.nn.modules.module
+        assert not hooks._global_forward_pre_hooks and not hooks._global_forward_hooks
+        thread = threading.Thread(target=elsewhere)
+        thread.start()
+        thread.join()
+        model(torch.ones(3, 4))
+    assert not failed
+    assert counter.get_total_flops() == 2 * 3 * 4 * 4, "this thread's alone"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode, _FlopCounterMode
@@ -19,8 +20,25 @@ def index_by_tensors() -> AbstractContextManager[object]:
     return found
 
 
+class _NoModules:
+    """In place of torch's tracker of modules, whose hooks are those of the whole process."""
+
+    parents = frozenset({"Global"})
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, *raised: object) -> None: ...
+
+
 class FlopCounter(FlopCounterMode):
-    """torch's counter, which turns higher-order operators down, with those that it has a formula for."""
+    """torch's counter, which turns higher-order operators down, with those that it has a formula for.
+
+    It counts for no module apart, and what other threads do meanwhile does not pass through it.
+    """
+
+    def __init__(self, **given: Any) -> None:
+        super().__init__(**given)
+        self.mod_tracker = _NoModules()  # type: ignore[assignment]
 
     def __enter__(self) -> FlopCounter:
         """Begin to count."""
