@@ -236,9 +236,7 @@ class Controller:
         """Take the entropies [R, L] (or [R, K] of the kept tokens) of `layer` at this scale."""
         if keep is not None:
             entropy = scatter_rows(self.ranking(layer), keep, entropy, length)
-        self._ranking.put(layer, self.scale, entropy)
-        self.ledger.maps[self.scale, layer] = entropy
-        self._deciders.observe(layer, self.scale, entropy)
+        self.observe_step({layer: entropy}, told=False)
 
     def observe_step(self, maps: Mapping[int, Tensor], told: bool) -> None:
         """Take the entropies [R, L] that a step measured; `told`: it measured D and R as well."""
