@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 
 from torch import fx
 
@@ -10,7 +10,7 @@ from ..analysis.block_facts import read_block
 from ..analysis.blocks import Block, read_step
 from ..analysis.caches import refuse_shared
 from ..analysis.in_place import refuse_moved_writes
-from ..analysis.reasons import Unsupported
+from ..analysis.reasons import Fallback, Unsupported
 from ..analysis.signature import signature
 from ..analysis.sublayers import split_blocks
 from ..declaration import declare
@@ -47,13 +47,37 @@ def outline_blocks(traced: fx.GraphModule, granularity: str = "layer") -> Step:
             blocks, parts = split_blocks(captured, blocks, facts.cuts, facts.dependent)
         except Unsupported as verdict:
             fallback = verdict.fallback
+    return _outlined(traced, captured, blocks, _read, parts, fallback)
+
+
+def outline_unread_blocks(traced: fx.GraphModule) -> Step:
+    """Outline the blocks of a step in which nothing is pruned, so that equal ones are compiled once.
+
+    Requires: a graph from Dynamo, of any number of tokens.
+    Ensures: the step graph computes the same values in the same order; no block has facts.
+
+    Raises:
+        Unsupported: the step has no blocks that could be found.
+    """
+    blocks = read_step(traced.graph, one_token=True).blocks
+    return _outlined(traced, traced.graph, blocks, lambda graph, attends: BlockGraph(graph, None))
+
+
+def _outlined(
+    traced: fx.GraphModule,
+    captured: fx.Graph,
+    blocks: tuple[Block, ...],
+    read: Callable[[fx.GraphModule, bool], BlockGraph],
+    parts: int = 1,
+    fallback: Fallback | None = None,
+) -> Step:
     known: dict[Hashable, BlockGraph] = {}
     outlines, sites, modules = [], [], {}
     for block in blocks:
         outline = Outline(_name(block.layer, parts), block.entry, block.nodes)
         key = signature(block.entry, block.nodes)
         if key not in known:
-            known[key] = _read(extract(outline), block.attention is not None)
+            known[key] = read(extract(outline), block.attention is not None)
         own = _unless_shared(known[key], captured, block)
         outlines.append(outline)
         sites.append(Site(block.layer, outline.name, own))

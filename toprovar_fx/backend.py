@@ -17,7 +17,8 @@ from torch import fx
 
 from ._torch_private import compile_with_dynamo_inputs, restarts, without_dynamo_wrapper
 from .analysis.reasons import Fallback, Reason, Unsupported
-from .dense_program import DenseProgram
+from .dense_program import DenseProgram, dense_memory
+from .equal_blocks import by_equal_blocks
 from .errors import GraphError, OptionError, ToProVARError
 from .live_programs import keeps_alive, remember
 from .lowering.constant_floats import hold_floats, with_constant_floats
@@ -117,15 +118,22 @@ def _dense(
     )
     # The region counts, for which it does not matter what a float is.
     region = Region(with_constant_floats(gm), "eager", name="whole graph, dense")
-    started = time.perf_counter()
+    memory = dense_memory(region, options, one_token)
     call: Compiled = gm.forward
-    failed = on_failure(options)
-    if not as_traced:
+    parts: Sequence[Region] = ()
+    # Calls of blocks cost nothing in a recording; without one they are host time that the whole graph saves.
+    recorded = one_token and memory is not None and options.step_code != "fused"
+    shared = by_equal_blocks(gm, options, lowering) if recorded and not as_traced else None
+    if shared is not None:
+        call, parts = shared
+    elif not as_traced:
+        started = time.perf_counter()
         try:
             call = compile_with_dynamo_inputs(gm, example_inputs)
         except restarts():
             raise
         except Exception as error:  # of a compiler, whatever its fault is
+            failed = on_failure(options)
             if failed is None:
                 raise
             fallbacks.append(not_compiled(region.name, error))
@@ -133,7 +141,7 @@ def _dense(
         region.compile_seconds.append(time.perf_counter() - started)
     # Dynamo puts the program into a wrapper, as it puts Inductor's function; one of them is enough.
     bare = without_dynamo_wrapper(call)
-    program = remember(DenseProgram(bare, region, records, options, fallbacks, one_token))
+    program = remember(DenseProgram(bare, region, records, options, fallbacks, one_token, memory, parts))
     no_attention = any(fallback.reason is Reason.NO_ATTENTION for fallback in fallbacks)
     if no_attention and not as_traced and not is_observed() and keeps_alive(call, program):
         # No part of a generation's step, and nobody counts its calls: it costs what Inductor's costs.

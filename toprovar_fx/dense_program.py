@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -12,10 +12,21 @@ from .lowering.region import Region
 from .options import Options
 from .passes.step import PassRecord
 from .recording import WATCHING, note_called
-from .runtime.cuda_graphs import GraphedCall
+from .runtime.cuda_graphs import GraphedCall, GraphMemory
 from .runtime.cuda_recorder import graph_memory
 from .runtime.dense_calls import DenseCalls
 from .runtime.generation import RUNNING, Generation
+
+
+def dense_memory(region: Region, options: Options, one_token: bool) -> GraphMemory | None:
+    """Where the calls of a graph are recorded; None where they are not.
+
+    What is no part of a generation's steps, `unit="auto"` leaves as it is.
+    """
+    devices = {spec.device for spec in region.specs if spec.device is not None}
+    if len(devices) != 1 or not options.runs_steps(suited=one_token):
+        return None
+    return graph_memory(options, devices.pop())
 
 
 class DenseProgram:
@@ -25,6 +36,7 @@ class DenseProgram:
         records, options, compile_id: as for `StepProgram`.
         one_token: whether that is because there is nothing to prune in it.
         call: what runs the graph.
+        parts: what `call` consists of, where that is not one compiled function.
     """
 
     def __init__(
@@ -35,14 +47,12 @@ class DenseProgram:
         options: Options,
         fallbacks: list[Fallback],
         one_token: bool,
+        memory: GraphMemory | None = None,
+        parts: Sequence[Region] = (),
     ) -> None:
         self.records, self.options, self.one_token = records, options, one_token
         self.compile_id = compile_id()
-        self.call, self._region, self._fallbacks = call, region, fallbacks
-        devices = {spec.device for spec in region.specs if spec.device is not None}
-        # What is no part of a generation's steps, `unit="auto"` leaves as it is.
-        recorded = len(devices) == 1 and options.runs_steps(suited=one_token)
-        memory = graph_memory(options, devices.pop()) if recorded else None
+        self.call, self._region, self._fallbacks, self._parts = call, region, fallbacks, parts
         self._graphed = None if memory is None else GraphedCall(region, memory)
         self._sizes = region.size_reader.values
 
@@ -75,5 +85,5 @@ class DenseProgram:
 
     @property
     def regions(self) -> list[Region]:
-        """The one graph."""
-        return [self._region]
+        """The whole graph, then the parts that run in its place."""
+        return [self._region, *self._parts]

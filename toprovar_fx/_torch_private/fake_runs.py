@@ -22,13 +22,14 @@ def fake_run(graph: fx.GraphModule, inputs: SymbolicInputs) -> object:
         return graph(*inputs.values)
 
 
-def symbolic_values(graph: fx.GraphModule, inputs: SymbolicInputs) -> dict[str, object]:
-    """Fake values of all nodes by name, with the symbols that `inputs` was made with in their sizes' place.
+def symbolic_values(graph: fx.GraphModule, inputs: SymbolicInputs) -> dict[fx.Node, object]:
+    """Fake values of all nodes, with the symbols that `inputs` was made with in their sizes' place.
 
     Returns:
         Tensors and sizes; the names of their symbols are looked up in `inputs.symbol_names`.
     """
     recorder = _Recorder(graph)
+    inputs.mode.cache_enabled = False
     with torch.inference_mode(False), torch.no_grad(), enable_python_dispatcher(), inputs.mode:
         recorder.run(*inputs.values)
     return recorder.values
@@ -39,8 +40,8 @@ class _Recorder(fx.Interpreter):
 
     def __init__(self, graph: fx.GraphModule) -> None:
         super().__init__(graph, garbage_collect_values=False)
-        self.values: dict[str, object] = {}
+        self.values: dict[fx.Node, object] = {}
 
     def run_node(self, n: fx.Node) -> object:
-        self.values[n.name] = result = super().run_node(n)
+        self.values[n] = result = super().run_node(n)
         return result

@@ -11,6 +11,7 @@ import torch
 from torch import fx
 from torch._guards import TracingContext, tracing
 
+from .fake_runs import symbolic_values
 from .graphs import add_inputs, clone_graph
 from .symbolic_inputs import SymbolicInputs
 
@@ -54,6 +55,9 @@ def compile_with_inductor(
 
     settings = {**(config or {}), **({"fx_graph_cache": False} if inputs.unreadable else {})}
     copied, values = clone_graph(graph), [*inputs.values, *inputs.unnamed_values]
+    # AOTAutograd's disk cache takes method calls only on what has a value, as everything in Dynamo's graphs.
+    for node, value in symbolic_values(copied, inputs).items():
+        node.meta["example_value"] = value
     add_inputs(copied, len(inputs.unnamed))
     with (
         _COMPILE_LOCK,

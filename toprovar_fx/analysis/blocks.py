@@ -59,8 +59,12 @@ class StepFacts:
     dependent: frozenset[fx.Node]
 
 
-def read_step(graph: fx.Graph) -> StepFacts:
+def read_step(graph: fx.Graph, one_token: bool = False) -> StepFacts:
     """Find the blocks of a scale step.
+
+    Args:
+        graph: of the step.
+        one_token: find those of a step of one token too, for whoever prunes nothing in them.
 
     Raises:
         Unsupported: with the reason why the graph as a whole must stay dense.
@@ -69,7 +73,7 @@ def read_step(graph: fx.Graph) -> StepFacts:
     if not calls:
         raise refused(graph) or suspect(graph) or Unsupported(Reason.NO_ATTENTION)
     length, hidden = find_tokens(graph, calls)
-    if same(length, sympy.Integer(1)):
+    if same(length, sympy.Integer(1)) and not one_token:
         raise Unsupported(Reason.ONE_TOKEN, calls[0].node)
     refuse_other_tokens(graph, calls, hidden)
     dependent = token_dependent(graph, hidden)

@@ -11,11 +11,12 @@ import operator
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch import fx, nn
+from torch import fx
 
 from .joined_layers import JoinedLayer, Selection
 from .joined_step import Joiner
 from .region import Region
+from .rest import RegionCall
 
 
 def link_step(
@@ -25,20 +26,11 @@ def link_step(
     return _Linker(step, sites, layers, selection).run().graph
 
 
-class _Call(nn.Module):
-    def __init__(self, region: Region) -> None:
-        super().__init__()
-        self.region = region
-
-    def forward(self, *arguments: Any) -> Any:
-        return self.region(*arguments)
-
-
 class _Linker(Joiner):
     def run_region(self, region: Region, arguments: Sequence[Any]) -> Any:
         """The node that calls a region."""
         name = f"region_{id(region)}"
-        self.modules.setdefault(name, _Call(region))
+        self.modules.setdefault(name, RegionCall(region))
         return self.graph.call_module(name, tuple(arguments))
 
     def run_pruned(self, region: Region, arguments: Sequence[Any], spare: bool) -> Any:

@@ -58,7 +58,7 @@ def _with_shapes(graph: fx.GraphModule) -> tuple[fx.GraphModule, dict[str, str],
         return copied, {}, [f"# shapes unknown: {type(error).__name__}: {detail}"]
     for node in copied.graph.nodes:
         if node.op != "output":
-            node.meta["val"] = values[node.name]
+            node.meta["val"] = values[node]
     return copied, inputs.symbol_names, []
 
 

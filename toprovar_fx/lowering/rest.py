@@ -1,4 +1,4 @@
-"""The parts of a step outside its blocks, as modules that run lowered graphs."""
+"""Lowered graphs as modules: those that a step calls, and the parts of it outside its blocks."""
 
 from __future__ import annotations
 
@@ -11,8 +11,20 @@ from ..cost.expressions import Sizes
 from .region import Region
 
 
+class RegionCall(nn.Module):
+    """A lowered graph as a module."""
+
+    def __init__(self, region: Region) -> None:
+        super().__init__()
+        self.region = region
+
+    def forward(self, *arguments: Any) -> Any:
+        """Run the graph."""
+        return self.region(*arguments)
+
+
 class RegionModule(nn.Module):
-    """A lowered graph as a module.
+    """A lowered graph whose calls somebody counts.
 
     Args:
         region: the graph.

@@ -1,0 +1,92 @@
+"""A dense step of calls: blocks that are alike are compiled once, and compute what the graph computed."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import fx
+
+from toprovar_fx.dense_program import DenseProgram
+from toprovar_fx.equal_blocks import by_equal_blocks
+from toprovar_fx.live_programs import programs
+from toprovar_fx.lowering.rest import RegionCall
+from toprovar_fx.options import Options
+
+from .models.subjects import BUILDERS, SQUARE, TinyInfinity, generate, identical, worst
+from .replayed_steps import LOSSLESS, Kept, compiled
+
+
+def apart(subject, **more):
+    """The model through `by_equal_blocks` with eager blocks, at every token count, and what that made."""
+    made = []
+
+    def backend(gm: fx.GraphModule, inputs):
+        made.append(by_equal_blocks(gm, Options.parse({"preset": "lossless"}), "eager"))
+        return gm.forward if made[-1] is None else made[-1][0]
+
+    return torch.compile(subject.model, backend=backend, fullgraph=True, **more), made
+
+
+@pytest.mark.parametrize("name", BUILDERS)
+def test_calls_of_blocks_compute_what_the_graph_computes(name, many_graphs):
+    """Bit for bit, with the rows that they cache, and from fewer graphs than the model has layers."""
+    subject = BUILDERS[name]()
+    forward, made = apart(subject)
+    for images, seed in ((1, 1), (2, 2)):
+        expected = generate(subject, subject.model, images, seed=seed)
+        found = generate(subject, forward, images, seed=seed)
+        assert identical(found.logits, expected.logits)
+        assert identical(found.state.keys, expected.state.keys)
+        assert identical(found.state.values, expected.state.values)
+    for forward, regions in made:
+        blocks = [region for region in regions if region.name == "block, dense"]
+        assert 1 <= len(blocks) < subject.layers, name
+        assert all(isinstance(child, RegionCall) for child in forward.__self__.children()), "called as traced"
+
+
+def test_floats_of_the_model_are_guarded(many_graphs):
+    """`dynamic=True` hands a norm's epsilon over as an input, of which the calls make a constant."""
+    subject = TinyInfinity()
+    forward, made = apart(subject, dynamic=True)
+    generate(subject, forward)
+    known = len(made)
+    for norm in (block.ca_norm for block in subject.model.blocks()):
+        norm.eps *= 1e3
+    assert identical(generate(subject, forward).logits, generate(subject, subject.model).logits)
+    assert len(made) > known
+
+
+def test_a_graph_without_equal_blocks_is_left_whole(many_graphs):
+    subject = TinyInfinity(depth=1)
+    forward, made = apart(subject)
+    assert identical(generate(subject, forward).logits, generate(subject, subject.model).logits)
+    assert set(made) == {None}
+    traced = fx.symbolic_trace(torch.nn.Linear(2, 2))
+    assert by_equal_blocks(traced, Options.parse({}), "eager") is None, "nothing attends"
+
+
+def one_token(options):
+    """The program of the scale of one token that these options made."""
+    made = [program for program in programs(options) if isinstance(program, DenseProgram)]
+    (found,) = (program for program in made if program.one_token)
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("code", ["shared", pytest.param("fused", marks=pytest.mark.nightly)])
+def test_a_recorded_token_is_compiled_once_for_all_layers(recorder, code):
+    subject = Kept()
+    options = {**LOSSLESS, "lowering": "inductor", "step_code": code}
+    forward = compiled(subject, options)
+    first, second = (generate(subject, forward, seed=seed).logits[:1] for seed in (1, 1))
+    assert identical(first, second)
+    assert worst(first, generate(subject, subject.model).logits[:1]) < 1e-4
+    assert recorder.records == len(SQUARE)
+    whole, *parts = one_token(Options.parse(options)).regions
+    if code == "fused":
+        assert len(whole.compile_seconds) == 1 and not parts
+        return
+    assert not whole.compile_seconds
+    names = [region.name for region in parts]
+    assert names.count("block, dense") == 1
+    assert {len(region.compile_seconds) for region in parts} == {1}

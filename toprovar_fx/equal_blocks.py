@@ -1,0 +1,53 @@
+"""A step that stays dense, with the blocks that are alike compiled once for all layers.
+
+Compiled whole, the step of one token takes Inductor a second per layer, for code that says the same of each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import fx
+
+from .analysis.reasons import Unsupported
+from .lowering.constant_floats import hold_floats, with_constant_floats
+from .lowering.region import Region
+from .lowering.rest import RegionCall
+from .options import Options
+from .passes.outline_blocks import outline_unread_blocks
+from .runtime.failures import on_failure
+
+
+def by_equal_blocks(
+    gm: fx.GraphModule, options: Options, lowering: str
+) -> tuple[Callable[..., Any], list[Region]] | None:
+    """The graph as calls of its blocks and of what lies behind them; None if no two blocks are alike.
+
+    Args:
+        gm: Dynamo's graph; where the result is used, the values of its floats are guarded.
+        options: settings.
+        lowering: of the blocks, "eager" or "inductor".
+
+    Returns:
+        A function that takes and returns what `gm` does, and the regions that it calls.
+    """
+    try:
+        step = outline_unread_blocks(with_constant_floats(gm))
+    except Unsupported:
+        return None
+    graphs = {site.name: site.block.graph for site in step.sites}
+    if len({id(graph) for graph in graphs.values()}) == len(graphs):
+        return None
+    hold_floats(gm)
+    static, failed = options.step_sizes == "static", on_failure(options)
+    regions: dict[int, Region] = {}
+    # By the calls: modules that are one object have a name each, of which `named_children` tells the first.
+    for name in [str(node.target) for node in step.graph.graph.nodes if node.op == "call_module"]:
+        child = step.graph.get_submodule(name)
+        assert isinstance(child, fx.GraphModule)
+        if id(child) not in regions:
+            what = "block, dense" if name in graphs else f"outside the blocks: {name}"
+            regions[id(child)] = Region(child, lowering, name=what, static=static, on_failure=failed)
+        setattr(step.graph, name, RegionCall(regions[id(child)]))
+    return step.graph.forward, list(regions.values())
