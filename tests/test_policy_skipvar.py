@@ -14,7 +14,7 @@ from torch import Tensor
 from toprovar_fx.backend import toprovar
 from toprovar_fx.errors import OptionError
 from toprovar_fx.options import Options
-from toprovar_fx.policies.classifier import load_classifier
+from toprovar_fx.policies.classifier import FOLDER, load_classifier
 from toprovar_fx.policies.high_frequency import high_frequency_share, sobel_change
 from toprovar_fx.runtime.generation import generation
 from toprovar_fx.schedules import Schedule
@@ -78,6 +78,17 @@ def test_the_published_coefficients_decide_as_written_down():
     assert skip.decide((0.3, 0.7)) == 0
     assert skip.decide((0.01, 0.3)) == 3
     assert [uncond.decide((change, 0.57)) for change in (0.05, 0.35)] == [3, 2]
+
+
+def test_the_classifier_of_the_demo_model_is_what_its_script_wrote():
+    """`python -m benchmarks.skip_classifier --n 2400 --device cuda --batch 100 --risk 0.05`."""
+    content = json.loads((FOLDER / "skipvar_scenes.json").read_text())
+    assert (content["settings"]["model"], content["settings"]["n"]) == ("scenes", 2400)
+    assert content["skip"]["fitted"]["leaves_out_too_much"] <= content["settings"]["risk"]
+    skip, uncond = (load_classifier("skipvar_scenes")[stage] for stage in ("skip", "uncond"))
+    # At the features' means, with less detail, and with more change of the gradients.
+    assert [skip.decide(pair) for pair in (skip.mean, (0.05, 0.25), (0.3, 0.25))] == [2, 0, 2]
+    assert [uncond.decide(pair) for pair in ((0.05, 0.25), (0.3, 0.25), (0.4, 0.33))] == [3, 1, 0]
 
 
 @pytest.mark.parametrize("schedule", [SQUARE, TALL], ids=["square", "tall"])
