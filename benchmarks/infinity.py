@@ -28,7 +28,7 @@ from typing import get_args
 
 import torch
 
-from benchmarks.infinity_measure import Measured, gemm_rate, measure
+from benchmarks.infinity_measure import Measured, Roof, measure, measure_roof
 from benchmarks.infinity_upstream import UpstreamTransformer
 from benchmarks.infinity_variants import MODELS, Problem, transformers
 from toprovar_fx.models.cache import DEFAULT_LAYOUT
@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         made[name] = partial(theirs, problem, getattr(arguments, option), compiled)
     # Clones come last, at all batch sizes.
     order = [*product(arguments.batch, arguments.variants), *product(arguments.batch, clones)]
-    roof = gemm_rate(problem.dtype) if arguments.device == "cuda" else None
+    roof = measure_roof(problem.dtype) if arguments.device == "cuda" else None
     rows: list[Measured] = []
     failed: dict[str, str] = {}
     print(heading(arguments, roof), flush=True)
@@ -92,7 +92,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "torch": torch.__version__,
         "device": device,
         "cache": arguments.cache,
-        "gemm_flops_per_s": roof,
+        "gemm_flops_per_s": None if roof is None else roof.flops_per_s,
+        "copy_bytes_per_s": None if roof is None else roof.bytes_per_s,
         "seconds": time.perf_counter() - started,
         "rows": [asdict(row) for row in rows],
         "failed": failed,
@@ -136,10 +137,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return arguments
 
 
-def heading(arguments: argparse.Namespace, roof: float | None) -> str:
+def heading(arguments: argparse.Namespace, roof: Roof | None) -> str:
     """What is measured, in a line, and the head of the rows."""
     device = torch.cuda.get_device_name() if arguments.device == "cuda" else "CPU"
-    rate = "" if roof is None else f", GEMM {roof / 1e12:.0f} TFLOP/s"
+    rate = ""
+    if roof is not None:
+        rate = f", GEMM {roof.flops_per_s / 1e12:.0f} TFLOP/s, copies {roof.bytes_per_s / 1e12:.2f} TB/s"
     names = ("variant", "batch", "transformer ms", "total ms", "host ms", "compile s", "GiB", "kernels")
     head = f"{names[0]:26}" + "".join(f"{name:>15}" for name in names[1:]) + f"{'launches':>10}{'roof':>7}"
     what = f"{arguments.model}, {arguments.dtype}, {arguments.cache} caches"
@@ -161,11 +164,13 @@ def line(row: Measured) -> str:
 
 
 def table(rows: Sequence[Measured], problem: Problem) -> str:
-    """Milliseconds of the transformer by scale."""
+    """Milliseconds of the transformer by scale, and those that the roofline asks for."""
     sides = [f"{height}x{width}" for height, width in problem.schedule.sides]
     lines = [f"{'ms by side':26}{'batch':>6}" + "".join(f"{side:>8}" for side in sides)]
     for row in rows:
         lines.append(f"{row.variant:26}{row.images:>6}" + "".join(f"{ms:>8.2f}" for ms in row.step_ms))
+        if row.floor_step_ms is not None:
+            lines.append(f"{'  roofline':32}" + "".join(f"{ms:>8.2f}" for ms in row.floor_step_ms))
     base = next((row for row in rows if row.variant == "eager"), None)
     for row in rows:
         if base is not None and row is not base and row.images == base.images:

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import torch
 
 from toprovar_fx import generation
+from toprovar_fx.cost.expressions import NOTHING
 from toprovar_fx.evaluation.timing import synchronize
 from toprovar_fx.models.shared_tail import mapped_bytes
 from toprovar_fx.runtime.report import GenerationReport, report_of
@@ -104,9 +105,27 @@ def generate(problem: Problem, transformer: Any, images: int, seed: int = 0) -> 
     return Run(clock.milliseconds()[::2], 1e3 * total, 1e3 * host, report_of(run))
 
 
+@dataclass(frozen=True)
+class Roof:
+    """What a device reaches at most, measured: products of large matrices, and copies of large tensors."""
+
+    flops_per_s: float
+    bytes_per_s: float
+
+    def floors_ms(self, report: GenerationReport) -> list[float]:
+        """Per scale, the time of its FLOPs or of its `bytes_fused`, whichever is longer (docs/cost.md)."""
+        costs = [report.costs.get(scale, NOTHING) for scale in range(len(report.schedule))]
+        return [
+            1e3 * max(cost.flops / self.flops_per_s, cost.bytes_fused / self.bytes_per_s) for cost in costs
+        ]
+
+
 @dataclass
 class Measured:
-    """One variant at one batch size; times are medians."""
+    """One variant at one batch size; times are medians.
+
+    `floor_ms` and `roofline_share` are of the FLOPs alone, `floor_step_ms` of FLOPs or bytes by scale.
+    """
 
     model: str
     variant: str
@@ -124,6 +143,7 @@ class Measured:
     launches: int | None
     flops: int | None
     floor_ms: float | None
+    floor_step_ms: list[float] | None
     roofline_share: float | None
     images_per_s: float
     notes: list[str] = field(default_factory=list)
@@ -136,7 +156,7 @@ def measure(
     make: Callable[[], Any],
     images: int,
     rounds: int,
-    flops_per_s: float | None,
+    roof: Roof | None,
     warm: bool,
 ) -> Measured:
     """Compile from nothing in this process, warm up, and measure."""
@@ -159,7 +179,7 @@ def measure(
     median = statistics.median(transformer_ms)
     report = runs[-1].report
     flops = None if report is None else report.flops
-    floor = None if flops is None or flops_per_s is None else 1e3 * flops / flops_per_s
+    floor = None if flops is None or roof is None else 1e3 * flops / roof.flops_per_s
     kernels, launches = _launched(problem, transformer, images) if on_cuda else (None, None)
     # Mapped caches are not torch's; they stay from before the first generation to the last.
     peak = (torch.cuda.max_memory_allocated() + mapped_bytes("cuda")) / 2**30 if on_cuda else None
@@ -189,6 +209,7 @@ def measure(
         launches=launches,
         flops=flops,
         floor_ms=floor,
+        floor_step_ms=None if report is None or roof is None else roof.floors_ms(report),
         roofline_share=None if floor is None else floor / median,
         images_per_s=1e3 * images / total,
         notes=notes,
@@ -207,12 +228,20 @@ def _launched(problem: Problem, transformer: Any, images: int) -> tuple[int, int
     return kernels, launches
 
 
-def gemm_rate(dtype: torch.dtype, size: int = 8192) -> float:
-    """FLOP/s of a large square matrix product, the roof that shares are given of."""
+def measure_roof(dtype: torch.dtype, size: int = 8192, copied_bytes: int = 2**32) -> Roof:
+    """What the device reaches with square matrices of this size, and with copies of so much memory."""
     a, b = (torch.randn(size, size, device="cuda", dtype=dtype) for _ in range(2))
+    product_ms = _median_ms(lambda: a @ b)
+    source = torch.empty(copied_bytes, device="cuda", dtype=torch.uint8)
+    target = torch.empty_like(source)
+    copy_ms = _median_ms(lambda: target.copy_(source))
+    return Roof(2 * size**3 / (1e-3 * product_ms), 2 * copied_bytes / (1e-3 * copy_ms))
+
+
+def _median_ms(call: Callable[[], object]) -> float:
     clock = DeviceClock()
     for _ in range(12):
         clock.mark()
-        a @ b
+        call()
     clock.mark()
-    return 2 * size**3 / (1e-3 * statistics.median(clock.milliseconds()[2:]))
+    return statistics.median(clock.milliseconds()[2:])

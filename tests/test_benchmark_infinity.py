@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 
 from benchmarks import infinity, infinity_kernels
-from benchmarks.infinity_variants import MODELS, budget, toprovar_options
+from benchmarks.infinity_measure import Roof, generate
+from benchmarks.infinity_variants import MODELS, Problem, budget, toprovar_options
 from toprovar_fx.options import Options
 
 
@@ -28,6 +30,22 @@ def test_a_tiny_run(tmp_path, capsys):
     assert dense["notes"] == pruned["notes"] == []
     assert 0.1 < pruned["flops"] / dense["flops"] < 0.5
     assert picture.stat().st_size > 1000
+
+
+def test_a_roof_is_the_longer_of_two(many_graphs):
+    """By scale, of the sizes that ran: FLOPs where memory is fast, bytes where products are."""
+    problem = Problem("tiny", "cpu", torch.float32)
+    options = {"preset": "lossless", "lowering": "eager"}
+    report = generate(problem, torch.compile(problem.model, backend="toprovar", options=options), 1).report
+    by_flops = Roof(flops_per_s=1e9, bytes_per_s=1e30).floors_ms(report)
+    by_bytes = Roof(flops_per_s=1e30, bytes_per_s=1e9).floors_ms(report)
+    assert sum(by_flops) == pytest.approx(1e3 * report.flops / 1e9)
+    assert by_flops == sorted(by_flops) and by_bytes == sorted(by_bytes), "later scales have more tokens"
+    # The first scale reads the weights of the blocks at least.
+    weights = [weight for block in problem.model.blocks() for weight in block.parameters()]
+    assert by_bytes[0] > 1e3 * 0.9 * sum(weight.nbytes for weight in weights) / 1e9
+    both = Roof(flops_per_s=1e9, bytes_per_s=1e9).floors_ms(report)
+    assert both == [max(pair) for pair in zip(by_flops, by_bytes, strict=True)]
 
 
 def test_a_layout_of_the_caches(capsys):
