@@ -8,9 +8,10 @@
     python -m benchmarks.infinity --tiny --lowering eager       # a look on any machine
 
 Measured are the scale steps (`transformer`) and the whole loop with sampling (`total`); text encoder and
-image decoder are not part of either. Explicit budgets: from side 32 on, every fourth layer keeps the first
-share of its tokens and the others the second. Every row is written to `--out` as soon as it is there; no row
-starts after `--seconds`. The last line printed is all of it as JSON.
+image decoder are not part of either. What prunes also runs dense, by the same program (`toprovar_fx.dense`).
+Explicit budgets: from side 32 on, every fourth layer keeps the first share of its tokens and the others the
+second. Every row is written to `--out` as soon as it is there; no row starts after `--seconds`. The last line
+printed is all of it as JSON.
 """
 
 from __future__ import annotations
@@ -160,7 +161,10 @@ def line(row: Measured) -> str:
     share = "-" if row.roofline_share is None else f"{row.roofline_share:.0%}"
     text = f"{row.variant:26}" + "".join(f"{value:>15}" for value in cells)
     text += f"{row.kernels or '-':>15}{row.launches or '-':>10}{share:>7}  {row.kept}"
-    return "\n".join([text, *(f"    {note}" for note in row.notes)])
+    notes = row.notes
+    if row.dense_first_s is not None and row.dense_ms is not None:
+        notes = [*notes, f"dense, same program: {row.dense_first_s:.1f} s at first, {row.dense_ms:.1f} ms"]
+    return "\n".join([text, *(f"    {note}" for note in notes)])
 
 
 def table(rows: Sequence[Measured], problem: Problem) -> str:

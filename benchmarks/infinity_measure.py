@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import torch
 
-from toprovar_fx import generation
+from toprovar_fx import dense, generation
 from toprovar_fx.cost.expressions import NOTHING
 from toprovar_fx.evaluation.timing import synchronize
 from toprovar_fx.models.shared_tail import mapped_bytes
@@ -125,6 +125,8 @@ class Measured:
     """One variant at one batch size; times are medians.
 
     `floor_ms` and `roofline_share` are of the FLOPs alone, `floor_step_ms` of FLOPs or bytes by scale.
+    `dense_first_s` and `dense_ms` are of a pruning program that computes everything: its first dense
+    generation, compilation included, and the transformer's time in another.
     """
 
     model: str
@@ -148,6 +150,8 @@ class Measured:
     images_per_s: float
     notes: list[str] = field(default_factory=list)
     kept: str = ""
+    dense_first_s: float | None = None
+    dense_ms: float | None = None
 
 
 def measure(
@@ -186,6 +190,13 @@ def measure(
     notes = [] if report is None else [*map(str, report.fallbacks), *report.to_json()["notes"]]
     if on_cuda and hasattr(problem, "model") and problem.layout == "shared" and not mapped_bytes("cuda"):
         notes.append("the device mapped no memory: the caches share none")
+    dense_s = dense_ms = None
+    if report is not None and report.controller.options.prunes:
+        with dense():
+            again = time.perf_counter()
+            generate(problem, transformer, images)
+            dense_s = time.perf_counter() - again
+            dense_ms = sum(generate(problem, transformer, images).step_ms)
     warm_s = None
     if warm:
         torch.compiler.reset()
@@ -214,6 +225,8 @@ def measure(
         images_per_s=1e3 * images / total,
         notes=notes,
         kept="" if report is None else f"{report.flops / max(report.flops_dense, 1):.0%} of dense FLOPs",
+        dense_first_s=dense_s,
+        dense_ms=dense_ms,
     )
 
 

@@ -29,6 +29,7 @@ def test_a_tiny_run(tmp_path, capsys):
     dense, pruned = rows[1], rows[2]
     assert dense["notes"] == pruned["notes"] == []
     assert 0.1 < pruned["flops"] / dense["flops"] < 0.5
+    assert dense["dense_ms"] is None and pruned["dense_ms"] > 0 < pruned["dense_first_s"]
     assert picture.stat().st_size > 1000
 
 

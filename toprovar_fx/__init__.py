@@ -16,7 +16,7 @@ from .explanation import Explanation, explain, explaining
 from .extensions import register_pass, register_score, unregister_pass, unregister_score
 from .options import Options, options_table, presets_table
 from .pipeline import InfinityPipeline, PipelineOutput
-from .runtime.generation import current_generation, generation
+from .runtime.generation import current_generation, dense, generation
 from .schedules import Schedule
 from .version import __version__ as __version__
 
@@ -34,6 +34,7 @@ __all__ = [
     "accelerate",
     "calibrate",
     "current_generation",
+    "dense",
     "explain",
     "explaining",
     "generation",

@@ -30,6 +30,11 @@ __all__ = ["Options", "options_table", "presets_table", "resolve_index"]
 
 # What a profile does not say is as in the bare fields.
 _PROFILE_PRESET = "criterion"
+# How a graph is compiled and run, whatever is pruned in it.
+_EXECUTION = (
+    *("passes", "lowering", "unit", "step_sizes", "step_code", "cuda_graphs"),
+    *("verify", "strict", "on_error", "seed", "dump_dir"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,6 +198,11 @@ class Options(OptionFields):
             return False
         given = self.keep is not None and self.sampling == "topk" and self.scale_exit != "depth"
         return given or not self.prunes
+
+    @cached_property
+    def unpruned(self) -> Options:
+        """How a program of these settings runs where nothing is pruned, skipped or compacted."""
+        return Options.parse({"preset": "lossless", **{name: getattr(self, name) for name in _EXECUTION}})
 
     def runs_steps(self, suited: bool) -> bool:
         """Whether a scale step is to run as one call.

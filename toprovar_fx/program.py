@@ -103,13 +103,13 @@ class StepProgram:
         if controller is not None:
             running = current_generation()
             assert running is not None
-            if self.options.prunes and controller.ran:
+            if controller.options.prunes and controller.ran:
                 return self._run_apart(running, arguments, Reason.SECOND_CALL)
             if self._shortens:
                 self._caches.begin(controller.caches, sizes)
             self._caches.refuse_short(controller.caches, running.short_caches, arguments)
             controller.enter()
-            controller.branch(self._branches)
+            controller.branch(self._branches and not running.dense)
             # Scales may have programs of their own.
             controller.ledger.add_fallbacks(self._fallbacks)
         if controller is not None and not controller.ledger.prunable:
@@ -145,7 +145,7 @@ class StepProgram:
         self._weights.recognise(arguments)
         controller.ledger.model = self._weights.identity
         running = current_generation()
-        if self.options.calibrated is not None and running is not None:
+        if self.options.calibrated is not None and running is not None and not running.dense:
             self.options.calibrated.refuse_stale()
             layers = len(self.step.sites)
             self.options.calibrated.refuse_other(self._weights.identity(), layers, running.schedule)

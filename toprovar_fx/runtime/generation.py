@@ -27,6 +27,8 @@ _RAISE_LIMIT = (
 
 # The generation that runs in this thread or task, or None.
 RUNNING: ContextVar[Generation | None] = ContextVar("toprovar_generation", default=None)
+# Whether generations that are opened now prune nothing.
+_DENSE: ContextVar[bool] = ContextVar("toprovar_dense", default=False)
 
 
 class Generation:
@@ -43,6 +45,7 @@ class Generation:
         short_caches: those of the models whose layers left out rows so far.
         dense_calls: of the graphs that stay dense and were called so far.
         guided: whether the loop has told that there are unconditional rows, and asks at every scale.
+        dense: whether it computes all tokens, whatever the models were compiled to prune.
     """
 
     def __init__(self, schedule: Schedule, images: int) -> None:
@@ -55,6 +58,7 @@ class Generation:
         self.scale = -1
         self.exited_at: int | None = None
         self.guided = False
+        self.dense = _DENSE.get()
         self.short_caches: list[ShortCaches] = []
         self.dense_calls: dict[Region, DenseCalls] = {}
         self._asked = False
@@ -156,13 +160,14 @@ class Generation:
         """The controller for these options, made on first use.
 
         Args:
-            options: the settings.
+            options: the settings that the caller was compiled with.
             layers: of the model, 0 for a graph without blocks; each of the `parts` of a layer counts.
             parts: in which every layer was cut.
         """
         found = self._controllers.get(options)
         if found is None:
-            found = self._controllers[options] = Controller(options, self)
+            found = Controller(options.unpruned if self.dense else options, self)
+            self._controllers[options] = found
         if layers > found.layers:
             found.adopt(layers, parts)
         return found
@@ -181,6 +186,25 @@ def outside_generations() -> Iterator[None]:
         yield
     finally:
         RUNNING.reset(token)
+
+
+@contextmanager
+def dense() -> Iterator[None]:
+    """Compute all tokens in the generations that are opened inside, with the code that is compiled.
+
+    A pruned image and a dense one come from one compilation: what is compiled at the first dense generation
+    is what no scale needed before. It computes what `options={"preset": "lossless"}` computes.
+
+    Example:
+        pruned = pipe(prompt, seed=1)
+        with toprovar_fx.dense():
+            whole = pipe(prompt, seed=1)
+    """
+    token = _DENSE.set(True)
+    try:
+        yield
+    finally:
+        _DENSE.reset(token)
 
 
 @contextmanager

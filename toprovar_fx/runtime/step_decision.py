@@ -49,6 +49,11 @@ class SiteArms:
     skip: LayerSkipGate | None = None
     gather: TokenGate | None = None
 
+    @property
+    def shows_queries(self) -> bool:
+        """Whether its graphs return the queries beside the hidden state."""
+        return self.dense is not None and self.dense.layout is not None
+
 
 def read_site(layer: int, module: nn.Module) -> SiteArms:
     """The variants of a layer.
@@ -116,10 +121,8 @@ def decide(sites: Sequence[SiteArms], controller: Controller, hidden: Tensor) ->
     """
     if controller.policy.watches(controller.scale):
         raise Undecided(f"policy={controller.options.policy!r} looks at every layer of this scale")
-    if controller.options.compacts:
-        raise Undecided(
-            f"cache_policy={controller.options.cache_policy!r} looks at the queries of its layers"
-        )
+    if controller.options.compacts or any(site.shows_queries for site in sites):
+        raise Undecided("a cache policy looks at the queries of the layers")
     if controller.reads_tokens:
         raise Undecided("the layer scope is measured on the tokens of this scale")
     return _Decider(controller, hidden).run(sites)

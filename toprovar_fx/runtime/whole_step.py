@@ -105,7 +105,7 @@ class WholeStep:
             return None
         hidden = self._numbers(sizes).hidden
         standing = controller.footing.standing(hidden)
-        key = None if standing is None else (standing, tuple(sizes.items()))
+        key = None if standing is None else (controller.options, standing, tuple(sizes.items()))
         plan = self._plans.find(key)
         if plan is None:
             try:
