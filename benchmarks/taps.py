@@ -130,6 +130,7 @@ def main() -> None:
     parser.add_argument("--model", default="scenes", help="scenes, or infinity-2b for random weights")
     parser.add_argument("--preset", action="append", help="PRESET:key=value:...; repeatable")
     parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--batch", type=int, default=1, help="images of one generation")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     arguments = parser.parse_args()
 
@@ -140,7 +141,7 @@ def main() -> None:
         pipe = InfinityPipeline.untrained(arguments.model, schedule=schedule, device=arguments.device)
     else:
         pipe = InfinityPipeline.from_pretrained("scenes", device=arguments.device)
-    text: list[str] | TextFeatures = features(pipe, [PROMPT], arguments.model)
+    text: list[str] | TextFeatures = features(pipe, [PROMPT] * arguments.batch, arguments.model)
     presets = arguments.preset or (["balanced"] if random_weights else ["balanced", "fast", "criterion"])
     results = {}
     with room_for_graphs():
@@ -158,6 +159,7 @@ def main() -> None:
                 "dtype": str(pipe.transformer.dtype).removeprefix("torch."),
                 "torch": torch.__version__,
                 "rounds": arguments.rounds,
+                "batch": arguments.batch,
                 "target": TARGET,
                 "total_s": round(time.perf_counter() - started, 1),
                 "presets": results,
