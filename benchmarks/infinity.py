@@ -29,7 +29,8 @@ from typing import get_args
 
 import torch
 
-from benchmarks.infinity_measure import Measured, Roof, measure, measure_roof
+from benchmarks.infinity_measure import Measured, measure
+from benchmarks.infinity_roof import Roof, measure_roof
 from benchmarks.infinity_upstream import UpstreamTransformer
 from benchmarks.infinity_variants import MODELS, Problem, transformers
 from toprovar_fx.models.cache import DEFAULT_LAYOUT

@@ -7,51 +7,19 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
 from toprovar_fx import dense, generation
-from toprovar_fx.cost.expressions import NOTHING
 from toprovar_fx.evaluation.timing import synchronize
 from toprovar_fx.models.shared_tail import mapped_bytes
 from toprovar_fx.runtime.report import GenerationReport, report_of
 
+from .clocks import Clock, DeviceClock, HostClock
+from .infinity_roof import Roof
 from .infinity_upstream import UpstreamTransformer
 from .infinity_variants import Problem
-
-
-class Clock(Protocol):
-    """Marks points in time on a device; differences are read after the work is done."""
-
-    def mark(self) -> None: ...
-
-    def milliseconds(self) -> list[float]: ...
-
-
-class HostClock:
-    def __init__(self) -> None:
-        self.points: list[float] = []
-
-    def mark(self) -> None:
-        self.points.append(time.perf_counter())
-
-    def milliseconds(self) -> list[float]:
-        return [1e3 * (b - a) for a, b in zip(self.points, self.points[1:], strict=False)]
-
-
-class DeviceClock:
-    def __init__(self) -> None:
-        self.points: list[torch.cuda.Event] = []
-
-    def mark(self) -> None:
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
-        self.points.append(event)
-
-    def milliseconds(self) -> list[float]:
-        torch.cuda.synchronize()
-        return [a.elapsed_time(b) for a, b in zip(self.points, self.points[1:], strict=False)]
 
 
 class Marked:
@@ -103,21 +71,6 @@ def generate(problem: Problem, transformer: Any, images: int, seed: int = 0) -> 
         synchronize(problem.device)
         total = time.perf_counter() - started
     return Run(clock.milliseconds()[::2], 1e3 * total, 1e3 * host, report_of(run))
-
-
-@dataclass(frozen=True)
-class Roof:
-    """What a device reaches at most, measured: products of large matrices, and copies of large tensors."""
-
-    flops_per_s: float
-    bytes_per_s: float
-
-    def floors_ms(self, report: GenerationReport) -> list[float]:
-        """Per scale, the time of its FLOPs or of its `bytes_fused`, whichever is longer (docs/cost.md)."""
-        costs = [report.costs.get(scale, NOTHING) for scale in range(len(report.schedule))]
-        return [
-            1e3 * max(cost.flops / self.flops_per_s, cost.bytes_fused / self.bytes_per_s) for cost in costs
-        ]
 
 
 @dataclass
@@ -239,22 +192,3 @@ def _launched(problem: Problem, transformer: Any, images: int) -> tuple[int, int
     kernels = sum(event.device_type.name == "CUDA" for event in events)
     launches = sum("Launch" in event.name and event.name.startswith("cu") for event in events)
     return kernels, launches
-
-
-def measure_roof(dtype: torch.dtype, size: int = 8192, copied_bytes: int = 2**32) -> Roof:
-    """What the device reaches with square matrices of this size, and with copies of so much memory."""
-    a, b = (torch.randn(size, size, device="cuda", dtype=dtype) for _ in range(2))
-    product_ms = _median_ms(lambda: a @ b)
-    source = torch.empty(copied_bytes, device="cuda", dtype=torch.uint8)
-    target = torch.empty_like(source)
-    copy_ms = _median_ms(lambda: target.copy_(source))
-    return Roof(2 * size**3 / (1e-3 * product_ms), 2 * copied_bytes / (1e-3 * copy_ms))
-
-
-def _median_ms(call: Callable[[], object]) -> float:
-    clock = DeviceClock()
-    for _ in range(12):
-        clock.mark()
-        call()
-    clock.mark()
-    return statistics.median(clock.milliseconds()[2:])

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from benchmarks import infinity, infinity_kernels
-from benchmarks.infinity_measure import Roof, generate
+from benchmarks.infinity_measure import generate
+from benchmarks.infinity_roof import Roof
 from benchmarks.infinity_variants import MODELS, Problem, budget, toprovar_options
 from toprovar_fx.options import Options
 
