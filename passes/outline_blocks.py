@@ -9,9 +9,9 @@ from torch import fx
 from ..analysis.block_facts import read_block
 from ..analysis.blocks import Block, read_step
 from ..analysis.caches import refuse_shared
-from ..analysis.in_place import refuse_moved_writes
+from ..analysis.in_place import refuse_aliased_writes, refuse_moved_writes
 from ..analysis.reasons import Fallback, Unsupported
-from ..analysis.signature import signature
+from ..analysis.signature import external_inputs, signature
 from ..analysis.sublayers import split_blocks
 from ..declaration import declare
 from ..lowering.known_sizes import fold_known_sizes
@@ -79,11 +79,14 @@ def _outlined(
         if key not in known:
             known[key] = read(extract(outline), block.attention is not None)
         own = _unless_shared(known[key], captured, block)
+        if own.facts is None:
+            refuse_aliased_writes(external_inputs(block.entry, block.nodes), block.nodes)
         outlines.append(outline)
         sites.append(Site(block.layer, outline.name, own))
         modules[outline.name] = own.graph
     for at, nodes in enumerate(_rest(captured, blocks)):
         outline = Outline(f"rest_{at}", _entry(nodes), tuple(nodes))
+        refuse_aliased_writes(external_inputs(outline.entry, nodes), nodes)
         outlines.append(outline)
         modules[outline.name] = extract(outline)
     refuse_moved_writes(captured, [outline.nodes for outline in outlines])
@@ -118,7 +121,7 @@ def _rest(graph: fx.Graph, blocks: tuple[Block, ...]) -> list[list[fx.Node]]:
     inside = {node: block.layer for block in blocks for node in block.nodes}
     dependent = {block.exit for block in blocks}
     runs: list[list[fx.Node]] = []
-    previous = -1
+    previous, behind = -1, -2  # the block before a node, and the one before the latest run
     for node in graph.nodes:
         if node in inside:
             previous = inside[node]
@@ -128,9 +131,9 @@ def _rest(graph: fx.Graph, blocks: tuple[Block, ...]) -> list[list[fx.Node]]:
         ):
             continue
         dependent.add(node)
-        if not runs or runs[-1][0].meta["toprovar_after"] != previous:
+        if behind != previous:
             runs.append([])
-        node.meta["toprovar_after"] = previous
+            behind = previous
         runs[-1].append(node)
     return runs
 

@@ -81,7 +81,7 @@ def test_positions_are_gathered_with_the_tokens(kind, monkeypatch):
     assert {fallback.reason for fallback in handle.report.fallbacks} == {Reason.VERIFICATION}
 
 
-@pytest.mark.parametrize("inserted", [(-1,), (-2, 0)])
+@pytest.mark.parametrize("inserted", [pytest.param((-1,), marks=pytest.mark.nightly), (-2, 0)])
 def test_guidance_between_layers_runs_in_the_step(inserted):
     case = Case("infinity")
     dense = {images: case.generate(images, cfg_insertion_layer=inserted) for images in (1, 2)}

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import toprovar_fx
+from toprovar_fx.errors import ScheduleError
 from toprovar_fx.options import Options
 from toprovar_fx.runtime.generation import current_generation, generation
 
@@ -104,6 +105,12 @@ def test_it_ends_with_its_block_and_stays_in_its_thread():
     with generation(SQUARE) as opened:
         assert not opened.dense
     assert seen == {"thread": False}
+
+
+def test_a_generation_that_is_open_is_not_made_dense():
+    with generation(SQUARE), pytest.raises(ScheduleError, match="expected it around the generation"):  # noqa: SIM117
+        with toprovar_fx.dense():
+            pass
 
 
 def test_how_a_program_runs_is_kept():

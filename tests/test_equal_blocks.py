@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import fx
+import torch.nn.functional as F
+from torch import fx, nn
 
 from toprovar_fx.dense_program import DenseProgram
 from toprovar_fx.equal_blocks import by_equal_blocks
@@ -46,7 +47,7 @@ def test_calls_of_blocks_compute_what_the_graph_computes(name, many_graphs):
 
 def test_floats_of_the_model_are_guarded(many_graphs):
     """`dynamic=True` hands a norm's epsilon over as an input, of which the calls make a constant."""
-    subject = TinyInfinity()
+    subject = TinyInfinity(depth=2)
     forward, made = apart(subject, dynamic=True)
     generate(subject, forward)
     known = len(made)
@@ -63,6 +64,66 @@ def test_a_graph_without_equal_blocks_is_left_whole(many_graphs):
     assert set(made) == {None}
     traced = fx.symbolic_trace(torch.nn.Linear(2, 2))
     assert by_equal_blocks(traced, Options.parse({}), "eager") is None, "nothing attends"
+
+
+class Sliding(nn.Module):
+    """Values move up in their cache, and are read through a view that was made before the layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.projections = nn.ModuleList(nn.Linear(32, 96) for _ in range(3))
+
+    def forward(self, x, caches, start, end):
+        seen = [values[:, :, :end] for _, values in caches]
+        for project, (keys, values), earlier in zip(self.projections, caches, seen, strict=True):
+            q, k, v = project(x).view(2, -1, 3, 2, 16).permute(2, 0, 3, 1, 4)
+            keys[:, :, start:end] = k
+            values.copy_(torch.cat([values[:, :, v.shape[2] :], v], 2))
+            x = x + F.scaled_dot_product_attention(q, keys[:, :, :end], earlier).transpose(1, 2).reshape(
+                x.shape
+            )
+        return x
+
+
+def test_a_block_that_is_given_what_it_writes_twice_is_left_whole(fresh_dynamo):
+    """Its compiler would take the two for apart; through Inductor the result was off by a third."""
+    model, made = Sliding().eval(), []
+
+    def backend(gm: fx.GraphModule, inputs):
+        made.append(by_equal_blocks(gm, Options.parse({"preset": "lossless"}), "inductor"))
+        return gm.forward if made[-1] is None else made[-1][0]
+
+    def caches():
+        source = torch.Generator().manual_seed(3)
+        return [tuple(torch.randn(2, 2, 2, 6, 16, generator=source)) for _ in range(3)]
+
+    x, ours, theirs = torch.randn(2, 1, 32), caches(), caches()
+    with torch.inference_mode():
+        found = torch.compile(model, backend=backend, fullgraph=True)(x, ours, 2, 3)
+        torch.testing.assert_close(found, model(x, theirs, 2, 3))
+    torch.testing.assert_close(ours, theirs)
+    assert made == [None]
+
+
+def test_a_fault_in_the_outlining_compiles_the_graph_whole(recorder, monkeypatch):
+    def broken(traced):
+        raise RuntimeError("a fault")
+
+    monkeypatch.setattr("toprovar_fx.equal_blocks.outline_unread_blocks", broken)
+    monkeypatch.setattr("toprovar_fx.backend._on_cuda", lambda inputs: True)
+    monkeypatch.setattr("toprovar_fx.backend.compile_with_dynamo_inputs", lambda gm, inputs: gm.forward)
+    subject, options = TinyInfinity(depth=2), {**LOSSLESS, "lowering": "inductor"}
+    hidden = subject.hidden(1, 0, SQUARE)
+    subject.use(SQUARE)
+    state = subject.state(1, SQUARE)
+    with torch.inference_mode():
+        expected = subject.model(*subject.arguments(hidden, subject.state(1, SQUARE), 1))
+        found = compiled(subject, options)(*subject.arguments(hidden, state, 1))
+        assert torch.equal(found, expected)
+        torch.compiler.reset()
+        with pytest.raises(Exception, match="a fault"):
+            compiled(subject, options, on_error="raise")(*subject.arguments(hidden, state, 1))
 
 
 def one_token(options):

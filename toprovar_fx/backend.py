@@ -123,7 +123,7 @@ def _dense(
     parts: Sequence[Region] = ()
     # Calls of blocks cost nothing in a recording; without one they are host time that the whole graph saves.
     recorded = one_token and memory is not None and options.step_code != "fused"
-    shared = by_equal_blocks(gm, options, lowering) if recorded and not as_traced else None
+    shared = _by_blocks(gm, options, lowering) if recorded and not as_traced else None
     if shared is not None:
         call, parts = shared
     elif not as_traced:
@@ -147,6 +147,18 @@ def _dense(
         # No part of a generation's step, and nobody counts its calls: it costs what Inductor's costs.
         return call
     return program
+
+
+def _by_blocks(
+    gm: fx.GraphModule, options: Options, lowering: str
+) -> tuple[Compiled, Sequence[Region]] | None:
+    try:
+        return by_equal_blocks(gm, options, lowering)
+    except Exception as error:  # a fault in the outlining, whatever it is: the graph is compiled whole
+        if options.on_error == "raise" or isinstance(error, (ToProVARError, *restarts())):
+            raise
+        log.warning("toprovar: a step of one token could not be outlined", exc_info=True)
+        return None
 
 
 def _lowering(options: Options) -> str:

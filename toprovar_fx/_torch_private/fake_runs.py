@@ -28,11 +28,30 @@ def symbolic_values(graph: fx.GraphModule, inputs: SymbolicInputs) -> dict[fx.No
     Returns:
         Tensors and sizes; the names of their symbols are looked up in `inputs.symbol_names`.
     """
-    recorder = _Recorder(graph)
-    inputs.mode.cache_enabled = False
-    with torch.inference_mode(False), torch.no_grad(), enable_python_dispatcher(), inputs.mode:
-        recorder.run(*inputs.values)
+    recorder, cached = _Recorder(graph), inputs.mode.cache_enabled
+    environment = inputs.mode.shape_env
+    assert environment is not None
+    with (
+        torch.inference_mode(False),
+        torch.no_grad(),
+        enable_python_dispatcher(),
+        inputs.mode,
+        environment.ignore_fresh_unbacked_symbols(),
+    ):
+        # The graph may change the sizes of its inputs in place, which others will be given.
+        own = [_like(value) for value in inputs.values]
+        inputs.mode.cache_enabled = False
+        try:
+            recorder.run(*own)
+        finally:
+            inputs.mode.cache_enabled = cached
     return recorder.values
+
+
+def _like(value: object) -> object:
+    if not isinstance(value, torch.Tensor):
+        return value
+    return torch.empty_strided(value.size(), value.stride(), dtype=value.dtype, device=value.device)
 
 
 class _Recorder(fx.Interpreter):

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
+from hashlib import sha256
+from pathlib import Path
 
 import sympy
 import torch
@@ -14,6 +18,8 @@ from torch._guards import TracingContext, tracing
 from .fake_runs import symbolic_values
 from .graphs import add_inputs, clone_graph
 from .symbolic_inputs import SymbolicInputs
+
+log = logging.getLogger(__name__)
 
 _COMPILE_LOCK = threading.RLock()
 
@@ -55,9 +61,7 @@ def compile_with_inductor(
 
     settings = {**(config or {}), **({"fx_graph_cache": False} if inputs.unreadable else {})}
     copied, values = clone_graph(graph), [*inputs.values, *inputs.unnamed_values]
-    # AOTAutograd's disk cache takes method calls only on what has a value, as everything in Dynamo's graphs.
-    for node, value in symbolic_values(copied, inputs).items():
-        node.meta["example_value"] = value
+    _give_values(copied, inputs)
     add_inputs(copied, len(inputs.unnamed))
     with (
         _COMPILE_LOCK,
@@ -65,10 +69,39 @@ def compile_with_inductor(
         torch.no_grad(),
         tracing(TracingContext(inputs.mode)),
         rows_in_one_pass() as choices,
+        torch.compiler.config.patch(cache_key_tag=_cache_key_tag(copied)),  # type: ignore[attr-defined]
     ):
         call = compile_fx(copied, values, config_patches={**choices, **settings})  # type: ignore[arg-type]
         assert callable(call)
         return CompiledGraph(call, inputs.guards(), inputs.unnamed)
+
+
+def _give_values(graph: fx.GraphModule, inputs: SymbolicInputs) -> None:
+    """Note every node's value, without which AOTAutograd's disk cache takes no method call.
+
+    A graph that has none, of sizes that depend on data say, goes past that cache.
+    """
+    try:
+        values = symbolic_values(graph, inputs)
+    except Exception as error:  # of any operator's fake implementation
+        log.info("no values for AOTAutograd's cache: %s: %s", type(error).__name__, error)
+        return
+    for node, value in values.items():
+        node.meta["example_value"] = value
+
+
+def _cache_key_tag(graph: fx.GraphModule) -> str:
+    """What compiled code on disk depends on besides its graph, which knows operators by name alone."""
+    known = torch.compiler.config.cache_key_tag
+    called = {node.target for node in graph.graph.nodes if isinstance(node.target, torch._ops.OpOverload)}
+    schemas = sorted(str(target._schema) for target in called if target.namespace not in ("aten", "prims"))
+    return f"{known} toprovar_fx {_operators_source()} {schemas}"
+
+
+@cache
+def _operators_source() -> str:
+    folder = Path(__file__).resolve().parent.parent / "ops"
+    return sha256(b"".join(file.read_bytes() for file in sorted(folder.glob("*.py")))).hexdigest()
 
 
 def compile_with_dynamo_inputs(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
+import torch
 from torch import fx
 
 from .contexts import is_context
@@ -78,6 +79,32 @@ def refuse_moved_writes(graph: fx.Graph, runs: Sequence[Collection[fx.Node]]) ->
             ):
                 detail = "it would run before the layer around it, which uses the same memory"
                 raise Unsupported(Reason.IN_PLACE_WRITE, node, detail)
+
+
+def refuse_aliased_writes(inputs: Sequence[fx.Node], nodes: Sequence[fx.Node]) -> None:
+    """Refuse nodes as a graph of their own that writes to memory in which several of its inputs lie.
+
+    A compiler of that graph takes its inputs for apart, and may read one before it writes the other.
+
+    Args:
+        inputs: of the graph.
+        nodes: in execution order.
+
+    Raises:
+        Unsupported: `IN_PLACE_WRITE`.
+    """
+    tensors = [node for node in inputs if isinstance(value_of(node), torch.Tensor)]
+    for memory in written(nodes):
+        within = [node for node in tensors if _storage(memory_of(node)) == _storage(memory)]
+        if len(within) > 1:
+            names = ", ".join(node.name for node in within)
+            raise Unsupported(Reason.IN_PLACE_WRITE, memory, f"{names} share the memory that a layer writes")
+
+
+def _storage(memory: fx.Node) -> object:
+    """What tells whether values made by two nodes lie in one storage."""
+    value = value_of(memory)
+    return value.untyped_storage()._cdata if isinstance(value, torch.Tensor) else memory
 
 
 def _sets_state(node: fx.Node) -> bool:

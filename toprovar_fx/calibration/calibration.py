@@ -82,9 +82,10 @@ class Calibration:
         ledger = None if report is None else report.controller.ledger
         if report is None or ledger is None or ledger.model is None or not ledger.maps:
             reasons = "" if ledger is None else ledger.reasons()
+            why = f"; it stayed dense because: {reasons}" if reasons else ""
             raise ProfileError(
-                "nothing was measured in this generation: expected a scale step that is compiled with "
-                f"Calibration.options{'; it stayed dense because: ' + reasons if reasons else ''}"
+                "nothing was measured in this generation: expected, outside dense(), a scale step that is "
+                f"compiled with Calibration.options{why}"
             )
         layers = report.controller.layers
         self._refuse_other(report.schedule, (ledger.model(), layers))

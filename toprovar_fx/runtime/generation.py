@@ -199,7 +199,14 @@ def dense() -> Iterator[None]:
         pruned = pipe(prompt, seed=1)
         with toprovar_fx.dense():
             whole = pipe(prompt, seed=1)
+
+    It holds in this thread or task alone.
+
+    Raises:
+        ScheduleError: a generation is open already, and has decided what it computes.
     """
+    if RUNNING.get() is not None:
+        raise ScheduleError("dense() inside a generation that is open: expected it around the generation")
     token = _DENSE.set(True)
     try:
         yield
