@@ -1,4 +1,4 @@
-"""Compiled code on disk: block graphs are found again, and nothing stale is."""
+"""AOTAutograd's disk cache: block graphs are found in it again, and nothing stale is."""
 
 from __future__ import annotations
 
