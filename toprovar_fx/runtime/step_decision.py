@@ -121,8 +121,12 @@ def decide(sites: Sequence[SiteArms], controller: Controller, hidden: Tensor) ->
     """
     if controller.policy.watches(controller.scale):
         raise Undecided(f"policy={controller.options.policy!r} looks at every layer of this scale")
-    if controller.options.compacts or any(site.shows_queries for site in sites):
-        raise Undecided("a cache policy looks at the queries of the layers")
+    if controller.options.compacts:
+        raise Undecided(
+            f"cache_policy={controller.options.cache_policy!r} looks at the queries of its layers"
+        )
+    if any(site.shows_queries for site in sites):
+        raise Undecided("the layers show their queries to a cache policy, which this generation leaves out")
     if controller.reads_tokens:
         raise Undecided("the layer scope is measured on the tokens of this scale")
     return _Decider(controller, hidden).run(sites)
