@@ -1,12 +1,24 @@
 from __future__ import annotations
 
+import gc
+from typing import Any
+
 import pytest
 import torch
+from torch import fx
 
-from toprovar_fx.cli.variants import DEFAULT_VARIANTS, Variant, parse_variant, parse_variants
+from toprovar_fx.cli.variants import (
+    DEFAULT_VARIANTS,
+    CompiledGraphs,
+    Variant,
+    parse_variant,
+    parse_variants,
+    room_for_graphs,
+)
 from toprovar_fx.errors import OptionError
 
 from .cli_fakes import FakePipeline
+from .models.subjects import MANY_GRAPHS, TinyInfinity, generate
 
 
 def test_every_kind() -> None:
@@ -54,3 +66,42 @@ def test_a_compiled_copy_leaves_the_original_alone() -> None:
     assert dense.transformer is transformer
     assert isinstance(pipe.transformer, torch._dynamo.OptimizedModule)
     assert pipe.transformer._orig_mod is transformer
+
+
+def test_no_variant_of_many_runs_eagerly(fresh_dynamo, monkeypatch) -> None:
+    """Dynamo has two limits of one function's graphs, beyond which it runs the function as it is."""
+    ran: list[int] = []
+
+    def variant(at: int) -> Any:
+        def backend(gm: fx.GraphModule, inputs: list[Any]) -> Any:
+            return lambda *given: (ran.append(at), gm.forward(*given))[1]
+
+        return torch.compile(lambda x: double(x), backend=backend)
+
+    def double(x: torch.Tensor) -> torch.Tensor:
+        return 2 * x
+
+    monkeypatch.setattr("toprovar_fx.cli.variants.GRAPHS_PER_VARIANT", 1)
+    calls = [variant(at) for at in range(12)]
+    few = torch._dynamo.config.patch(recompile_limit=3, accumulated_recompile_limit=6)
+    with few, room_for_graphs(len(calls)):
+        for call in calls:
+            assert call(torch.ones(1)) == 2
+    assert ran == list(range(12))
+
+
+def test_the_count_of_graphs_never_falls(fresh_dynamo) -> None:
+    counted = CompiledGraphs()
+    before = counted()
+    subject = TinyInfinity(depth=2)
+    with MANY_GRAPHS:
+        options = {"preset": "lossless", "lowering": "eager"}
+        forward = torch.compile(subject.model, backend="toprovar", options=options)
+        generate(subject, forward)
+        after = counted()
+        assert after > before
+        generate(subject, forward)
+        assert counted() == after
+    del forward, subject
+    gc.collect()
+    assert counted() == after

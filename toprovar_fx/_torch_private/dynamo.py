@@ -58,10 +58,12 @@ def compile_apart(
 
 
 def recompile_limit(limit: int) -> AbstractContextManager[object]:
-    """Let Dynamo make up to `limit` graphs of one function in the block."""
+    """Let Dynamo make up to `limit` graphs of one function in the block, whoever compiles it."""
     from torch._dynamo import config
 
-    patched: AbstractContextManager[object] = config.patch(recompile_limit=limit)
+    patched: AbstractContextManager[object] = config.patch(
+        recompile_limit=limit, accumulated_recompile_limit=max(limit, config.accumulated_recompile_limit)
+    )
     return patched
 
 

@@ -128,7 +128,7 @@ def run(
     tallies = {name: Tally() for name in pipes}
     starts = range(0, len(prompts), batch)
     with (
-        room_for_graphs(),
+        room_for_graphs(len(pipes)),
         progress("evaluating", len(pipes) * (len(starts) + 1), doing="compiling") as advance,
     ):
         for name, pipe in pipes.items():

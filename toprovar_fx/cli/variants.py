@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import gc
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -17,10 +16,12 @@ from .values import parse_options
 
 if TYPE_CHECKING:
     from ..pipeline import InfinityPipeline
+    from ..program import StepProgram
 
 DEFAULT_VARIANTS = ("eager", "inductor", "lossless", "balanced", "fast")
-# All variants compile the same forward, whose cache of graphs Dynamo limits to 8 by default.
-RECOMPILE_LIMIT = 64
+# All variants compile the same forward, whose cache of graphs Dynamo limits to 8 by default; what comes later
+# runs eagerly.
+GRAPHS_PER_VARIANT = 64
 INDUCTOR_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 
 
@@ -125,25 +126,30 @@ def at_budgets(names: Sequence[str], budgets: Sequence[float]) -> list[Variant]:
     return list(found.values())
 
 
-def room_for_graphs() -> AbstractContextManager[object]:
-    """Let several variants of one model compile in the block."""
+def room_for_graphs(variants: int = 1) -> AbstractContextManager[object]:
+    """Let so many variants of one model compile in the block."""
     from .._torch_private import recompile_limit
 
-    return recompile_limit(RECOMPILE_LIMIT)
+    return recompile_limit(GRAPHS_PER_VARIANT * variants)
 
 
-def compiled_graphs() -> int:
-    """Return how many graphs this process has compiled, to see whether a timed round compiled."""
-    from .._torch_private import unique_graphs
-    from ..live_programs import programs
-    from ..program import StepProgram
+class CompiledGraphs:
+    """Counts the graphs that this process has compiled, to see whether a timed round compiled."""
 
-    # Programs that nobody holds any more must not leave between two counts.
-    gc.collect()
-    # Dynamo counts the graphs that stay as they are; a step's regions are compiled when they first run.
-    steps = [program for program in programs() if isinstance(program, StepProgram)]
-    regions = {id(region): region for program in steps for region in program.regions}
-    return unique_graphs() + sum(len(region.compile_seconds) for region in regions.values())
+    def __init__(self) -> None:
+        # Programs that nobody else holds any more must not leave between two counts.
+        self._steps: dict[int, StepProgram] = {}
+
+    def __call__(self) -> int:
+        """The count; it never falls."""
+        from .._torch_private import unique_graphs
+        from ..live_programs import programs
+        from ..program import StepProgram
+
+        self._steps.update({id(step): step for step in programs() if isinstance(step, StepProgram)})
+        # Dynamo counts the graphs that stay as they are; a step's regions are compiled when they first run.
+        regions = {id(region): region for step in self._steps.values() for region in step.regions}
+        return unique_graphs() + sum(len(region.compile_seconds) for region in regions.values())
 
 
 def _split(text: str, separator: str) -> Sequence[str]:

@@ -11,6 +11,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -85,9 +86,10 @@ def interleave(
             call()
             tell(name)
     seconds: dict[str, list[float]] = {name: [] for name in variants}
-    for name in _rounds(list(variants), rounds, until):
-        seconds[name].append(timed(variants[name], device))
-        tell(name)
+    with _settled_heap():
+        for name in _rounds(list(variants), rounds, until):
+            seconds[name].append(timed(variants[name], device))
+            tell(name)
     return {name: Timing(first[name], tuple(seconds[name])) for name in variants}
 
 
@@ -100,6 +102,17 @@ def synchronize(device: torch.device | str) -> None:
     """Wait for the work queued on ``device``; nothing to do on a CPU."""
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize(device)
+
+
+@contextmanager
+def _settled_heap() -> Iterator[None]:
+    """Keep what lives by now out of collections in the block: dozens of compiled models take one seconds."""
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def _rounds(names: list[str], rounds: int, until: float) -> Iterator[str]:
