@@ -182,6 +182,7 @@ def test_every_reason_has_a_test():
         # Why a scale ran otherwise than was asked for: tests/test_whole_step.py, tests/test_cuda_graphs.py.
         Reason.UNDECIDED_STEP,
         Reason.NOT_CAPTURED,
+        Reason.CHECKED_BY_BLOCK,  # tests/test_partly_understood.py
         Reason.RESIDUAL_DTYPE,
         Reason.SHAPE_PROOF,
         Reason.NO_SUBLAYERS,

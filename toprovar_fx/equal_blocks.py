@@ -13,7 +13,7 @@ from torch import fx
 from .analysis.reasons import Unsupported
 from .lowering.constant_floats import hold_floats, with_constant_floats
 from .lowering.region import Region
-from .lowering.rest import RegionCall
+from .lowering.rest import RegionCall, lower_calls
 from .options import Options
 from .passes.outline_blocks import outline_unread_blocks
 from .runtime.failures import on_failure
@@ -41,13 +41,10 @@ def by_equal_blocks(
         return None
     hold_floats(gm)
     static, failed = options.step_sizes == "static", on_failure(options)
-    regions: dict[int, Region] = {}
-    # By the calls: modules that are one object have a name each, of which `named_children` tells the first.
-    for name in [str(node.target) for node in step.graph.graph.nodes if node.op == "call_module"]:
-        child = step.graph.get_submodule(name)
-        assert isinstance(child, fx.GraphModule)
-        if id(child) not in regions:
-            what = "block, dense" if name in graphs else f"outside the blocks: {name}"
-            regions[id(child)] = Region(child, lowering, name=what, static=static, on_failure=failed)
-        setattr(step.graph, name, RegionCall(regions[id(child)]))
-    return step.graph.forward, list(regions.values())
+
+    def lower(name: str, graph: fx.GraphModule) -> Region:
+        what = "block, dense" if name in graphs else f"outside the blocks: {name}"
+        return Region(graph, lowering, name=what, static=static, on_failure=failed)
+
+    regions = lower_calls(step.graph, lower, RegionCall)
+    return step.graph.forward, list(dict.fromkeys(regions))

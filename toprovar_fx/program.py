@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from functools import partial
 from typing import Any
 
 import sympy
@@ -17,7 +18,7 @@ from .cost.generation import GenerationPrice
 from .cost.traced_step import TracedStep
 from .input_specs import group_offset
 from .lowering.region import Region
-from .lowering.rest import RegionModule
+from .lowering.rest import RegionModule, lower_calls
 from .lowering.size_reader import SizeReader
 from .options import Options
 from .passes.context import PassContext
@@ -56,21 +57,20 @@ class StepProgram:
         self.compile_id = compile_id()
         self._context = context
         self._fallbacks = [fallback for record in records for fallback in record.fallbacks]
-        self._rest: list[Region] = []
         self._shortens = options.prunes or options.compacts
         self._warned = not (options.prunes or options.compacts or options.guidance_until is not None)
         facts = next(site.block.facts for site in step.sites if site.block.facts is not None)
         self._read_sizes = SizeReader(graph_specs(step.graph.graph))
         hints = context.named_hints(facts.length)
         failed = on_failure(options)
-        for name, module in list(step.graph.named_children()):
-            if isinstance(module, fx.GraphModule):
-                self._rest.append(
-                    Region(module, lowering, hints, f"outside the blocks: {name}", on_failure=failed)
-                )
-                setattr(step.graph, name, RegionModule(self._rest[-1], self._seen))
+
+        def lower(name: str, graph: fx.GraphModule) -> Region:
+            return Region(graph, lowering, hints, f"outside the blocks: {name}", on_failure=failed)
+
+        called = lower_calls(step.graph, lower, partial(RegionModule, seen=self._seen))
+        self._rest = list(dict.fromkeys(called))
         self._traced = TracedStep(step.graph.graph, facts)
-        graphs = step_graphs([(site.layer, step.module(site)) for site in step.sites], self._rest)
+        graphs = step_graphs([(site.layer, step.module(site)) for site in step.sites], called)
         self._graphs = self._traced.at_any_scale(graphs)
         self._weights = KnownWeights(step.graph, len(step.sites))
         self._branches = any(isinstance(step.module(site), GraphGate) for site in step.sites)

@@ -86,6 +86,10 @@ class Reason(enum.Enum):
         "a decision needs values of the scale that runs, so its blocks run one by one; give `keep` ratios "
         "with entropies, or choose unit='block'"
     )
+    CHECKED_BY_BLOCK = (
+        "the step may not run twice, so its blocks run one by one to check their pruned graphs; "
+        "verify='never' leaves the check out"
+    )
     NOT_CAPTURED = "the scale step runs without a CUDA graph; choose cuda_graphs=False to say so"
 
 

@@ -19,8 +19,8 @@ class JoinedLayer:
     """How one layer runs in a joined step.
 
     Attributes:
-        region: the variant of its block, inputs as `Arm` says; None for a skipped layer and a plain one.
-        plain: the graph of a block that the analysis did not understand.
+        region: the variant of its block, inputs as `Arm` says; None for a skipped layer.
+        plain: whether it is a block that the analysis did not understand, which may return what it was given.
         select: positions among the block's inputs that the graph takes.
         offset: group of the layer's first cache row, or None without a cache.
         count: group of the layer's K, or None where it keeps all or nothing.
@@ -34,7 +34,7 @@ class JoinedLayer:
     """
 
     region: Region | None = None
-    plain: fx.GraphModule | None = None
+    plain: bool = False
     select: tuple[int, ...] = ()
     offset: int | None = None
     count: int | None = None

@@ -172,12 +172,12 @@ class Joiner:
     def _is_spare(self, hidden: Any) -> bool:
         """Whether a block is the only reader of what another one made."""
         made = isinstance(hidden, fx.Node) and hidden.op == "call_module" and hidden.target in self.sites
-        return made and len(hidden.users) == 1 and self.layers[self.sites[str(hidden.target)]].plain is None
+        return made and len(hidden.users) == 1 and not self.layers[self.sites[str(hidden.target)]].plain
 
     def _layer(self, at: int, inputs: list[Any], spare: bool) -> Any:
         layer, hidden = self.layers[at], inputs[0]
         restored = self.extra[Extra("restored", at)] if layer.restored else None
-        if layer.region is None and layer.plain is None:
+        if layer.region is None:
             if restored is None:
                 # Not the node itself: what follows may write to it in place.
                 return self.graph.call_method("clone", (hidden,))
@@ -190,13 +190,10 @@ class Joiner:
             keep = self._keep(at, layer, hidden)
             arguments.append(keep)
             arguments += [] if restored is None else [restored]
-        if layer.region is not None and keep is not None:
-            result = self.run_pruned(layer.region, arguments, spare and not layer.update)
-        elif layer.region is not None:
+        if keep is None:
             result = self.run_region(layer.region, arguments)
         else:
-            assert layer.plain is not None
-            result = self.copy(layer.plain, arguments)
+            result = self.run_pruned(layer.region, arguments, spare and not layer.update)
         if layer.entropy:
             result, entropy = self.pair(result)
             if keep is not None:

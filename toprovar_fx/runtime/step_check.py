@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
+from ..analysis.reasons import Reason
 from ..lowering.rest import RegionModule
 from .controller import Controller
-from .step_decision import LayerDecision
+from .step_decision import LayerDecision, Undecided
+from .step_plan import StepPlan
 from .token_gates import TokenGate
 from .verify import run_on_copies
 
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
 def pruned_graphs_hold(
     step: Step,
     controller: Controller,
-    decisions: Sequence[LayerDecision],
+    plan: StepPlan,
     arguments: tuple[Any, ...],
     hidden: Tensor,
 ) -> bool:
@@ -29,15 +31,21 @@ def pruned_graphs_hold(
     Args:
         step: the step of gates.
         controller: of the generation.
-        decisions: one per layer.
+        plan: of the scale.
         arguments: of the step.
         hidden: a tensor of the shape, dtype and device of the hidden state.
 
     Returns:
         Whether all of them reproduce the dense result.
+
+    Raises:
+        Undecided: to check them the step would run twice, which it may not; its blocks check them one by one.
     """
+    decisions = plan.decisions
     gates = [one.site.gather for one in decisions if one.arm == "pruned" and one.site.gather is not None]
     if any(gate.check.due(gate.pruned) for gate in gates):
+        if plan.pattern.unrepeatable:
+            raise Undecided(plan.pattern.unrepeatable, reason=Reason.CHECKED_BY_BLOCK)
         _measure(step, controller, decisions, arguments)
     for gate in gates:
         found = gate.check.known(gate.pruned)

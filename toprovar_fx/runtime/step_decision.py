@@ -10,9 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from ..analysis.reasons import Fallback, Reason
+from ..lowering.region import Region
+from ..lowering.rest import RegionModule
 from ..policies.layer_plan import FEWEST_TOKENS, explicit_count
 from .arms import Arm
 from .controller import Controller
@@ -23,10 +25,10 @@ ArmName = Literal["dense", "tapped", "pruned", "skipped"]
 
 
 class Undecided(Exception):  # noqa: N818 - an answer that the caller acts on, not an error that reaches users
-    """A decision of a scale is not known before the scale runs."""
+    """The scale's blocks have to run one by one: mostly, as a decision is not known before it runs."""
 
-    def __init__(self, detail: str, layer: int | None = None) -> None:
-        self.fallback = Fallback(Reason.UNDECIDED_STEP, detail=detail, layer=layer)
+    def __init__(self, detail: str, layer: int | None = None, reason: Reason = Reason.UNDECIDED_STEP) -> None:
+        self.fallback = Fallback(reason, detail=detail, layer=layer)
         super().__init__(detail)
 
 
@@ -42,7 +44,7 @@ class SiteArms:
     """
 
     layer: int
-    plain: fx.GraphModule | None = None
+    plain: Region | None = None
     dense: Arm | None = None
     tap: EntropyTap | None = None
     depth: ScaleDepthGate | None = None
@@ -61,8 +63,8 @@ def read_site(layer: int, module: nn.Module) -> SiteArms:
     Raises:
         Undecided: a gate that answers while its layer runs.
     """
-    if isinstance(module, fx.GraphModule):
-        return SiteArms(layer, plain=module)
+    if isinstance(module, RegionModule):
+        return SiteArms(layer, plain=module.region)
     depth = module if type(module) is ScaleDepthGate else None
     early, late = (module, None) if depth is None else (depth.early, depth.late)
     tap = early if type(early) is EntropyTap else None

@@ -17,7 +17,7 @@ def step_graphs(sites: Sequence[tuple[int, nn.Module]], others: Sequence[Region]
 
     Args:
         sites: layer and the module that runs it; one that is no gate is among `others`.
-        others: the graphs outside the layers.
+        others: the graphs outside the layers, one that is called twice twice.
     """
     gates = {layer: module for layer, module in sites if isinstance(module, Gate)}
     return StepGraphs({layer: _layer_graphs(gate) for layer, gate in gates.items()}, others)

@@ -34,11 +34,13 @@ class Pattern:
         joined: its graph, and what the graph takes and returns.
         region: the graph made callable; it tells the sizes, and is compiled only if `call` is it.
         call: what runs.
+        unrepeatable: what the step does that may not be done twice, or "".
     """
 
     joined: JoinedStep
     region: Region
     call: Callable[..., Any]
+    unrepeatable: str
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..analysis.graph_sizes import spec_of
+from ..analysis.repeatable import obstacle_to_repeating
 from ..analysis.shapes import size_of
 from ..lowering.joined_layers import JoinedLayer, JoinedStep, Selection
 from ..lowering.joined_step import join_step
@@ -107,14 +108,14 @@ class WholeStep:
         standing = controller.footing.standing(hidden)
         key = None if standing is None else (controller.options, standing, tuple(sizes.items()))
         plan = self._plans.find(key)
-        if plan is None:
-            try:
+        try:
+            if plan is None:
                 plan = self._plan(controller, hidden, sizes)
-            except Undecided as verdict:
-                controller.ledger.note(controller.scale, verdict.fallback)
+                self._plans.keep(key, plan)
+            if not pruned_graphs_hold(self._step, controller, plan, arguments, hidden):
                 return None
-            self._plans.keep(key, plan)
-        if not pruned_graphs_hold(self._step, controller, plan.decisions, arguments, hidden):
+        except Undecided as verdict:
+            controller.ledger.note(controller.scale, verdict.fallback)
             return None
         ran = self._runs(plan, controller, arguments, hidden)
         joined = plan.pattern.joined
@@ -195,14 +196,16 @@ class WholeStep:
                 on_failure=on_failure(self._options),
             )
             fused = self._options.step_code == "fused"
-            self._patterns[layers] = Pattern(joined, region, region if fused else link_step(*given))
+            call = region if fused else link_step(*given)
+            obstacle = obstacle_to_repeating(joined.graph.graph)
+            self._patterns[layers] = Pattern(joined, region, call, obstacle)
         return self._patterns[layers]
 
 
 def _joined_layer(one: LayerDecision, group: int) -> JoinedLayer:
     if one.site.plain is not None:
-        inputs = sum(node.op == "placeholder" for node in one.site.plain.graph.nodes)
-        return JoinedLayer(plain=one.site.plain, select=tuple(range(inputs)))
+        inputs = sum(node.op == "placeholder" for node in one.site.plain.graph.graph.nodes)
+        return JoinedLayer(one.site.plain, plain=True, select=tuple(range(inputs)))
     if one.ran is None:
         return JoinedLayer(restored=one.restored)
     return JoinedLayer(
