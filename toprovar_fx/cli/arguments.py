@@ -79,6 +79,9 @@ BenchSeconds = Annotated[
     float | None,
     typer.Option("--seconds", help="Compile no further variant and begin no further round after this time."),
 ]
+BenchProcesses = Annotated[
+    int, typer.Option("--processes", help="Processes that compile side by side and are timed one by one.")
+]
 Processes = Annotated[int, typer.Option("--processes", help="Processes that draw, on one device.")]
 Workers = Annotated[int, typer.Option("--workers", help="Processes that judge images.")]
 

@@ -6,8 +6,9 @@ import math
 import platform
 import statistics
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,6 +21,7 @@ from . import arguments as take
 from . import figures
 from .loading import check_dtype, check_model, features, load
 from .progress import progress
+from .side_by_side import groups_of, side_by_side
 from .values import (
     MODEL,
     check_count,
@@ -29,7 +31,7 @@ from .values import (
     check_seed,
     parse_budgets,
 )
-from .variants import DEFAULT_VARIANTS, CompiledGraphs, parse_variants, room_for_graphs
+from .variants import DEFAULT_VARIANTS, CompiledGraphs, Variant, parse_variants, room_for_graphs
 
 if TYPE_CHECKING:
     from ..models.text import TextFeatures
@@ -38,6 +40,8 @@ if TYPE_CHECKING:
 PROMPT = "a red circle left of a blue square"
 VARIANTS = ",".join(DEFAULT_VARIANTS)
 WARMUP = 1
+# What is timed is timed within one.
+Turn = Callable[[], AbstractContextManager[None]]
 
 
 def bench(
@@ -47,6 +51,7 @@ def bench(
     batch: take.Batch = 1,
     seed: take.Seed = 0,
     seconds: take.BenchSeconds = None,
+    processes: take.BenchProcesses = 1,
     model: take.Model = MODEL,
     device: take.Device = None,
     dtype: take.Dtype = None,
@@ -62,16 +67,18 @@ def bench(
     check_seed(seed, batch)
     check_count("batch", batch)
     check_count("repeats", rounds)
+    check_count("processes", processes)
     check_seconds(seconds)
     until = time.monotonic() + seconds if seconds else math.inf
     device = check_device(device)
     check_dtype(dtype)
-    with progress("loading", doing=model):
-        dense = load(model, device, dtype, batch, for_prompts=False)
-    pipes = {variant.name: variant.pipeline(dense) for variant in chosen}
-    text = features(dense, [PROMPT] * batch, model)
-    measured = measure(pipes, text, seed=seed, rounds=rounds, device=device, until=until)
+    run = _Run(model, device, dtype, batch, seed, rounds, until)
+    groups = groups_of(chosen, processes)
+    measured = run(chosen) if len(groups) == 1 else side_by_side(run, groups)
+    if not measured["variants"]:
+        raise OptionError("; ".join(f"{name}: {why}" for name, why in measured["left_out"].items()))
     options = {variant.name: variant.options or {} for variant in chosen}
+    measured["variants"].sort(key=lambda row: list(options).index(row["name"]))
     for row in measured["variants"]:
         # A report finds the same options in the tables of quality.
         row["options"] = {name: str(value) for name, value in options[row["name"]].items()}
@@ -85,12 +92,40 @@ def bench(
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "toprovar_fx": __version__,
-        "dtype": str(next(dense.transformer.parameters()).dtype).removeprefix("torch."),
         "prompt": PROMPT,
         "seed": seed,
         "batch": batch,
+        "processes": len(groups),
         **measured,
     }
+
+
+@dataclass(frozen=True)
+class _Run:
+    """Loads the model and measures some variants of it."""
+
+    model: str
+    device: str
+    dtype: str | None
+    batch: int
+    seed: int
+    rounds: int
+    until: float
+
+    def __call__(self, chosen: Sequence[Variant], turn: Turn = nullcontext) -> dict[str, Any]:
+        with progress("loading", doing=self.model):
+            dense = load(self.model, self.device, self.dtype, self.batch, for_prompts=False)
+        measured = measure(
+            {variant.name: variant.pipeline(dense) for variant in chosen},
+            features(dense, [PROMPT] * self.batch, self.model),
+            seed=self.seed,
+            rounds=self.rounds,
+            device=self.device,
+            until=self.until,
+            turn=turn,
+        )
+        kind = str(next(dense.transformer.parameters()).dtype).removeprefix("torch.")
+        return {"dtype": kind, **measured}
 
 
 def measure(
@@ -101,12 +136,14 @@ def measure(
     rounds: int,
     device: str,
     until: float = math.inf,
+    turn: Turn = nullcontext,
 ) -> dict[str, Any]:
     """Time ``pipe(text)`` of every pipeline, interleaved; return a row per variant and what went wrong.
 
     Variants that raise an error of the package in their first call, such as a budget that a policy cannot
     reach, are left out, with the error. When `until` has passed on the clock `time.monotonic`, no further
-    variant is compiled and no further round begins: what there is, is reported.
+    variant is compiled and no further round begins: what there is, is reported. What follows the compilations
+    happens within `turn()`.
     ``graphs_compiled_while_timing`` must be 0 for the times to mean anything. A row's ``scales_`` figures are
     of the loop over the scales alone: without text encoder and image decoder, which are the same for all.
     """
@@ -140,22 +177,24 @@ def measure(
                 left_out[name] = str(error)
             advance(name)
         if not first_s:
-            raise OptionError("; ".join(f"{name}: {why}" for name, why in left_out.items()))
+            with turn():
+                return {"rounds": 0, "graphs_compiled_while_timing": 0, "left_out": left_out, "variants": []}
         pipes = {name: pipe for name, pipe in pipes.items() if name in first_s}
-        times = timing.interleave(
-            {name: call(name) for name in pipes},
-            rounds=rounds,
-            device=device,
-            warmup=WARMUP,
-            on_call=on_call,
-            until=until,
-        )
-        done = len(next(iter(times.values())).seconds)
-        times = {name: replace(own, first_call_s=first_s[name]) for name, own in times.items()}
-        timed = {name: drawn[-done:] for name, drawn in outputs.items()}
-        for name in pipes:
-            peaks[name] = peak_bytes(call(name), device)
-            advance(f"memory of {name}")
+        with turn():
+            times = timing.interleave(
+                {name: call(name) for name in pipes},
+                rounds=rounds,
+                device=device,
+                warmup=WARMUP,
+                on_call=on_call,
+                until=until,
+            )
+            done = len(next(iter(times.values())).seconds)
+            times = {name: replace(own, first_call_s=first_s[name]) for name, own in times.items()}
+            timed = {name: drawn[-done:] for name, drawn in outputs.items()}
+            for name in pipes:
+                peaks[name] = peak_bytes(call(name), device)
+                advance(f"memory of {name}")
     before_timing = graphs[len(pipes) * (1 + WARMUP) - 1]
     scales = {
         name: timing.Timing(own.first_call_s, tuple(_scales_s(output) for output in timed[name]))
