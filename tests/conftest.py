@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import random
 from collections.abc import Iterator
 from importlib import import_module
@@ -28,6 +29,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # Pytest listens to loggers that do not propagate; for it torch's trace would write out every graph.
+    logging.getLogger("torch.__trace").propagate = True
     settings.load_profile("nightly" if config.getoption("--nightly") else "ci")
 
 

@@ -108,6 +108,9 @@ def synchronize(device: torch.device | str) -> None:
 def _settled_heap() -> Iterator[None]:
     """Keep what lives by now out of collections in the block: dozens of compiled models take one seconds."""
     gc.collect()
+    if gc.get_freeze_count():  # somebody else's: thawing is all or nothing
+        yield
+        return
     gc.freeze()
     try:
         yield
