@@ -68,6 +68,9 @@ def side_by_side(measure: Callable[..., Rows], groups: Sequence[Sequence[Variant
         joined["graphs_compiled_while_timing"] += part["graphs_compiled_while_timing"]
         # A group of which nothing ran has none.
         joined["rounds"] = min(joined["rounds"] or part["rounds"], part["rounds"] or joined["rounds"])
+    # A baseline for which one process had no time left has its row of another.
+    ran = {row["name"] for row in joined["variants"]}
+    joined["left_out"] = {name: why for name, why in joined["left_out"].items() if name not in ran}
     return joined
 
 
