@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from hashlib import sha256
@@ -59,6 +60,7 @@ def compile_with_inductor(
 
     from .choices import rows_in_one_pass
 
+    keep_kernels_together(inputs.values)
     settings = {**(config or {}), **({"fx_graph_cache": False} if inputs.unreadable else {})}
     copied, values = clone_graph(graph), [*inputs.values, *inputs.unnamed_values]
     _give_values(copied, inputs)
@@ -74,6 +76,20 @@ def compile_with_inductor(
         call = compile_fx(copied, values, config_patches={**choices, **settings})  # type: ignore[arg-type]
         assert callable(call)
         return CompiledGraph(call, inputs.guards(), inputs.unnamed)
+
+
+def keep_kernels_together(inputs: Iterable[object]) -> None:
+    """Have Triton keep its kernels in Inductor's folder, if any input is on CUDA.
+
+    Inductor sets this variable where it makes its first kernel, but not where all of them come from disk:
+    there Triton's driver and the kernels of this package would be looked for elsewhere, and compiled again.
+    """
+    from torch._inductor.runtime.cache_dir_utils import triton_cache_dir
+
+    tensors = (value for value in inputs if isinstance(value, torch.Tensor) and value.is_cuda)
+    first = next(tensors, None)
+    if first is not None:
+        os.environ.setdefault("TRITON_CACHE_DIR", triton_cache_dir(first.device.index or 0))
 
 
 def _give_values(graph: fx.GraphModule, inputs: SymbolicInputs) -> None:
@@ -110,6 +126,7 @@ def compile_with_dynamo_inputs(
     """Compile a graph as the plain Inductor backend would, inside Dynamo's own compilation."""
     from torch._inductor.compile_fx import compile_fx
 
+    keep_kernels_together(example_inputs)
     return compile_fx(graph, example_inputs)  # type: ignore[arg-type, return-value]
 
 
