@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from toprovar_fx.models.block import modulate
+from toprovar_fx.models.rope import angles_of
 from toprovar_fx.schedules import Schedule
 
 from .models.prenorm import rotate
@@ -74,7 +75,7 @@ class InfinityLayer(Layer):
         rope = self.rope
         if rows is not None:
             rope = torch.stack([rope[0][:, row] for row in rows])
-        return x + self.block.sa(modulate(x, scale, shift), rope, attend) * gamma
+        return x + self.block.sa(modulate(x, scale, shift), angles_of(rope), attend) * gamma
 
     def rest(self, x: Tensor) -> Tensor:
         _, gamma, _, scale, _, shift = self.gss

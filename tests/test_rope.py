@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from toprovar_fx.models.rope import rope_grid, rope_table, rotate
+from toprovar_fx.models.rope import angles_of, rope_grid, rope_table, rotate
 from toprovar_fx.schedules import Schedule
 
 
@@ -55,7 +55,7 @@ def test_rotation_is_complex_multiplication_of_adjacent_pairs():
     angle = torch.randn(5, 4)
     table = torch.stack((angle.cos(), angle.sin()), -1)[None, None]
     expected = torch.view_as_complex(x.reshape(2, 3, 5, 4, 2)) * torch.polar(torch.ones(5, 4), angle)
-    torch.testing.assert_close(rotate(x, table), torch.view_as_real(expected).flatten(-2))
+    torch.testing.assert_close(rotate(x, angles_of(table)), torch.view_as_real(expected).flatten(-2))
 
 
 def test_products_depend_on_the_offset_alone():
@@ -65,9 +65,8 @@ def test_products_depend_on_the_offset_alone():
     q, k = torch.randn(2, 1, 1, 1, 16)
 
     def product(a, b):
-        return (
-            rotate(q, table[:, :, a[0], a[1]][:, :, None]) * rotate(k, table[:, :, b[0], b[1]][:, :, None])
-        ).sum()
+        here, there = (angles_of(table[:, :, i, j][:, :, None]) for i, j in (a, b))
+        return (rotate(q, here) * rotate(k, there)).sum()
 
     assert product((1, 2), (4, 3)).item() == pytest.approx(product((3, 4), (6, 5)).item(), abs=1e-5)
     assert abs(product((1, 2), (4, 3)) - product((1, 2), (3, 4))).item() > 1e-3
@@ -76,4 +75,4 @@ def test_products_depend_on_the_offset_alone():
 def test_half_precision_input_is_rotated_in_float32():
     x = torch.randn(1, 1, 1, 4).bfloat16()
     table = torch.tensor([[math.cos(1.0), math.sin(1.0)]] * 2)[None, None, None]
-    assert rotate(x, table).dtype == torch.float32
+    assert rotate(x, angles_of(table)).dtype == torch.float32

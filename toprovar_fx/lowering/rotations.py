@@ -28,7 +28,7 @@ def _item(bundle: Any, at: int) -> Call:
 
 
 def _rotated(x: Any) -> Call:
-    """`models.rope.rotate`, its table as two tensors."""
+    """`models.rope.rotate`."""
     cos, sin = Hole("cos"), Hole("sin")
     pairs = Call("unbind", Call("unflatten", x, -1, (-1, 2)), -1)
     even, odd = _item(pairs, 0), _item(pairs, 1)
@@ -99,10 +99,10 @@ def _rewrite(graph: fx.Graph, key_write: fx.Node, found: Found) -> bool:
             if holes is None:
                 continue
             writes = sorted((key_write, value_write), key=nodes.index)
-            table = _table(holes) if _fits(holes) and _may_move(nodes, writes, query, holes) else None
-            if table is not None:
-                _replace(graph, writes, query, {**holes, **table})
-            return table is not None
+            whole = _whole_angles(holes) if _fits(holes) and _may_move(nodes, writes, query, holes) else None
+            if whole is not None:
+                _replace(graph, writes, query, {**holes, **whole})
+            return whole is not None
     return False
 
 
@@ -137,26 +137,29 @@ def _on_cuda(spec: InputSpec) -> bool:
     return spec.device is not None and spec.device.type == "cuda"
 
 
-def _table(holes: Found) -> Found | None:
-    """The whole table that the angles come from, and the rows of it, if some are gathered."""
-    cos, sin = (Hole(name, _item(Call("unbind", Hole("table"), -1), at)) for at, name in enumerate(_ANGLES))
+def _whole_angles(holes: Found) -> Found | None:
+    """The inputs that the angles come from, and the rows of them, if some are gathered."""
     angles = tuple(holes[name] for name in _ANGLES)
-    found = match((cos, sin), angles, {"keep": None})
-    found = found or match((_gathered(cos), _gathered(sin)), angles, {})
-    if found is None or found["table"].op != "placeholder":
+    found = match(tuple(_gathered(Hole(name)) for name in _ANGLES), angles, {})
+    found = found or {**dict(zip(_ANGLES, angles, strict=True)), "keep": None}
+    whole, keep = [found[name] for name in _ANGLES], found["keep"]
+    if not all(isinstance(node, fx.Node) and node.op == "placeholder" for node in whole):
         return None
-    spec, rows, keep = spec_of(found["table"]), _length(holes["rows"]), found["keep"]
-    tokens = _length(holes["tokens"])
+    cos, sin = map(spec_of, whole)
+    rows, tokens = _length(holes["rows"]), _length(holes["tokens"])
     if keep is None:
-        placed = spec.shape is not None and spec.shape[2:3] == (tokens,)
+        placed = cos.shape is not None and cos.shape[2:3] == (tokens,)
     else:
         placed = keep.op == "placeholder" and spec_of(keep).shape == (rows, tokens)
-    shaped = spec.shape is not None and (*spec.shape[:2], *spec.shape[3:]) == (1, 1, holes["width"] // 2, 2)
-    return found if placed and shaped and _on_cuda(spec) and spec.dtype == torch.float32 else None
+    shaped = cos.shape is not None and (*cos.shape[:2], *cos.shape[3:]) == (1, 1, holes["width"] // 2)
+    fits = placed and shaped and cos.shape == sin.shape
+    return (
+        found if fits and all(_on_cuda(spec) and spec.dtype == torch.float32 for spec in (cos, sin)) else None
+    )
 
 
 def _gathered(angles: Hole) -> Call:
-    """Rows of a table that all batch rows share, as `passes.gathering` cuts them out."""
+    """Rows of angles that all batch rows share, as `passes.gathering` cuts them out."""
     every = slice(None)
     rows = Call("getitem", Hole("keep"), (every, None, every, None))
     whole = Call("expand", angles, Hole("size"), -1, -1, -1)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .rope import rotate
+from .rope import Angles, rotate
 
 # Takes q, k, v of the current tokens [R, H, L, head_dim] and returns the attended values, same shape.
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -96,12 +96,12 @@ class SelfAttention(nn.Module):
         self.scale_mul_1H11 = nn.Parameter(torch.full((1, heads, 1, 1), math.log(4.0)))
         self.proj = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, rope: Tensor, attend: Attend) -> Tensor:
+    def forward(self, x: Tensor, angles: Angles, attend: Attend) -> Tensor:
         """Attend.
 
         Args:
             x: ``[R, L, C]``, normalised and modulated.
-            rope: rotation of these tokens, ``[1, 1, L, head_dim / 2, 2]`` float32.
+            angles: rotation of these tokens.
             attend: what the queries see.
 
         Returns:
@@ -117,8 +117,8 @@ class SelfAttention(nn.Module):
         factor = self.scale_mul_1H11.float().clamp_max(MAX_LOG_SCALE).exp()
         query = F.normalize(query, dim=-1) * factor
         key = F.normalize(key.float(), dim=-1)
-        query = rotate(query, rope).to(qkv.dtype)
-        key = rotate(key, rope).to(qkv.dtype)
+        query = rotate(query, angles).to(qkv.dtype)
+        key = rotate(key, angles).to(qkv.dtype)
         attended = attend(query, key, value)
         return self.proj(attended.transpose(1, 2).reshape(rows, tokens, width))
 

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from .attention import Attend, CrossAttention, SelfAttention
 from .configs import InfinityConfig
+from .rope import Angles
 
 NORM_EPS = 1e-6
 
@@ -48,7 +49,7 @@ class Block(nn.Module):
         self.ada_gss = nn.Parameter(torch.empty(1, 1, 6, width))
 
     def forward(
-        self, x: Tensor, gss: Tensor, key: Tensor, value: Tensor, mask: Tensor, rope: Tensor, attend: Attend
+        self, x: Tensor, gss: Tensor, key: Tensor, value: Tensor, mask: Tensor, angles: Angles, attend: Attend
     ) -> Tensor:
         """Run the block.
 
@@ -58,14 +59,14 @@ class Block(nn.Module):
             key: text keys of this layer, ``[R, H, T, head_dim]``.
             value: text values of this layer, ``[R, H, T, head_dim]``.
             mask: additive text mask, ``[R, 1, 1, T]``.
-            rope: rotation of these tokens, ``[1, 1, L, head_dim / 2, 2]``.
+            angles: rotation of these tokens.
             attend: what self-attention sees.
 
         Returns:
             The new residual stream ``[R, L, C]``.
         """
         gamma1, gamma2, scale1, scale2, shift1, shift2 = (self.ada_gss + gss).unbind(2)
-        x = x + self.sa(modulate(x, scale1, shift1), rope, attend) * gamma1
+        x = x + self.sa(modulate(x, scale1, shift1), angles, attend) * gamma1
         x = x + self.ca(self.ca_norm(x), key, value, mask)
         return x + self.ffn(modulate(x, scale2, shift2)) * gamma2
 

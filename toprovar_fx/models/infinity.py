@@ -15,7 +15,7 @@ from .block import NORM_EPS, Block, BlockChunk, modulate
 from .cache import KVCache
 from .configs import InfinityConfig
 from .initialise import initialise
-from .rope import rope_table
+from .rope import Angles, angles_of, rope_table
 from .text import TextContext, padding_mask
 
 
@@ -174,10 +174,10 @@ class Infinity(nn.Module):
             Logits ``[R, L, 2 * bits]``; entries ``2 i`` and ``2 i + 1`` are bit i being 0 (-1) and 1 (+1).
         """
         start = end - hidden.shape[1]
-        rope = self.rope[:, :, start:end]
+        angles = angles_of(self.rope[:, :, start:end])
         for layer, block in enumerate(self.blocks()):
             attend = CachedAttend(cache.keys[layer], cache.values[layer], start, end)
-            hidden = self._run_block(block, layer, hidden, context, rope, attend)
+            hidden = self._run_block(block, layer, hidden, context, angles, attend)
         return self._logits(hidden, context)
 
     def forward_train(
@@ -202,10 +202,10 @@ class Infinity(nn.Module):
         embedded += [self.embed_scale(codes, scale) for scale, codes in enumerate(inputs, start=1)]
         hidden = torch.cat(embedded, dim=1)
         ends = schedule.ends[: len(embedded)]
-        rope = self.rope[:, :, : ends[-1]]
+        angles = angles_of(self.rope[:, :, : ends[-1]])
         attend = BlockCausalAttend(ends, merged_tokens, hidden.device)
         for layer, block in enumerate(self.blocks()):
-            hidden = self._run_block(block, layer, hidden, context, rope, attend)
+            hidden = self._run_block(block, layer, hidden, context, angles, attend)
         return self._logits(hidden, context)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Infinity:
@@ -219,10 +219,10 @@ class Infinity(nn.Module):
             self.rope = rope_table(self.schedule, self.config.head_dim, self.config.rope_grid, self.device)
 
     def _run_block(
-        self, block: Block, layer: int, hidden: Tensor, context: TextContext, rope: Tensor, attend: Attend
+        self, block: Block, layer: int, hidden: Tensor, context: TextContext, angles: Angles, attend: Attend
     ) -> Tensor:
         return block(
-            hidden, context.gss, context.keys[layer], context.values[layer], context.mask, rope, attend
+            hidden, context.gss, context.keys[layer], context.values[layer], context.mask, angles, attend
         )
 
     def _logits(self, hidden: Tensor, context: TextContext) -> Tensor:

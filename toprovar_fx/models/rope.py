@@ -10,6 +10,9 @@ from ..schedules import Schedule, Side
 
 ROPE_BASE = 10000.0
 
+# Cosines and sines of the tokens' angles, each ``[1, 1, L, head_dim / 2]`` float32.
+Angles = tuple[Tensor, Tensor]
+
 
 def rope_grid(schedule: Schedule, longer_side: int) -> Side:
     """Return (height, width) of the position grid: the schedule's own, else its shape at ``longer_side``."""
@@ -53,14 +56,20 @@ def rope_table(
     return torch.stack((angle.cos(), angle.sin()), dim=-1)[None, None]
 
 
-def rotate(x: Tensor, table: Tensor) -> Tensor:
-    """Rotate adjacent channel pairs ``(2 m, 2 m + 1)`` by the table's angles.
+def angles_of(table: Tensor) -> Angles:
+    """Take a table ``[1, 1, L, head_dim / 2, 2]`` apart, once for all layers."""
+    cos, sin = table.unbind(-1)
+    return cos, sin
+
+
+def rotate(x: Tensor, angles: Angles) -> Tensor:
+    """Rotate adjacent channel pairs ``(2 m, 2 m + 1)``.
 
     Args:
         x: ``[R, H, L, head_dim]``.
-        table: cosine and sine of the same tokens, ``[1, 1, L, head_dim / 2, 2]`` float32.
+        angles: of the same tokens.
 
     Returns:
         ``[R, H, L, head_dim]`` float32: the caller rounds once, after the rotation.
     """
-    return rotate_pairs(x, *table.unbind(-1))
+    return rotate_pairs(x, *angles)
