@@ -44,7 +44,7 @@ from .dynamo_records import (
 )
 from .fake_runs import fake_run, symbolic_values
 from .flex import FlopCounter, flex_attention, index_by_tensors
-from .graphs import clone_graph, cond, keep_source
+from .graphs import clone_graph, cond, graph_to_read, keep_source
 from .inductor import (
     CompiledGraph,
     compile_with_dynamo_inputs,
@@ -87,6 +87,7 @@ __all__ = [
     "flex_attention",
     "frame_compilations",
     "graph_breaks",
+    "graph_to_read",
     "hint_of",
     "index_by_tensors",
     "is_compiled",

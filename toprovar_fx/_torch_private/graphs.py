@@ -1,9 +1,12 @@
-"""Copies of FX graphs, inputs that are added to one, and `torch.cond` as a node of one."""
+"""Copies of FX graphs, inputs that are added to one, code that waits for a call, `torch.cond` as a node."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import fx
+from torch.fx._lazy_graph_module import _LazyGraphModule
 
 # (pred, true branch, false branch, operands): the node that Dynamo makes of `torch.cond`.
 cond = torch.ops.higher_order.cond
@@ -31,6 +34,14 @@ def add_inputs(graph: fx.GraphModule, count: int) -> None:
         with graph.graph.inserting_after(behind):
             behind = graph.graph.placeholder(f"size_{at}")
     graph.recompile()
+
+
+def graph_to_read(modules: Mapping[str, object], graph: fx.Graph, name: str) -> fx.GraphModule:
+    """A graph module whose Python code is written when it is called: most are read alone.
+
+    The code of a step of 32 layers takes longer to write than the step to copy.
+    """
+    return _LazyGraphModule(dict(modules), graph, class_name=name)
 
 
 def keep_source(new: fx.Node, old: fx.Node) -> None:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import fx, nn
 
+from .._torch_private import graph_to_read
 from ..analysis.graph_sizes import spec_of
 from ..criteria.restore import scatter_rows
 from ..criteria.scores import frequency_score
@@ -94,7 +95,7 @@ class Joiner:
                 self.mapped[node] = self.graph.node_copy(node, self._map)
         self.graph.output((*results, *self.measured.values(), *self.updates.values(), *self.selections))
         self.graph.lint()
-        module = fx.GraphModule(self.modules, self.graph, class_name="JoinedStep")
+        module = graph_to_read(self.modules, self.graph, "JoinedStep")
         layers = tuple(self.measured), tuple(self.updates)
         return JoinedStep(module, tuple(self.extra), len(results), *layers, tuple(self.keeps))
 
