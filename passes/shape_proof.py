@@ -6,8 +6,8 @@ equal by chance hides it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import sympy
 import torch
@@ -18,6 +18,7 @@ from ..analysis.block_facts import BlockFacts
 from ..analysis.graph_sizes import graph_specs, traced_sizes
 from ..analysis.operators import flat_arguments
 from ..analysis.reasons import Reason, Unsupported
+from ..analysis.run_key import one_per_key, run_key
 from ..analysis.shapes import as_size, dtype_of, shape_of, size_of, value_of
 from ..input_specs import IMAGES, KEPT, OFFSET, InputSpec, at_sizes
 from .row_plan import BlockArm, GatherAt, RowPlan
@@ -41,19 +42,39 @@ def prove_shapes(source: fx.Graph, facts: BlockFacts, arm: BlockArm, plan: RowPl
     failure = ""
     for values in (_distinct(specs, source, facts), _as_traced(specs, source, facts)):
         try:
-            result: Any = fake_run(arm.graph, SymbolicInputs([at_sizes(spec, values) for spec in specs], {}))
+            results = _results(arm.graph, [at_sizes(spec, values) for spec in specs])
         except Exception as error:  # whatever an operator raises says that its shapes do not fit
             failure = failure or f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
             continue
-        found = [(*map(int, part.shape),) for part in (result if isinstance(result, tuple) else (result,))]
+        found = [result.shape for result in results]
         expected = list(_expected(facts, plan, values))
         if found != expected:
             raise Unsupported(Reason.SHAPE_PROOF, facts.exit, f"{plan}: shapes {found}, expected {expected}")
-        first = result[0] if isinstance(result, tuple) else result
-        if first.dtype != dtype_of(facts.hidden):
-            raise Unsupported(Reason.SHAPE_PROOF, facts.exit, f"{plan}: the result is {first.dtype}")
+        if results[0].dtype != dtype_of(facts.hidden):
+            raise Unsupported(Reason.SHAPE_PROOF, facts.exit, f"{plan}: the result is {results[0].dtype}")
         return
     raise Unsupported(Reason.SHAPE_PROOF, facts.exit, f"{plan}: {failure}")
+
+
+class _Result(NamedTuple):
+    """Of a graph."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
+# Of graphs that ran; those of equal ones are the same.
+_ran: Callable[[Hashable | None], list[_Result]] = one_per_key(list)
+
+
+def _results(graph: fx.GraphModule, specs: Sequence[InputSpec]) -> list[_Result]:
+    """What a graph returns for inputs of these sizes, which are numbers; whatever its operators raise."""
+    known = _ran(run_key(graph, specs))
+    if not known:
+        result: Any = fake_run(graph, SymbolicInputs(specs, {}))
+        parts = result if isinstance(result, tuple) else (result,)
+        known += [_Result((*map(int, part.shape),), part.dtype) for part in parts]
+    return known
 
 
 def _expected(facts: BlockFacts, plan: RowPlan, values: Values) -> Iterator[tuple[int, ...]]:

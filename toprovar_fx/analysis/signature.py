@@ -31,10 +31,10 @@ def signature(entry: fx.Node, nodes: Sequence[fx.Node]) -> Hashable:
     """Operators, constants, wiring and input kinds of a run of nodes."""
     inputs = external_inputs(entry, nodes)
     symbols: dict[sympy.Symbol, sympy.Symbol] = {}
-    return tuple(_kind(node, symbols) for node in inputs), _wiring([*inputs, *nodes], len(inputs))
+    return tuple(_kind(node, symbols) for node in inputs), wiring([*inputs, *nodes], len(inputs))
 
 
-def _wiring(nodes: Sequence[fx.Node], inputs: int) -> Hashable:
+def wiring(nodes: Sequence[fx.Node], inputs: int) -> Hashable:
     """What nodes call and which of them are whose operands; the first ones are inputs."""
     number = {node: at for at, node in enumerate(nodes)}
 
@@ -58,7 +58,7 @@ def _target(node: fx.Node) -> Hashable:
     if graph is None or any(inner.op in ("get_attr", "call_module") for inner in graph.graph.nodes):
         return node.target
     nodes = list(graph.graph.nodes)
-    return _wiring(nodes, sum(inner.op == "placeholder" for inner in nodes))
+    return wiring(nodes, sum(inner.op == "placeholder" for inner in nodes))
 
 
 def _kind(node: fx.Node, symbols: dict[sympy.Symbol, sympy.Symbol]) -> Hashable:

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, NamedTuple, TypeAlias
 
 import sympy
 from torch import fx
+from torch.utils.flop_counter import flop_registry
 
 from .._torch_private import SymbolicInputs, fake_run
 from ..analysis.graph_sizes import graph_specs
+from ..analysis.run_key import one_per_key, run_key
 from ..flops import flop_counter
 from ..input_specs import InputSpec, at_sizes
 from .traffic import TrafficCounter
@@ -114,6 +117,8 @@ def _count(graph: fx.GraphModule, inputs: SymbolicInputs) -> CostExpressions:
 class GraphCosts:
     """The cost of one graph at any sizes: counted at the first, traced with symbols for all others.
 
+    Graphs that are equal share what was counted of one of them: the same model in another program, say.
+
     Args:
         graph: what to price.
 
@@ -123,18 +128,23 @@ class GraphCosts:
 
     def __init__(self, graph: fx.GraphModule) -> None:
         self._graph, self.specs = graph, graph_specs(graph.graph)
-        self._traced: list[_Evaluated] = []
-        self._known: dict[Sizes, Cost] = {}
-
         self._symbols = sorted(set().union(*(spec.symbols for spec in self.specs)), key=str)
+
+    @cached_property
+    def _found(self) -> _Found:
+        key = run_key(self._graph, self.specs)
+        # Users may add formulas to torch's for FLOPs.
+        return _found_by(None if key is None else (key, len(flop_registry)))
 
     def at(self, sizes: Sizes) -> Cost:
         """The cost of one call at these sizes; further sizes in `sizes` do not matter."""
-        known = self._known.get(sizes)
+        found = self._found
+        known = found.costs.get(sizes)
         if known is None:
             values = self._values(sizes)
-            known = self._holding(values).cost(values) if self._known or self._traced else self._count(values)
-            self._known[sizes] = known
+            counted = found.costs or found.traced
+            known = self._holding(values).cost(values) if counted else self._count(values)
+            found.costs[sizes] = known
         return known
 
     def expressions(self, sizes: Sizes) -> CostExpressions:
@@ -152,11 +162,24 @@ class GraphCosts:
         return {symbol: given.get(symbol, enough) for symbol in self._symbols}
 
     def _holding(self, values: Mapping[sympy.Symbol, int]) -> _Evaluated:
-        for traced in self._traced:
-            if traced.holds(values):
-                return traced
-        self._traced.append(_Evaluated(trace_cost(self._graph, self.specs, values)))
-        return self._traced[-1]
+        traced = self._found.traced
+        for each in traced:
+            if each.holds(values):
+                return each
+        found = _Evaluated(trace_cost(self._graph, self.specs, values))
+        traced.append(found)
+        return found
+
+
+@dataclass
+class _Found:
+    """What was counted of equal graphs: expressions, and costs by sizes."""
+
+    traced: list[_Evaluated] = field(default_factory=list)
+    costs: dict[Sizes, Cost] = field(default_factory=dict)
+
+
+_found_by = one_per_key(_Found)
 
 
 class _Evaluated:
