@@ -73,7 +73,8 @@ def _results(graph: fx.GraphModule, specs: Sequence[InputSpec]) -> list[_Result]
     if not known:
         result: Any = fake_run(graph, SymbolicInputs(specs, {}))
         parts = result if isinstance(result, tuple) else (result,)
-        known += [_Result((*map(int, part.shape),), part.dtype) for part in parts]
+        # In one go: other threads may prove an equal graph.
+        known[:] = [_Result((*map(int, part.shape),), part.dtype) for part in parts]
     return known
 
 
