@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from toprovar_fx.models.attention import MAX_LOG_SCALE, CachedAttend, SelfAttention
+from toprovar_fx.models.rope import angles_of
 from toprovar_fx.ops.rotated_qkv import rotated_qkv
 
 from .triton_runs import interpreted, needs_triton
@@ -35,18 +36,19 @@ def of_model(
     model.to(device, dtype).requires_grad_(False)
     angle = torch.randn(1, 1, tokens, width // 2, device=device)
     table = torch.stack((angle.cos(), angle.sin()), -1)
+    cos, sin = angles = angles_of(table)
     x = torch.randn(rows, tokens, channels, device=device).to(dtype)
     caches = torch.randn(2, rows, heads, tokens + 9, width, device=device).to(dtype)
     attend = Remember(*caches.clone(), start, start + tokens)
-    model(x, table, attend)
+    model(x, angles, attend)
     arguments = {
         "qkv": model.mat_qkv(x).view(rows, tokens, 3, heads, width),
         "q_bias": model.q_bias,
         "v_bias": model.v_bias,
         "log_factor": model.scale_mul_1H11,
         "max_log_factor": MAX_LOG_SCALE,
-        "cos": table[..., 0],
-        "sin": table[..., 1],
+        "cos": cos,
+        "sin": sin,
         "keys": caches[0],
         "values": caches[1],
         "start": start,
