@@ -5,7 +5,8 @@
 - `fake_runs`: the Python dispatcher, for shapes, sizes and operation counts without data.
 - `inductor`: `compile_fx`, for graphs that the passes rewrote.
 - `choices`: `InductorChoices`, for reductions in one pass on a GPU.
-- `graphs`: attributes of FX graphs and nodes, and `torch.cond` as a node of a graph that a pass builds.
+- `graphs`: attributes of FX graphs and nodes, modules whose code waits for a call, and `torch.cond` as a
+  node of a graph that a pass builds.
 - `flex`: FlexAttention as a node of a graph, its scores and its operations in torch's count.
 - `modules`: their dictionaries of parts and hooks, and the wrapper of a compiled one.
 - `operators`: `TorchDispatchMode` and schemas, for what operators read and write; `_addmm_activation`.
