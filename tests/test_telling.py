@@ -108,7 +108,7 @@ def test_a_generation_that_ended_holds_nothing_resized(recorder):
     forward = compiled(subject, ONLINE, unit="step")
     for found in (generate(subject, forward), generate(subject, forward)):
         for maps in (found.controller._ranking, found.controller._updates):
-            assert not maps._resized and not maps._coming and maps._stacked is None
+            assert not maps._resized and maps._told is maps._coming is None
         assert not found.controller._plans._plans and found.controller._plans._told is None
 
 

@@ -24,7 +24,7 @@ def test_only_layers_of_the_running_scale_rank_others():
     ranking = Ranking(Options(**OPEN, entropy_source="previous_layer"), SQUARE)
     ranking.adopt(4)
     known = torch.rand(2, 16)
-    ranking.put(2, 3, known)
+    ranking.put(3, {2: known})
     assert ranking.map_for(3, 3) is known
     ranking.end_scale()
     # Nothing was measured at the next scale: a layer has its own map, if any.
@@ -34,9 +34,9 @@ def test_only_layers_of_the_running_scale_rank_others():
 
 def test_new_values_are_resized_anew():
     maps = ScaleMaps(SQUARE, updates=False)
-    maps.put(0, 2, torch.zeros(1, 9))
+    maps.put(2, {0: torch.zeros(1, 9)})
     assert not maps.at(0, 4).any()
-    maps.put(0, 3, torch.ones(1, 16))
+    maps.put(3, {0: torch.ones(1, 16)})
     assert maps.at(0, 4).min() == 1
 
 
@@ -48,10 +48,10 @@ def test_values_are_resized_together_as_alone(updates, most, monkeypatch):
     values = {layer: torch.rand(shape, generator=torch.Generator().manual_seed(layer)) for layer in range(3)}
     together = ScaleMaps(SQUARE, updates=updates)
     for layer, each in values.items():
-        together.put(layer, 3, each)
+        together.put(3, {layer: each})
     for layer, each in values.items():
         alone = ScaleMaps(SQUARE, updates=updates)
-        alone.put(layer, 3, each)
+        alone.put(3, {layer: each})
         assert torch.equal(together.at(layer, 4), alone.at(layer, 4))
         assert together.at(layer, 4).stride() == alone.at(layer, 4).stride()
     assert len(together._resized) == (3 if most else len(values))
@@ -61,17 +61,17 @@ def test_values_are_resized_together_as_alone(updates, most, monkeypatch):
 
 def test_updates_of_other_dtypes_are_resized_apart():
     updates = ScaleMaps(SQUARE, updates=True)
-    updates.put(0, 3, torch.rand(2, 16, 3))
-    updates.put(1, 3, torch.rand(2, 16, 3).bfloat16())
-    updates.put(2, 3, torch.empty(2, 16, 3, device="meta"))
+    updates.put(3, {0: torch.rand(2, 16, 3)})
+    updates.put(3, {1: torch.rand(2, 16, 3).bfloat16()})
+    updates.put(3, {2: torch.empty(2, 16, 3, device="meta")})
     assert updates.at(0, 4).dtype == torch.float32 and updates.at(1, 4).dtype == torch.bfloat16
     assert updates.at(2, 4).device.type == "meta"
 
 
 def test_maps_that_were_resized_before_their_scale():
     maps, told = ScaleMaps(SQUARE, updates=False), torch.rand(2, 1, 36)
-    maps.put(0, 3, torch.rand(1, 16))
-    maps.put(1, 3, torch.rand(1, 16))
+    maps.put(3, {0: torch.rand(1, 16)})
+    maps.put(3, {1: torch.rand(1, 16)})
     maps.hear(4, (0, 1), told)
     assert not torch.equal(maps.at(0, 5), told[0]), "they are of scale 4"
     maps.end_scale()
@@ -81,7 +81,7 @@ def test_maps_that_were_resized_before_their_scale():
     maps.hear(4, (0, 1), told)
     maps.end_scale()
     # What is measured anew counts.
-    maps.put(0, 4, torch.zeros(1, 36))
+    maps.put(4, {0: torch.zeros(1, 36)})
     assert not maps.at(0, 4).any() and torch.equal(maps.at(1, 4), told[1])
     assert torch.equal(maps.stacked((0, 1), 4), torch.stack([torch.zeros(1, 36), told[1]]))
 
@@ -89,12 +89,12 @@ def test_maps_that_were_resized_before_their_scale():
 def test_rows_that_are_left_out_take_what_was_told_of_them_along():
     maps = ScaleMaps(SQUARE, updates=False)
     known = torch.rand(2, 16)
-    maps.put(0, 3, known)
+    maps.put(3, {0: known})
     maps.hear(4, (0,), torch.zeros(1, 2, 36))
     maps.end_scale()
     maps.keep_rows(1)
     kept = ScaleMaps(SQUARE, updates=False)
-    kept.put(0, 3, known[:1])
+    kept.put(3, {0: known[:1]})
     assert torch.equal(maps.at(0, 4), kept.at(0, 4))
     assert torch.equal(maps.stacked((0,), 4), kept.at(0, 4)[None])
 

@@ -25,6 +25,11 @@ class Reading:
             self._values.copy_(values, non_blocking=True)
             self._arrival = torch.cuda.current_stream(values.device).record_event()
 
+    @property
+    def arrived(self) -> bool:
+        """Whether nobody who asks has to wait."""
+        return self._arrival is None or self._arrival.query()
+
     def tolist(self) -> Any:
         """The values, as nested lists."""
         if self._arrival is not None:
@@ -43,6 +48,11 @@ class ReadingPart:
     reading: Reading
     start: int
     end: int
+
+    @property
+    def arrived(self) -> bool:
+        """As of the reading."""
+        return self.reading.arrived
 
     def tolist(self) -> Any:
         """The values, as a list; waits for all of the reading."""

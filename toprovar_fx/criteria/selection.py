@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Literal
 
 from torch import Tensor
@@ -45,8 +47,14 @@ def round_to_bucket(
     if retention < skip_below:
         return 0
     wanted = max(math.floor(retention * length + 0.5), _ceil(min_keep * length))
-    counts = (min(length, _ceil(ratio * length)) for ratio in buckets)
-    return next((count for count in counts if count >= wanted), length)
+    counts = _bucket_counts(length, tuple(buckets))
+    return counts[bisect_left(counts, wanted)] if wanted <= counts[-1] else length
+
+
+@lru_cache
+def _bucket_counts(length: int, buckets: tuple[float, ...]) -> tuple[int, ...]:
+    """The counts that are rounded up to, ascending, the last one L."""
+    return *(min(length, _ceil(ratio * length)) for ratio in buckets), length
 
 
 def select_tokens(score: Tensor, count: int) -> Tensor:

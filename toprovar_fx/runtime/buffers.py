@@ -40,7 +40,7 @@ class _Source(NamedTuple):
         )
 
 
-class _Stale(NamedTuple):
+class Stale(NamedTuple):
     """A buffer that does not hold what its source does, at the source's version."""
 
     key: _Key
@@ -50,15 +50,20 @@ class _Stale(NamedTuple):
 
 
 class Buffers:
-    """Memory at fixed addresses, shared by the recordings of one program, by input name and layout."""
+    """Memory at fixed addresses, shared by the recordings of one program, by input name and layout.
+
+    Attributes:
+        fills: how often some of it was written.
+    """
 
     def __init__(self) -> None:
+        self.fills = 0
         self._known: dict[_Key, Tensor] = {}
         self._holds: dict[_Key, _Source] = {}
         # What came last under a name, and the buffer that holds it: most inputs stay the same.
         self._last: dict[str, tuple[_Source, Tensor]] = {}
 
-    def find(self, names: Sequence[str], sources: Sequence[Tensor]) -> tuple[list[Tensor], list[_Stale]]:
+    def find(self, names: Sequence[str], sources: Sequence[Tensor]) -> tuple[list[Tensor], list[Stale]]:
         """The buffers of inputs, and those that do not hold what the sources do.
 
         Args:
@@ -76,7 +81,7 @@ class Buffers:
             buffer = self._at(key, source)
             holds = self._holds.get(key)
             if holds is None or not holds.is_still(source):
-                stale.append(_Stale(key, buffer, source, version_of(source)))
+                stale.append(Stale(key, buffer, source, version_of(source)))
             else:
                 last[name] = holds, buffer
             found.append(buffer)
@@ -90,10 +95,11 @@ class Buffers:
                 )
         return self._known[key]
 
-    def fill(self, stale: Sequence[_Stale]) -> None:
+    def fill(self, stale: Sequence[Stale]) -> None:
         """Copy the sources that are not what their buffers hold already."""
         if not stale:
             return
+        self.fills += 1
         for one in stale:
             self._holds.pop(one.key, None)
             self._last.pop(one.key[0], None)

@@ -241,11 +241,10 @@ class Controller:
     def observe_step(self, maps: Mapping[int, Tensor], told: bool) -> None:
         """Take the entropies [R, L] that a step measured; `told`: it measured D and R as well."""
         scale = self.scale
-        for layer, entropy in maps.items():
-            self._ranking.put(layer, scale, entropy)
-            self.ledger.maps[scale, layer] = entropy
-            if not told:
-                self._deciders.observe(layer, scale, entropy)
+        self._ranking.put(scale, maps)
+        self.ledger.maps.update({(scale, layer): entropy for layer, entropy in maps.items()})
+        for layer, entropy in () if told else maps.items():
+            self._deciders.observe(layer, scale, entropy)
 
     def observe_queries(
         self, layer: int, queries: Tensor, layout: CacheLayout, inputs: tuple[Any, ...], begin: int | None
@@ -277,7 +276,7 @@ class Controller:
         if missing:
             self.caches.drop(layer, missing)
         if update is not None:
-            self._updates.put(layer, self.scale, update)
+            self._updates.put(self.scale, {layer: update})
 
     @property
     def reads_tokens(self) -> bool:

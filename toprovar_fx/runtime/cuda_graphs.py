@@ -15,11 +15,10 @@ import threading
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from operator import itemgetter
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .._torch_private import clone_all
 from ..analysis.reasons import Fallback, Reason
@@ -28,8 +27,7 @@ from ..cost.expressions import Sizes
 from ..errors import GraphError
 from ..lowering.region import Region
 from .buffers import Buffers
-
-_address = Tensor.data_ptr
+from .recorded_inputs import Found, Inputs, taking
 
 # A model whose caches or weights keep moving would record for ever.
 _MOST_RECORDINGS = 4
@@ -82,31 +80,6 @@ class GraphMemory:
     lock: threading.RLock = field(default_factory=threading.RLock)
 
 
-class _Places:
-    """The tensors among a call's arguments; what is not written may be passed either way.
-
-    Args:
-        names: of all arguments.
-        held: positions of those whose addresses a recording is bound to.
-        copied: positions of those that are copied into buffers.
-        written: positions of those that the call writes to, among the held ones.
-    """
-
-    def __init__(
-        self, names: Sequence[str], held: Sequence[int], copied: Sequence[int], written: Sequence[int]
-    ) -> None:
-        self.positions = copied
-        self.names = [names[at] for at in copied]
-        self.held, self.copied, self.written = map(_taking, (held, copied, written))
-
-
-def _taking(positions: Sequence[int]) -> Callable[[Sequence[Any]], tuple[Any, ...]]:
-    """A function that takes the values at some positions of a sequence: hundreds, at every scale."""
-    if len(positions) > 1:
-        return itemgetter(*positions)
-    return lambda values: tuple(values[at] for at in positions)
-
-
 class GraphedCall:
     """One region, called through recordings.
 
@@ -115,16 +88,24 @@ class GraphedCall:
         memory: shared with the other regions of the program.
         without: how many of the region's last inputs are not passed; no size is read off them alone.
         more: names of what is passed in their place.
+        shared: the first arguments, if others ask for them too; those that the graph writes are held.
     """
 
     def __init__(
-        self, region: Region, memory: GraphMemory, without: int = 0, more: Sequence[str] = ()
+        self,
+        region: Region,
+        memory: GraphMemory,
+        without: int = 0,
+        more: Sequence[str] = (),
+        shared: Inputs | None = None,
     ) -> None:
         self._region, self._memory = region, memory
         names = [str(node.target) for node in region.graph.graph.nodes if node.op == "placeholder"]
-        self._names = [*names[: len(names) - without], *more]
-        self._places: _Places | None = None
-        self._recordings: dict[Sizes, dict[tuple[int, ...], Recording]] = {}
+        names = [*names[: len(names) - without], *more]
+        self._first = Inputs(names, region.written) if shared is None else shared
+        self._others = Inputs(names[self._first.end :], start=self._first.end)
+        self._recordings: dict[Sizes, dict[tuple[tuple[int, ...], ...], Recording]] = {}
+        self._written = taking(sorted(region.written))
         self._refused: dict[Sizes, Fallback] = {}
         # A call runs several times before its recording serves it for the first time.
         self._unrepeatable = obstacle_to_repeating(region.graph.graph)
@@ -135,8 +116,16 @@ class GraphedCall:
         arguments: Sequence[Any],
         note: Callable[[Fallback], None],
         unrecorded: Call | None = None,
+        staged: Found | None = None,
     ) -> tuple[Any, ...]:
         """Call `call(*arguments)`, or `unrecorded` where there can be no recording, which `note` is told.
+
+        Args:
+            call: what is recorded.
+            arguments: of it.
+            note: told why there is no recording.
+            unrecorded: called instead of `call` where there is none.
+            staged: what `shared` found for these arguments, if it was asked before.
 
         Raises:
             GraphError: it could not be recorded, and a recording is required.
@@ -145,7 +134,7 @@ class GraphedCall:
         with self._memory.lock:
             if sizes not in self._refused:
                 with self._memory.recorder.in_order():
-                    found = self._replayed(call, arguments, sizes)
+                    found = self._replayed(call, arguments, sizes, staged)
                 if found is not None:
                     return found
         why = self._refused[sizes]
@@ -154,57 +143,48 @@ class GraphedCall:
         note(why)
         return tuple((unrecorded or call)(*arguments))
 
-    def _places_of(self, arguments: Sequence[Any]) -> _Places:
-        """Which arguments are held and which are copied, by their kind at the first call."""
-        if self._places is None:
-            written = self._region.written
-            stays = {
-                at: at in written or isinstance(value, nn.Parameter)
-                for at, value in enumerate(arguments)
-                if isinstance(value, Tensor)
-            }
-            held = [at for at, yes in stays.items() if yes]
-            copied = [at for at, yes in stays.items() if not yes]
-            self._places = _Places(self._names, held, copied, [at for at in held if at in written])
-        return self._places
-
-    def _replayed(self, call: Call, arguments: Sequence[Any], sizes: Sizes) -> tuple[Any, ...] | None:
-        places = self._places_of(arguments)
-        buffers, stale = self._memory.buffers.find(places.names, places.copied(arguments))
-        # Equal sizes may come in other layouts, which have buffers of their own.
-        found_by = (*map(_address, places.held(arguments)), *map(_address, buffers))
+    def _replayed(
+        self, call: Call, arguments: Sequence[Any], sizes: Sizes, staged: Found | None
+    ) -> tuple[Any, ...] | None:
+        memory = self._memory.buffers
+        if staged is None or staged.inputs is not self._first or staged.fills != memory.fills:
+            staged = self._first.find(arguments, memory)
+        others = self._others.find(arguments, memory)
+        found_by = staged.addresses, others.addresses
         recordings = self._recordings.setdefault(sizes, {})
         recording = recordings.get(found_by)
         if recording is None:
-            why = self._obstacle(arguments, places)
+            why = self._obstacle(arguments)
             if len(recordings) >= _MOST_RECORDINGS:
                 why = f"weights, caches or layouts changed after each of {_MOST_RECORDINGS} recordings"
             if why:
                 self._refuse(sizes, why)
                 return None
-        self._memory.buffers.fill(stale)
+        memory.fill([*staged.stale, *others.stale])
         if recording is None:
             fixed = list(arguments)
-            for at, buffer in zip(places.positions, buffers, strict=True):
-                fixed[at] = buffer
+            for found in (staged, others):
+                for at, buffer in zip(found.inputs.copied, found.buffers, strict=True):
+                    fixed[at] = buffer
             recording = self._record(call, fixed, sizes)
             if recording is None:
                 return None
             recordings[found_by] = recording
         recording.replay()
-        torch.autograd.graph.increment_version(places.written(arguments))
+        torch.autograd.graph.increment_version(self._written(arguments))
         return clone_all(recording.outputs)
 
-    def _obstacle(self, arguments: Sequence[Any], places: _Places) -> str:
+    def _obstacle(self, arguments: Sequence[Any]) -> str:
         """Why these inputs cannot be recorded with, or ""."""
         if self._unrepeatable:
             return self._unrepeatable
-        tensors = (*places.held(arguments), *places.copied(arguments))
+        tensors = [value for value in arguments if isinstance(value, Tensor)]
+        copied = [arguments[at] for inputs in (self._first, self._others) for at in inputs.copied]
         for value in tensors:
             if not self._memory.recorder.accepts(value):
                 return f"an input is on {value.device}"
-        written = {value.untyped_storage().data_ptr() for value in places.written(arguments)}
-        for value in places.copied(arguments):
+        written = {value.untyped_storage().data_ptr() for value in self._written(arguments)}
+        for value in copied:
             if _overlaps_itself(value):
                 return "an input is a view whose elements share memory"
             if value.untyped_storage().data_ptr() in written:

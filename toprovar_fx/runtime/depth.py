@@ -73,6 +73,11 @@ class DepthTracker:
         return self._depth
 
     @property
+    def waits(self) -> bool:
+        """Whether who asks for D has to wait for the device."""
+        return self._arriving is not None and not self._arriving[1].arrived
+
+    @property
     def undecided(self) -> bool:
         """Whether D is still to be found."""
         return self._online and self.depth is None

@@ -47,6 +47,11 @@ class Footing:
         self._deciders.measure_with(statistics)
         self._plans.weigh = statistics.weigh
 
+    @property
+    def waits(self) -> bool:
+        """Whether `standing` has to wait for what a step told."""
+        return self._deciders.depth.waits or self._plans.waits
+
     def standing(self, hidden: Tensor) -> Hashable | None:
         """What all decisions about the scale follow from; None where more decides than that.
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -20,15 +22,16 @@ class GraphUpdates(ScaleMaps):
         super().__init__(schedule, updates=True)
         self._perhaps: dict[int, list[tuple[ScaleMaps, Tensor]]] = {}
 
-    def put(self, layer: int, scale: int, values: Tensor) -> None:
-        """Take the update of a layer that ran whole."""
-        super().put(layer, scale, values)
-        self._perhaps.pop(layer, None)
+    def put(self, scale: int, values: Mapping[int, Tensor]) -> None:
+        """Take the updates of layers that ran whole."""
+        super().put(scale, values)
+        for layer in values:
+            self._perhaps.pop(layer, None)
 
     def put_if(self, whole: Tensor, layer: int, scale: int, values: Tensor) -> None:
         """Take the update of a layer that ran whole if `whole`, bool [], holds."""
         later = ScaleMaps(self._schedule, updates=True)
-        later.put(layer, scale, values)
+        later.put(scale, {layer: values})
         self._perhaps.setdefault(layer, []).append((later, whole))
 
     def at(self, layer: int, scale: int) -> Tensor:

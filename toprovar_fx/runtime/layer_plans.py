@@ -73,7 +73,7 @@ class LayerPlans:
         """(layer, K) of all layers that may be pruned, where one wait gives them; else None."""
         if not self._from_before:
             return None
-        layers = [layer for layer in range(self._deciders.layers) if self._outlook.prunes(layer)]
+        layers = self._outlook.pruning(range(self._deciders.layers))
         if self._told is not None and self._told[:2] == (self._generation.scale, tuple(layers)):
             self._counts = self._told_counts(layers, self._told[2], hidden.device)
             return tuple(self._counts.items())
@@ -89,6 +89,12 @@ class LayerPlans:
     def hear(self, scale: int, layers: tuple[int, ...], shares: ReadingPart) -> None:
         """Take the shares of tokens that `layers` want to keep at the next scale, `scale`."""
         self._told = scale, layers, shares
+
+    @property
+    def waits(self) -> bool:
+        """Whether who asks for the K that were told has to wait for the device."""
+        told = self._told
+        return told is not None and told[0] == self._generation.scale and not told[2].arrived
 
     def forget_told(self) -> None:
         """Weigh the next scale's layers anew: it has other rows, or none follows."""

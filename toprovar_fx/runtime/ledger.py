@@ -49,12 +49,12 @@ class Ledger:
         depth: D or None.
         detail: R by layer.
         maps: by (scale, layer) where they were measured, the entropies [R, L] in nats.
-        sigma_ratios: sigma1 / sigma2 of every row [R] by layer, where R was measured.
+        scopes: what R was measured of: layers, and sigma1 / sigma2 of each and every row, [N, R].
         keep_sets: by (scale, layer), indices [R, K] of the pruned layers.
         fallbacks: what stayed dense.
         deviations: by (scale, layer) that was pruned, the relative deviation in its permutation check.
         prunable: whether any graph of the model could be pruned.
-        gates: by (gate, layer), how often it was asked and how often its answer was yes.
+        answers: of the gates as they gave them: gate, layer, whether it fired.
         model: what tells the identity of the model's weights; None before its step ran.
         conditional_scales: guided scales that were run without their unconditional rows.
         dense_calls: of the graphs that stay dense, counted.
@@ -68,12 +68,12 @@ class Ledger:
     depth: int | None = None
     detail: dict[int, float] = field(default_factory=dict)
     maps: dict[tuple[int, int], Tensor] = field(default_factory=dict)
-    sigma_ratios: dict[int, Tensor] = field(default_factory=dict)
+    scopes: list[tuple[tuple[int, ...], Tensor]] = field(default_factory=list)
     keep_sets: dict[tuple[int, int], Tensor] = field(default_factory=dict)
     fallbacks: list[Fallback] = field(default_factory=list)
     deviations: dict[tuple[int, int], float] = field(default_factory=dict)
     prunable: bool = False
-    gates: dict[tuple[str, int], tuple[int, int]] = field(default_factory=dict)
+    answers: list[tuple[str, int, bool]] = field(default_factory=list)
     model: Callable[[], str] | None = None
     conditional_scales: set[int] = field(default_factory=set)
     dense_calls: list[DenseCalls] = field(default_factory=list)
@@ -93,8 +93,21 @@ class Ledger:
 
     def answer(self, gate: str, layer: int, yes: bool) -> None:
         """Write down what a gate decided."""
-        asked, fired = self.gates.get((gate, layer), (0, 0))
-        self.gates[gate, layer] = asked + 1, fired + yes
+        self.answers.append((gate, layer, yes))
+
+    @property
+    def gates(self) -> dict[tuple[str, int], tuple[int, int]]:
+        """By (gate, layer), how often it was asked and how often its answer was yes."""
+        found: dict[tuple[str, int], tuple[int, int]] = {}
+        for gate, layer, yes in self.answers:
+            asked, fired = found.get((gate, layer), (0, 0))
+            found[gate, layer] = asked + 1, fired + yes
+        return found
+
+    @property
+    def sigma_ratios(self) -> dict[int, Tensor]:
+        """``sigma1 / sigma2`` of every row [R] by layer, where R was measured."""
+        return {layer: of for layers, ratios in self.scopes for layer, of in zip(layers, ratios, strict=True)}
 
     def add_fallbacks(self, found: Iterable[Fallback]) -> None:
         """Write down what stayed dense, unless it is known."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -22,6 +22,14 @@ class _Left(NamedTuple):
     values: Tensor
 
 
+class _Told(NamedTuple):
+    """Values [N, R, L, ...] of several layers at one scale's tokens."""
+
+    scale: int
+    layers: tuple[int, ...]
+    values: Tensor
+
+
 class ScaleMaps:
     """The latest values of every layer, resized to the scale that runs; each is resized once.
 
@@ -34,8 +42,8 @@ class ScaleMaps:
         self._schedule, self._updates = schedule, updates
         self._known: dict[int, _Left] = {}
         self._resized: dict[int, _Left] = {}
-        self._coming: dict[int, _Left] = {}
-        self._stacked: tuple[int, tuple[int, ...], Tensor] | None = None
+        self._told: _Told | None = None
+        self._coming: _Told | None = None
 
     def __contains__(self, layer: int) -> bool:
         return layer in self._known
@@ -45,12 +53,12 @@ class ScaleMaps:
         """The layers that left something."""
         return tuple(self._known)
 
-    def put(self, layer: int, scale: int, values: Tensor) -> None:
-        """Take the values of a layer at the scale that runs."""
-        self._stacked = None
-        self._known[layer] = _Left(scale, values)
-        self._resized.pop(layer, None)
-        self._coming.pop(layer, None)
+    def put(self, scale: int, values: Mapping[int, Tensor]) -> None:
+        """Take the values of layers at the scale that runs."""
+        self._known.update({layer: _Left(scale, each) for layer, each in values.items()})
+        for layer in values if self._resized else ():
+            self._resized.pop(layer, None)
+        self._coming = None
 
     def at(self, layer: int, scale: int) -> Tensor:
         """The values of a layer at the tokens of `scale`.
@@ -61,6 +69,9 @@ class ScaleMaps:
         found = self._known[layer]
         if found.scale == scale:
             return found.values
+        told = self._told
+        if told is not None and told.scale == scale and layer in told.layers:
+            return told.values[told.layers.index(layer)]
         resized = self._resized.get(layer)
         if resized is None or resized.scale != scale:
             self._resize(layer, found, scale)
@@ -81,30 +92,28 @@ class ScaleMaps:
 
     def hear(self, scale: int, layers: Sequence[int], resized: Tensor) -> None:
         """Take the values [N, R, L', ...] of layers at the tokens of the next scale, `scale`."""
-        parts = zip(layers, resized.unbind(), strict=True)
-        self._coming = {layer: _Left(scale, one) for layer, one in parts}
-        self._stacked = scale, tuple(layers), resized
+        self._coming = _Told(scale, tuple(layers), resized)
 
     def stacked(self, layers: tuple[int, ...], scale: int) -> Tensor:
         """The values [N, R, L, ...] of some layers at the tokens of `scale`."""
-        if self._stacked is not None and self._stacked[:2] == (scale, layers):
-            return self._stacked[2]
+        told = self._told
+        anew = any(self._known[layer].scale == scale for layer in layers)
+        if told is not None and told[:2] == (scale, layers) and not anew:
+            return told.values
         return torch.stack([self.at(layer, scale) for layer in layers])
 
     def keep_rows(self, rows: int) -> None:
         """Forget all but the first `rows` batch rows."""
         self._known = {layer: _Left(left.scale, left.values[:rows]) for layer, left in self._known.items()}
-        self._resized, self._coming, self._stacked = {}, {}, None
+        self._resized, self._told, self._coming = {}, None, None
 
     def end_scale(self) -> None:
         """Free what was resized for the scale that ran; what was told of the next one is for that."""
-        self._resized, self._coming = self._coming, {}
-        if not self._resized:
-            self._stacked = None
+        self._resized, self._told, self._coming = {}, self._coming, None
 
     def release(self) -> None:
         """Free what was resized: no scale of the generation runs any more."""
-        self._resized, self._coming, self._stacked = {}, {}, None
+        self._resized, self._told, self._coming = {}, None, None
 
 
 def _match(one: _Left, other: _Left) -> bool:

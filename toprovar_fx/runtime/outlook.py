@@ -7,6 +7,7 @@ ranked by a map that is already there (`entropy_source`).
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from ..options import Options
@@ -49,12 +50,19 @@ class Outlook:
 
     def prunes(self, layer: int) -> bool:
         """Whether `layer` may compute fewer tokens at this scale."""
-        policy = self._deciders.policy
-        if not policy.is_open(layer):
-            return False
-        ratio = self.ratio(layer)
-        wanted = policy.prunes(self._generation.scale) if ratio is None else ratio < 1
-        return wanted and (self._options.restore != "cache" or layer in self._updates)
+        return bool(self.pruning([layer]))
+
+    def pruning(self, layers: Iterable[int]) -> list[int]:
+        """Those of `layers` that may compute fewer tokens at this scale."""
+        policy, bare = self._deciders.policy, self._options.restore != "cache"
+        able = [layer for layer in layers if policy.is_open(layer) and (bare or layer in self._updates)]
+        ratios = [self.ratio(layer) for layer in able]
+        others = None in ratios and policy.prunes(self._generation.scale)
+        return [
+            layer
+            for layer, ratio in zip(able, ratios, strict=True)
+            if (others if ratio is None else ratio < 1)
+        ]
 
     def taps(self, layer: int) -> bool:
         """Whether somebody needs the entropies of `layer` at this scale."""

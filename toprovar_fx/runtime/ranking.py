@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from torch import Tensor
 
 from ..options import Options
@@ -28,10 +30,10 @@ class Ranking(ScaleMaps):
         """Learn the number of layers of the model."""
         self._layers = layers
 
-    def put(self, layer: int, scale: int, values: Tensor) -> None:
-        """Take the map [R, L] of a layer at the scale that runs."""
-        super().put(layer, scale, values)
-        self._latest = layer
+    def put(self, scale: int, values: Mapping[int, Tensor]) -> None:
+        """Take the maps [R, L] of layers at the scale that runs, in the order in which they were measured."""
+        super().put(scale, values)
+        self._latest = [self._latest, *values][-1]
 
     def ranked_by(self, layer: int, latest: int | None) -> int:
         """The layer whose map ranks the tokens of `layer`; `latest` was the last measured at this scale."""

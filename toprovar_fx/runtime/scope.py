@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -77,7 +77,7 @@ class ScopeTracker:
 
         `arriving` is R on its way to the host.
         """
-        self._take(dict(zip(layers, ratios.unbind(), strict=True)), detail, arriving)
+        self._take(tuple(layers), ratios, detail, arriving)
         self._maps = {}
 
     @property
@@ -97,18 +97,18 @@ class ScopeTracker:
         if self._maps:
             maps = {"maps": torch.stack(list(self._maps.values()))}
             ratios, detail = self.measure(maps, centre=options.scope_centre, beta=options.beta)
-            self._take(dict(zip(self._maps, ratios, strict=True)), detail)
+            self._take(tuple(self._maps), ratios, detail)
         elif self._ratios:
             ratios = torch.stack(list(self._ratios.values()))
-            self._take(self._ratios, layer_detail(ratios, options.beta).mean(1))
+            self._take(tuple(self._ratios), ratios, layer_detail(ratios, options.beta).mean(1))
         self._maps, self._ratios = {}, {}
 
     def _take(
-        self, ratios: Mapping[int, Tensor], detail: Tensor, arriving: ReadingPart | None = None
+        self, layers: tuple[int, ...], ratios: Tensor, detail: Tensor, arriving: ReadingPart | None = None
     ) -> None:
-        self._ledger.sigma_ratios.update(ratios)
-        self._known = tuple(ratios), detail
-        self._keep(list(ratios), detail, arriving)
+        self._ledger.scopes.append((layers, ratios))
+        self._known = layers, detail
+        self._keep(layers, detail, arriving)
 
     def _keep(self, layers: Sequence[int], detail: Tensor, arriving: ReadingPart | None) -> None:
         self._arriving = layers, arriving or Reading(detail)

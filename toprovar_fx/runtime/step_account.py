@@ -119,8 +119,7 @@ def write(
     """
     ledger = controller.ledger
     ledger.runs.extend(account.runs)
-    for gate, layer, yes in account.answers:
-        ledger.answer(gate, layer, yes)
+    ledger.answers.extend(account.answers)
     controller.observe_step(left.maps, told)
     for layer, keep in {**left.keeps, **chosen}.items():
         ledger.keep_sets[controller.scale, layer] = keep

@@ -14,6 +14,7 @@ from ..lowering.joined_layers import Extra
 from ..lowering.region import Region
 from .controller import Controller
 from .cuda_graphs import GraphedCall, GraphMemory
+from .recorded_inputs import Found, Inputs
 from .step_plan import Pattern, StepPlan
 from .telling import Telling
 
@@ -42,10 +43,24 @@ class StepRuns:
 
     def __init__(self, memory: GraphMemory | None) -> None:
         self._memory = memory
+        # The step's own arguments; its first plan most often writes the caches of all layers.
+        self._inputs: Inputs | None = None
         self._recorded: dict[tuple[Region, Telling | None], _Recorded] = {}
 
+    def stage(self, arguments: tuple[Any, ...]) -> Found | None:
+        """Copy what plans need of the step's arguments, while nobody knows yet which of them will run."""
+        if self._memory is None or self._inputs is None:
+            return None
+        with self._memory.lock, self._memory.recorder.in_order():
+            return self._inputs.stage(arguments, self._memory.buffers)
+
     def __call__(
-        self, plan: StepPlan, controller: Controller, arguments: tuple[Any, ...], hidden: Tensor
+        self,
+        plan: StepPlan,
+        controller: Controller,
+        arguments: tuple[Any, ...],
+        hidden: Tensor,
+        staged: Found | None,
     ) -> Ran:
         """Run a plan.
 
@@ -54,6 +69,7 @@ class StepRuns:
             controller: of the generation.
             arguments: of the step.
             hidden: a tensor of the shape, dtype and device of the hidden state.
+            staged: what `stage` gave for these arguments, if it was asked.
         """
         chosen = plan.keeps if plan.keeps is not None else controller.keep_sets(plan.chosen, hidden)
         extras = plan.pattern.joined.extras
@@ -63,10 +79,20 @@ class StepRuns:
         key = plan.pattern.region, plan.telling
         recorded = self._recorded.get(key)
         if recorded is None:
-            recorded = self._recorded[key] = _Recorded(plan.pattern, plan.telling, self._memory)
+            recorded = self._recorded[key] = self._record(plan, len(arguments), self._memory)
         given = [_value(extra, controller, plan, chosen) for extra in recorded.others]
         given += recorded.shared(controller)
-        return Ran(chosen, *recorded((*arguments, *given), controller))
+        return Ran(chosen, *recorded((*arguments, *given), controller, staged))
+
+    def _record(self, plan: StepPlan, arguments: int, memory: GraphMemory) -> _Recorded:
+        """What a plan runs as; `arguments` are the step's own."""
+        written = plan.pattern.region.written
+        if self._inputs is None:
+            names = [str(node.target) for node in plan.pattern.joined.graph.graph.nodes][:arguments]
+            self._inputs = Inputs(names, written)
+        # A graph that writes more of them has inputs of its own.
+        shared = self._inputs if written <= self._inputs.bound else None
+        return _Recorded(plan.pattern, plan.telling, memory, shared)
 
 
 class _Recorded:
@@ -76,9 +102,12 @@ class _Recorded:
         pattern: the step.
         telling: what it works out besides.
         memory: of the recordings.
+        shared: the arguments that all patterns have, where it may be asked for them.
     """
 
-    def __init__(self, pattern: Pattern, telling: Telling | None, memory: GraphMemory) -> None:
+    def __init__(
+        self, pattern: Pattern, telling: Telling | None, memory: GraphMemory, shared: Inputs | None
+    ) -> None:
         self._pattern, self._telling, joined = pattern, telling, pattern.joined
         self.others = tuple(extra for extra in joined.extras if extra.kind != "map")
         self._maps = tuple(extra.at for extra in joined.extras if extra.kind == "map")
@@ -88,7 +117,7 @@ class _Recorded:
         more = ["maps"] if self._maps else []
         self._takes_detail = telling is not None and telling.takes_detail
         more += ["told_detail"] if self._takes_detail else []
-        self._call = GraphedCall(pattern.region, memory, len(self._maps), more)
+        self._call = GraphedCall(pattern.region, memory, len(self._maps), more, shared)
 
     def shared(self, controller: Controller) -> list[Tensor]:
         """The inputs besides `others`."""
@@ -96,11 +125,11 @@ class _Recorded:
         return [*given, controller.foretelling.detail] if self._takes_detail else given
 
     def __call__(
-        self, arguments: tuple[Any, ...], controller: Controller
+        self, arguments: tuple[Any, ...], controller: Controller, staged: Found | None
     ) -> tuple[Sequence[Any], Sequence[Tensor]]:
         """What the graph of the step returns, and what is told."""
         note = partial(controller.ledger.note, controller.scale)
-        values = list(self._call(self._run, arguments, note, self._run_alone))
+        values = list(self._call(self._run, arguments, note, self._run_alone, staged))
         told, maps = values[self._end :], self._left
         del values[self._end :]
         if maps.stop > maps.start:

@@ -105,6 +105,7 @@ class WholeStep:
             controller.ledger.note(controller.scale, self._refusal.fallback)
             return None
         hidden = self._numbers(sizes).hidden
+        staged = self._runs.stage(arguments) if controller.footing.waits else None
         standing = controller.footing.standing(hidden)
         key = None if standing is None else (controller.options, standing, tuple(sizes.items()))
         plan = self._plans.find(key)
@@ -117,7 +118,7 @@ class WholeStep:
         except Undecided as verdict:
             controller.ledger.note(controller.scale, verdict.fallback)
             return None
-        ran = self._runs(plan, controller, arguments, hidden)
+        ran = self._runs(plan, controller, arguments, hidden, staged)
         joined = plan.pattern.joined
         for rest in self._rest:
             controller.ledger.ran_outside(controller.scale, rest.region, rest.region.sizes_from(sizes))

@@ -1,0 +1,139 @@
+"""Inputs that are copied before it is known what runs, for as long as nobody else needs the buffers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from toprovar_fx.lowering.region import Region
+from toprovar_fx.readback import Reading
+from toprovar_fx.runtime.buffers import Buffers, Stale
+from toprovar_fx.runtime.cuda_graphs import GraphedCall, GraphMemory
+from toprovar_fx.runtime.recorded_inputs import Inputs
+from toprovar_fx.runtime.step_run import StepRuns
+
+from .captured import captured
+from .models.recorders import CpuRecorder
+from .models.subjects import MANY_GRAPHS, generate
+from .replayed_steps import DECIDED, Kept, compiled
+from .test_online_steps import ONLINE, assert_same
+
+
+def scaled_sum(x: Tensor, w: Tensor, y: Tensor) -> Tensor:
+    return x * w + y
+
+
+def shared_call() -> tuple[Region, GraphMemory, Inputs, GraphedCall]:
+    """A call whose first two arguments are found by `Inputs` that others may ask too."""
+    region = Region(captured(scaled_sum, torch.ones(3), torch.ones(3), torch.ones(3)), "eager")
+    names = [str(node.target) for node in region.graph.graph.nodes][:2]
+    memory, inputs = GraphMemory(CpuRecorder(), True), Inputs(names)
+    return region, memory, inputs, GraphedCall(region, memory, shared=inputs)
+
+
+def test_what_was_staged_is_not_looked_for_again(monkeypatch):
+    region, memory, inputs, graphed = shared_call()
+    x, w, y = torch.ones(3), torch.full((3,), 2.0), torch.ones(3)
+    graphed(region, (x, w, y), print)
+    asked: list[int] = []
+    find = Buffers.find
+    monkeypatch.setattr(
+        Buffers,
+        "find",
+        lambda self, names, sources: (asked.append(len(names)), find(self, names, sources))[1],
+    )
+    x.add_(1)
+    staged = inputs.stage((x, w, y), memory.buffers)
+    assert not staged.stale and asked == [2]
+    (found,) = graphed(region, (x, w, y), print, None, staged)
+    assert torch.equal(found, torch.full((3,), 5.0)) and asked == [2, 1]
+
+
+def test_buffers_that_another_call_filled_are_filled_again():
+    """As when the generation of another thread comes between, on the same program."""
+    region, memory, inputs, graphed = shared_call()
+    mine = torch.ones(3), torch.full((3,), 2.0), torch.ones(3)
+    theirs = torch.full((3,), 5.0), torch.full((3,), 7.0), torch.zeros(3)
+    graphed(region, mine, print)
+    staged = inputs.stage(mine, memory.buffers)
+    assert graphed(region, theirs, print)[0][0] == 35
+    assert graphed(region, mine, print, None, staged)[0][0] == 3
+
+
+def test_what_other_inputs_staged_is_not_used():
+    region, memory, _, graphed = shared_call()
+    arguments = torch.ones(3), torch.full((3,), 2.0), torch.ones(3)
+    graphed(region, arguments, print)
+    others = Inputs([str(node.target) for node in region.graph.graph.nodes][:1])
+    staged = others.stage(arguments, memory.buffers)
+    assert graphed(region, arguments, print, None, staged)[0][0] == 3
+
+
+def test_parameters_and_what_is_written_are_held():
+    weight, cache, x = nn.Parameter(torch.ones(3)), torch.zeros(3), torch.ones(3)
+    found = Inputs(["w", "cache", "n", "x"], held=[1]).find((weight, cache, 7, x), Buffers())
+    (buffer,) = found.buffers
+    assert found.addresses == (weight.data_ptr(), cache.data_ptr(), buffer.data_ptr())
+    assert found.inputs.copied == [3] and [stale.source is x for stale in found.stale] == [True]
+
+
+@pytest.fixture
+def staged(monkeypatch):
+    """How often a step was staged, with measurements that are always still on their way."""
+    seen: list[object] = []
+    stage = StepRuns.stage
+    monkeypatch.setattr(Reading, "arrived", False)
+    monkeypatch.setattr(StepRuns, "stage", lambda self, given: (seen.append(self), stage(self, given))[1])
+    return seen
+
+
+def test_a_step_that_waits_is_staged_and_gives_the_same(recorder, staged):
+    subject = Kept()
+    with MANY_GRAPHS:
+        forward, plain = compiled(subject, ONLINE, unit="step"), compiled(subject, ONLINE, unit="block")
+        for seed in (1, 2, 1):
+            before = len(staged)
+            assert_same(generate(subject, forward, seed=seed), generate(subject, plain, seed=seed))
+            assert len(staged) > before
+    assert recorder.replays
+
+
+def test_nothing_is_staged_where_nobody_waits(recorder, staged):
+    subject = Kept()
+    with MANY_GRAPHS:
+        generate(subject, compiled(subject, DECIDED))
+    assert not staged
+
+
+def test_the_cache_of_a_skipped_layer_is_not_copied(recorder, monkeypatch):
+    """The first plan writes the caches of all layers; those that a later one leaves out stay in place."""
+    subject = Kept()
+    copied: list[str] = []
+    fill = Buffers.fill
+
+    def watched(self: Buffers, stale: Sequence[Stale]) -> None:
+        copied.extend(one.key[0] for one in stale)
+        fill(self, stale)
+
+    monkeypatch.setattr(Buffers, "fill", watched)
+    with MANY_GRAPHS:
+        forward, plain = compiled(subject, DECIDED), compiled(subject, {**DECIDED, "unit": "block"})
+        for seed in (1, 2):
+            assert_same(generate(subject, forward, seed=seed), generate(subject, plain, seed=seed))
+    assert copied and not [name for name in copied if "cache" in name]
+
+
+def test_a_first_plan_that_skips_layers_binds_no_later_one(recorder):
+    """Graphs that write more caches than the first one did have inputs of their own."""
+    subject = Kept()
+    keep = {1: {2: 0.0}, 2: {2: 0.0}, 4: {1: 0.5}}
+    options = {**DECIDED, "keep": keep, "restore": "residual", "score": "frequency"}
+    with MANY_GRAPHS:
+        forward, plain = compiled(subject, options), compiled(subject, {**options, "unit": "block"})
+        for seed in (1, 2, 1):
+            found = generate(subject, forward, seed=seed)
+            assert_same(found, generate(subject, plain, seed=seed))
+            assert not found.controller.ledger.notes
