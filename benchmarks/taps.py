@@ -11,7 +11,9 @@ For every preset four variants keep the same number of tokens in the same places
 - ranking: the counts that `online` came to, as a profile would fix them; taps only where tokens are ranked;
 - bare: the same counts, tokens ranked by their position, which costs nothing: no tap, no statistic.
 
-The cost is the median over rounds of a variant's time over that of `bare`, less 1. The last line is JSON.
+The cost is the median over rounds of a variant's time over that of `bare`, less 1. Where the device waits for
+the host, it follows the calls that the host makes; they are counted once, of Python's and of C functions. The
+last line is JSON.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ import argparse
 import copy
 import json
 import statistics
+import sys
 import time
 from collections.abc import Mapping
 from functools import cache
@@ -90,6 +93,22 @@ class Told(Variant):
         return output
 
 
+def host_calls(variant: Variant) -> int:
+    """Calls of functions in one generation, as Python's profiler sees them."""
+    count = 0
+
+    def watch(frame: Any, event: str, argument: object) -> None:
+        nonlocal count
+        count += event in ("call", "c_call")
+
+    sys.setprofile(watch)
+    try:
+        variant()
+    finally:
+        sys.setprofile(None)
+    return count
+
+
 def counts(output: PipelineOutput) -> dict[int, dict[int, float]]:
     """Keep ratios by scale and layer, as the generation came to them."""
     keep: dict[int, dict[int, float]] = {}
@@ -133,6 +152,7 @@ def measure(pipe: InfinityPipeline, preset: str, text: Any, rounds: int, device:
     timings = interleave(variants, rounds=rounds, device=device)
     taps = {name: sum(run.arm == "tapped" for run in outputs[name].report.runs) for name in variants}
     scales = {name: Timing(0, tuple(variant.scales_s[-rounds:])) for name, variant in variants.items()}
+    calls = {name: host_calls(variant) for name, variant in variants.items()}
     return {
         name: {
             "generation_ms": round(1e3 * timings[name].median_s, 2),
@@ -141,6 +161,7 @@ def measure(pipe: InfinityPipeline, preset: str, text: Any, rounds: int, device:
             "cost_of_generation": round(cost(timings[name], timings["bare"]), 4),
             "cost_of_scales": round(cost(scales[name], scales["bare"]), 4),
             "whole_layers_tapped": taps[name],
+            "host_calls": calls[name],
         }
         for name in variants
     }
@@ -198,12 +219,13 @@ def main() -> None:
 
 
 def show(preset: str, variants: dict[str, dict[str, Any]]) -> None:
-    print(f"\n{preset:<10} generation ms  scales ms  cost of generation  cost of scales  layers tapped whole")
+    columns = "generation ms", "scales ms", "cost of generation", "cost of scales", "layers tapped whole"
+    print(f"\n{preset:<10}", *columns, "host calls", sep="  ")
     for name, row in variants.items():
         print(
             f"  {name:<8} {row['generation_ms']:>13.1f} {row['scales_ms']:>10.1f} "
             f"{row['cost_of_generation']:>19.1%} {row['cost_of_scales']:>15.1%} "
-            f"{row['whole_layers_tapped']:>20}"
+            f"{row['whole_layers_tapped']:>20} {row['host_calls']:>11}"
         )
 
 

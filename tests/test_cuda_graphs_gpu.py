@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from toprovar_fx.criteria.weighing import Weighing
+from toprovar_fx.readback import Reading
 from toprovar_fx.runtime.cuda_recorder import CudaRecorder
 from toprovar_fx.runtime.recorded_function import memory_of
 from toprovar_fx.runtime.statistics import Statistics
@@ -128,13 +129,15 @@ def test_cuda_graphs_from_two_streams():
         assert identical(found.logits, expected.logits)
 
 
-def at_once(subjects: list[Kept], forward: list[Callable[..., Tensor]]) -> list[Outcome | None]:
+def at_once(
+    subjects: list[Kept], forward: list[Callable[..., Tensor]], seeds: tuple[int, int] = (1, 1)
+) -> list[Outcome | None]:
     """A generation of each, in two threads and on two streams."""
     found: list[Outcome | None] = [None, None]
 
     def run(at: int) -> None:
         with torch.cuda.stream(torch.cuda.Stream()):
-            found[at] = generate(subjects[at], forward[at])
+            found[at] = generate(subjects[at], forward[at], seed=seeds[at])
             torch.cuda.current_stream().synchronize()
 
     threads = [threading.Thread(target=run, args=(at,)) for at in range(2)]
@@ -153,6 +156,20 @@ def test_cuda_graphs_in_two_threads():
     found = at_once(subjects, forward)
     for one, other in zip(found, expected, strict=True):
         assert one is not None and identical(one.logits, other.logits)
+
+
+def test_steps_staged_in_two_threads(monkeypatch):
+    """One program and its buffers: what one thread staged, the other may have overwritten by its replay."""
+    monkeypatch.setattr(Reading, "arrived", False)
+    subjects = [Kept(device="cuda"), Kept(device="cuda")]
+    subjects[1].model = subjects[0].model
+    forward, seeds = compiled(subjects[0], {**ONLINE, "unit": "step"}, cuda_graphs=True), (1, 12)
+    expected = [generate(subject, forward, seed=seed) for subject, seed in zip(subjects, seeds, strict=True)]
+    assert any(outcome.counts(5) != [SQUARE.tokens[5]] * subjects[0].layers for outcome in expected)
+    for _ in range(6):
+        found = at_once(subjects, [forward, forward], seeds)
+        for one, other in zip(found, expected, strict=True):
+            assert one is not None and identical(one.logits, other.logits)
 
 
 def test_cuda_graphs_recorded_in_two_threads():

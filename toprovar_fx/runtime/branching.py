@@ -162,5 +162,5 @@ class Branching:
             run = self._ledger.runs[known.at] = known.runs[branch]
             self._ledger.answer("GraphGate", run.layer, branch in (PRUNED, SKIPPED))
             if branch == PRUNED and known.keep is not None:
-                self._ledger.keep_sets[run.scale, run.layer] = known.keep
+                self._ledger.chosen[run.scale, run.layer] = known.keep
         self._runs = []

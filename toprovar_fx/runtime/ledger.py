@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -12,6 +12,7 @@ from ..analysis.reasons import Fallback
 
 if TYPE_CHECKING:
     from ..cost.expressions import Sizes
+    from ..lowering.joined_layers import SelectedKeep
     from ..lowering.region import Region
     from .dense_calls import DenseCalls
 
@@ -50,7 +51,8 @@ class Ledger:
         detail: R by layer.
         maps: by (scale, layer) where they were measured, the entropies [R, L] in nats.
         scopes: what R was measured of: layers, and sigma1 / sigma2 of each and every row, [N, R].
-        keep_sets: by (scale, layer), indices [R, K] of the pruned layers.
+        chosen: by (scale, layer) that was pruned, the keep set [R, K], where the host knew it.
+        selected: the keep sets that a step selected: its scale, which they are, and the selections.
         fallbacks: what stayed dense.
         deviations: by (scale, layer) that was pruned, the relative deviation in its permutation check.
         prunable: whether any graph of the model could be pruned.
@@ -69,7 +71,8 @@ class Ledger:
     detail: dict[int, float] = field(default_factory=dict)
     maps: dict[tuple[int, int], Tensor] = field(default_factory=dict)
     scopes: list[tuple[tuple[int, ...], Tensor]] = field(default_factory=list)
-    keep_sets: dict[tuple[int, int], Tensor] = field(default_factory=dict)
+    chosen: dict[tuple[int, int], Tensor] = field(default_factory=dict)
+    selected: list[tuple[int, Sequence[SelectedKeep], Sequence[Tensor]]] = field(default_factory=list)
     fallbacks: list[Fallback] = field(default_factory=list)
     deviations: dict[tuple[int, int], float] = field(default_factory=dict)
     prunable: bool = False
@@ -94,6 +97,14 @@ class Ledger:
     def answer(self, gate: str, layer: int, yes: bool) -> None:
         """Write down what a gate decided."""
         self.answers.append((gate, layer, yes))
+
+    @property
+    def keep_sets(self) -> dict[tuple[int, int], Tensor]:
+        """By (scale, layer), indices [R, K] of the pruned layers."""
+        found = dict(self.chosen)
+        for scale, keeps, values in self.selected:
+            found.update({(scale, keep.layer): keep.among(values) for keep in keeps})
+        return found
 
     @property
     def gates(self) -> dict[tuple[str, int], tuple[int, int]]:

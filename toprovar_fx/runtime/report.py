@@ -105,11 +105,12 @@ class GenerationReport:
     def keep_maps(self) -> dict[int, NDArray[np.float32]]:
         """Per pruned scale: the share of layers that computed each token, [B, h, w] (conditional rows)."""
         maps: dict[int, NDArray[np.float32]] = {}
+        keeps = self.controller.ledger.keep_sets
         for scale in sorted({run.scale for run in self.runs if run.kept < run.tokens}):
             layers = [run for run in self.runs if run.scale == scale]
             total = np.zeros((self.images, self.schedule.tokens[scale]), np.float32)
             for run in layers:
-                keep = self.controller.ledger.keep_sets.get((scale, run.layer))
+                keep = keeps.get((scale, run.layer))
                 if keep is not None:
                     for image in range(self.images):
                         total[image, keep[image].cpu().numpy()] += 1

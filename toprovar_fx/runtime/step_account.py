@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..cost.expressions import Sizes
 from ..input_specs import IMAGES, KEPT, OFFSET
+from ..lowering.joined_layers import SelectedKeep
 from ..lowering.region import Region
 from .controller import Controller
 from .ledger import Run
@@ -26,11 +27,18 @@ class Places:
 
 @dataclass(frozen=True)
 class Leavings:
-    """What a joined step leaves besides its results, by layer: maps [R, L], updates [R, L, C], keep sets."""
+    """What a joined step leaves besides its results.
+
+    Attributes:
+        maps, updates: by layer, [R, L] and [R, L, C].
+        keeps: which keep sets it selected; `selections` holds them.
+        selections: [R, K], or of N layers [N, R, K].
+    """
 
     maps: dict[int, Tensor]
     updates: dict[int, Tensor]
-    keeps: dict[int, Tensor]
+    keeps: Sequence[SelectedKeep]
+    selections: Sequence[Tensor]
 
 
 @dataclass(frozen=True)
@@ -121,7 +129,8 @@ def write(
     ledger.runs.extend(account.runs)
     ledger.answers.extend(account.answers)
     controller.observe_step(left.maps, told)
-    for layer, keep in {**left.keeps, **chosen}.items():
-        ledger.keep_sets[controller.scale, layer] = keep
+    ledger.chosen.update({(controller.scale, layer): keep for layer, keep in chosen.items()})
+    if left.keeps:
+        ledger.selected.append((controller.scale, left.keeps, left.selections))
     for layer in {*account.left_out, *left.updates}:
         controller.account(layer, account.left_out.get(layer, 0), left.updates.get(layer))

@@ -66,7 +66,7 @@ class GatherGate(Gate, ABC):
         """Write down what ran, and which rows went into the cache."""
         whole_cache = self.options.pruned_kv == "keep" or self.options.entropy_source == "same_layer"
         self.note(controller, "pruned", inputs, keep.shape[1], arm, arguments)
-        controller.ledger.keep_sets[controller.scale, self.layer] = keep
+        controller.ledger.chosen[controller.scale, self.layer] = keep
         hidden = controller.policy.complete(controller.scale, self.layer, keep, hidden)
         cached = hidden.shape[1] if whole_cache else keep.shape[1]
         controller.finish(self.layer, inputs[0], hidden, cached, whole=False)

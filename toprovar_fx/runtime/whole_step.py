@@ -225,9 +225,9 @@ def _joined_layer(one: LayerDecision, group: int) -> JoinedLayer:
 
 def _leavings(joined: JoinedStep, values: Sequence[Tensor]) -> Leavings:
     maps, updates = len(joined.maps), len(joined.updates)
-    keeps = values[maps + updates :]
     return Leavings(
         dict(zip(joined.maps, values[:maps], strict=True)),
         dict(zip(joined.updates, values[maps : maps + updates], strict=True)),
-        {keep.layer: keep.among(keeps) for keep in joined.keeps},
+        joined.keeps,
+        values[maps + updates :],
     )

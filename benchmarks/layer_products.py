@@ -1,0 +1,223 @@
+"""How long the matrix products of a layer take for few rows, against what the card could do.
+
+    python -m benchmarks.layer_products --model 2b                  # rows of the scales up to 24x24
+    python -m benchmarks.layer_products --model 8b --rows 2,128,512
+
+A product of few rows reads its weights and does little else. Timed are recorded runs of it over as many
+weights as do not fit into the card's cache, and over one that stays there; GELU and bias are part of it, as
+in the model. The floor is the larger of two: operations at the speed of a product of 8192, and weights,
+inputs and results at that of a copy. ``halves`` sums the two halves of the inputs' channels apart, in
+float32, and leaves adding them to whoever reads them: what a product could gain that had more programs.
+Medians; the last line is JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from toprovar_fx.models.configs import InfinityConfig, config_named
+from toprovar_fx.ops.linear_gelu import linear_gelu
+
+MODELS = {"2b": "infinity-2b", "8b": "infinity-8b"}
+# Larger than the caches of cards.
+MEMORY_BYTES = 400_000_000
+
+
+@dataclass(frozen=True)
+class Product:
+    """One of a layer's products.
+
+    Attributes:
+        name: what it is for.
+        outputs, inputs: channels.
+        gelu: whether it ends with GELU.
+        times: how many of it a layer has.
+    """
+
+    name: str
+    outputs: int
+    inputs: int
+    gelu: bool = False
+    times: int = 1
+
+    @property
+    def weight_bytes(self) -> int:
+        """In bfloat16."""
+        return 2 * self.outputs * self.inputs
+
+    def flops(self, rows: int) -> int:
+        return 2 * rows * self.outputs * self.inputs
+
+
+@dataclass(frozen=True)
+class Row:
+    """Microseconds of one product of so many rows."""
+
+    product: str
+    times: int
+    rows: int
+    memory_us: float
+    cache_us: float
+    halves_us: float | None
+    floor_us: float
+
+
+def products(config: InfinityConfig) -> list[Product]:
+    """Those of a layer that read every token."""
+    width, hidden = config.width, config.mlp_width
+    return [
+        Product("queries, keys, values", 3 * width, width),
+        Product("out, and text queries and out", width, width, times=3),
+        Product("first of the MLP", hidden, width, gelu=True),
+        Product("second of the MLP", width, hidden),
+    ]
+
+
+def run_of(product: Product, x: Tensor, weights: Sequence[Tensor], bias: Tensor) -> Callable[[], None]:
+    """The product with each weight in turn."""
+
+    def run() -> None:
+        for weight in weights:
+            if product.gelu:
+                linear_gelu(x, weight, bias)
+            else:
+                F.linear(x, weight, bias)
+
+    return run
+
+
+def halves_of(product: Product, x: Tensor, weights: Sequence[Tensor]) -> Callable[[], None]:
+    """The same without bias and GELU, as two sums in float32."""
+    inputs = product.inputs // 2
+    apart = x.view(len(x), 2, inputs).transpose(0, 1)
+
+    def run() -> None:
+        for weight in weights:
+            halves = weight.view(product.outputs, 2, inputs).permute(1, 2, 0)
+            torch.bmm(apart, halves, out_dtype=torch.float32)
+
+    return run
+
+
+def microseconds(run: Callable[[], object], device: torch.device, repeats: int) -> float:
+    """Median time of a run; on CUDA of its recording, by the device's own clock."""
+    if device.type != "cuda":
+        return 1e6 * statistics.median(_seconds(run) for _ in range(repeats))
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        run()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        run()
+    times = []
+    for _ in range(repeats + 2):
+        before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        before.record()
+        graph.replay()
+        after.record()
+        after.synchronize()
+        times.append(1e3 * before.elapsed_time(after))
+    return statistics.median(times[2:])
+
+
+def _seconds(run: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    run()
+    return time.perf_counter() - started
+
+
+def peaks(device: torch.device, dtype: torch.dtype, side: int, repeats: int) -> tuple[float, float]:
+    """(operations, bytes) a microsecond, of a square product and of a copy."""
+    square = torch.randn(side, side, device=device, dtype=dtype)
+    target = torch.empty(8, side, side, device=device, dtype=dtype)
+    source = torch.empty_like(target)
+    product_us = microseconds(lambda: torch.mm(square, square), device, repeats)
+    copy_us = microseconds(lambda: target.copy_(source), device, repeats)
+    return 2 * side**3 / product_us, 2 * target.nbytes / copy_us
+
+
+def measure(
+    product: Product, rows: Sequence[int], device: torch.device, speeds: tuple[float, float], repeats: int
+) -> list[Row]:
+    """Time one product for every number of rows."""
+    dtype = torch.bfloat16
+    count = max(2, MEMORY_BYTES // product.weight_bytes) if device.type == "cuda" else 2
+    scale = product.inputs**-0.5
+    weights = [
+        torch.randn(product.outputs, product.inputs, device=device, dtype=dtype) * scale for _ in range(count)
+    ]
+    bias = torch.randn(product.outputs, device=device, dtype=dtype)
+    found = []
+    for number in rows:
+        x = torch.randn(number, product.inputs, device=device, dtype=dtype)
+        every = microseconds(run_of(product, x, weights, bias), device, repeats) / count
+        one = microseconds(run_of(product, x, weights[:1] * count, bias), device, repeats) / count
+        halves = None
+        if device.type == "cuda":
+            halves = microseconds(halves_of(product, x, weights), device, repeats) / count
+        moved = product.weight_bytes + 2 * number * (product.inputs + product.outputs)
+        floor = max(product.flops(number) / speeds[0], moved / speeds[1])
+        found.append(Row(product.name, product.times, number, every, one, halves, floor))
+    return found
+
+
+def show(found: Sequence[Row]) -> None:
+    print(f"{'product':<32} rows  memory  cache  halves  floor us  floor of memory")
+    for row in found:
+        halves = "-" if row.halves_us is None else f"{row.halves_us:.1f}"
+        print(
+            f"{row.times} x {row.product:<28} {row.rows:>4} {row.memory_us:>7.1f} {row.cache_us:>6.1f} "
+            f"{halves:>7} {row.floor_us:>9.1f} {row.floor_us / row.memory_us:>16.0%}"
+        )
+    for number in dict.fromkeys(row.rows for row in found):
+        alike = [row for row in found if row.rows == number]
+        took = sum(row.times * row.memory_us for row in alike)
+        floor = sum(row.times * row.floor_us for row in alike)
+        print(
+            f"all products of a layer, {number} rows: {took:.1f} us, floor {floor:.1f} ({floor / took:.0%})"
+        )
+
+
+def main(given: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", choices=MODELS, default="2b")
+    parser.add_argument("--rows", default="2,8,32,72,128,288,512,800,1152", help="comma-separated")
+    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    chosen = parser.parse_args(given)
+    rows = [int(number) for number in chosen.rows.split(",")]
+    device = torch.device(chosen.device)
+    torch.manual_seed(0)
+    speeds = peaks(device, torch.bfloat16, 8192 if device.type == "cuda" else 256, chosen.repeats)
+    found: list[Row] = []
+    for product in products(config_named(MODELS[chosen.model])):
+        found += measure(product, rows, device, speeds, chosen.repeats)
+    show(found)
+    record: dict[str, Any] = {
+        "benchmark": "layer_products",
+        "model": chosen.model,
+        "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
+        "torch": torch.__version__,
+        "tflops": round(speeds[0] / 1e6, 1),
+        "gb_per_s": round(speeds[1] / 1e3, 1),
+        "rows": [asdict(row) for row in found],
+    }
+    print(json.dumps(record))
+
+
+if __name__ == "__main__":
+    main()
