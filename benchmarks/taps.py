@@ -223,7 +223,7 @@ def show(preset: str, variants: dict[str, dict[str, Any]]) -> None:
     print(f"\n{preset:<10}", *columns, "host calls", sep="  ")
     for name, row in variants.items():
         print(
-            f"  {name:<8} {row['generation_ms']:>13.1f} {row['scales_ms']:>10.1f} "
+            f"  {name:<8}  {row['generation_ms']:>13.1f} {row['scales_ms']:>10.1f} "
             f"{row['cost_of_generation']:>19.1%} {row['cost_of_scales']:>15.1%} "
             f"{row['whole_layers_tapped']:>20} {row['host_calls']:>11}"
         )
