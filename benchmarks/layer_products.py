@@ -5,9 +5,9 @@
 
 A product of few rows reads its weights and does little else. Timed are recorded runs of it over as many
 weights as do not fit into the card's cache, and over one that stays there; GELU and bias are part of it, as
-in the model. The floor is the larger of two: operations at the speed of a product of 8192, and weights,
-inputs and results at that of a copy. ``halves`` sums the two halves of the inputs' channels apart, in
-float32, and leaves adding them to whoever reads them: what a product could gain that had more programs.
+in the model. The floor (CUDA alone) is the larger of two: operations at the speed of a product of 8192, and
+weights, inputs and results at that of a copy. ``halves`` sums the two halves of the inputs' channels apart,
+in float32, and leaves adding them to whoever reads them: what more programs for a product could gain.
 Medians; the last line is JSON.
 """
 
@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from benchmarks.infinity_roof import Roof, measure_roof
 from toprovar_fx.models.configs import InfinityConfig, config_named
 from toprovar_fx.ops.linear_gelu import linear_gelu
 
@@ -55,8 +56,11 @@ class Product:
         """In bfloat16."""
         return 2 * self.outputs * self.inputs
 
-    def flops(self, rows: int) -> int:
-        return 2 * rows * self.outputs * self.inputs
+    def floor_s(self, rows: int, roof: Roof) -> float:
+        """Seconds that the operations take, or what is read and written, whichever is longer."""
+        flops = 2 * rows * self.outputs * self.inputs
+        moved = self.weight_bytes + 2 * rows * (self.inputs + self.outputs)
+        return max(flops / roof.flops_per_s, moved / roof.bytes_per_s)
 
 
 @dataclass(frozen=True)
@@ -69,7 +73,7 @@ class Row:
     memory_us: float
     cache_us: float
     halves_us: float | None
-    floor_us: float
+    floor_us: float | None
 
 
 def products(config: InfinityConfig) -> list[Product]:
@@ -138,18 +142,8 @@ def _seconds(run: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
-def peaks(device: torch.device, dtype: torch.dtype, side: int, repeats: int) -> tuple[float, float]:
-    """(operations, bytes) a microsecond, of a square product and of a copy."""
-    square = torch.randn(side, side, device=device, dtype=dtype)
-    target = torch.empty(8, side, side, device=device, dtype=dtype)
-    source = torch.empty_like(target)
-    product_us = microseconds(lambda: torch.mm(square, square), device, repeats)
-    copy_us = microseconds(lambda: target.copy_(source), device, repeats)
-    return 2 * side**3 / product_us, 2 * target.nbytes / copy_us
-
-
 def measure(
-    product: Product, rows: Sequence[int], device: torch.device, speeds: tuple[float, float], repeats: int
+    product: Product, rows: Sequence[int], device: torch.device, roof: Roof | None, repeats: int
 ) -> list[Row]:
     """Time one product for every number of rows."""
     dtype = torch.bfloat16
@@ -167,27 +161,24 @@ def measure(
         halves = None
         if device.type == "cuda":
             halves = microseconds(halves_of(product, x, weights), device, repeats) / count
-        moved = product.weight_bytes + 2 * number * (product.inputs + product.outputs)
-        floor = max(product.flops(number) / speeds[0], moved / speeds[1])
+        floor = None if roof is None else 1e6 * product.floor_s(number, roof)
         found.append(Row(product.name, product.times, number, every, one, halves, floor))
     return found
 
 
 def show(found: Sequence[Row]) -> None:
-    print(f"{'product':<32} rows  memory  cache  halves  floor us  floor of memory")
+    print(f"{'product':<32} rows   us, weights in memory  in the cache  halves   floor")
     for row in found:
-        halves = "-" if row.halves_us is None else f"{row.halves_us:.1f}"
+        times = (row.memory_us, row.cache_us, row.halves_us, row.floor_us)
+        memory, cache, halves, floor = ("-" if time is None else f"{time:.1f}" for time in times)
         print(
-            f"{row.times} x {row.product:<28} {row.rows:>4} {row.memory_us:>7.1f} {row.cache_us:>6.1f} "
-            f"{halves:>7} {row.floor_us:>9.1f} {row.floor_us / row.memory_us:>16.0%}"
+            f"{row.times} x {row.product:<28} {row.rows:>4} {memory:>23} {cache:>13} {halves:>7} {floor:>7}"
         )
     for number in dict.fromkeys(row.rows for row in found):
         alike = [row for row in found if row.rows == number]
         took = sum(row.times * row.memory_us for row in alike)
-        floor = sum(row.times * row.floor_us for row in alike)
-        print(
-            f"all products of a layer, {number} rows: {took:.1f} us, floor {floor:.1f} ({floor / took:.0%})"
-        )
+        floor_us = sum(row.times * (row.floor_us or 0) for row in alike)
+        print(f"all products of a layer, {number} rows: {took:.1f} us, floor {floor_us:.1f}")
 
 
 def main(given: Sequence[str] | None = None) -> None:
@@ -202,18 +193,17 @@ def main(given: Sequence[str] | None = None) -> None:
     rows = [int(number) for number in chosen.rows.split(",")]
     device = torch.device(chosen.device)
     torch.manual_seed(0)
-    speeds = peaks(device, torch.bfloat16, 8192 if device.type == "cuda" else 256, chosen.repeats)
+    roof = measure_roof(torch.bfloat16) if device.type == "cuda" else None
     found: list[Row] = []
     for product in products(config_named(MODELS[chosen.model])):
-        found += measure(product, rows, device, speeds, chosen.repeats)
+        found += measure(product, rows, device, roof, chosen.repeats)
     show(found)
     record: dict[str, Any] = {
         "benchmark": "layer_products",
         "model": chosen.model,
         "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
         "torch": torch.__version__,
-        "tflops": round(speeds[0] / 1e6, 1),
-        "gb_per_s": round(speeds[1] / 1e3, 1),
+        "roof": None if roof is None else asdict(roof),
         "rows": [asdict(row) for row in found],
     }
     print(json.dumps(record))

@@ -7,6 +7,7 @@ import json
 import pytest
 import torch
 
+from benchmarks.infinity_roof import Roof
 from benchmarks.layer_products import Product, main, measure, products, run_of
 from toprovar_fx.models.configs import config_named
 
@@ -29,8 +30,8 @@ def test_every_weight_is_read(monkeypatch):
 
 
 def test_the_floor_is_bytes_or_operations():
-    device = torch.device("cpu")
-    small, large = measure(Product("any", 64, 32), [1, 64], device, (1e5, 1e5), 1)
+    roof = Roof(flops_per_s=1e11, bytes_per_s=1e11)
+    small, large = measure(Product("any", 64, 32), [1, 64], torch.device("cpu"), roof, 1)
     assert small.memory_us > 0 and small.cache_us > 0 and small.halves_us is None
     assert small.floor_us == pytest.approx((2 * 64 * 32 + 2 * (32 + 64)) / 1e5)
     assert large.floor_us == pytest.approx(2 * 64 * 64 * 32 / 1e5)
