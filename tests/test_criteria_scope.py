@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from toprovar_fx.criteria import layer_detail, sigma_ratio
+from toprovar_fx.criteria.scope import _TINY, _UNSCALED
 
 
 def exact(matrix: Tensor, centre: bool = False) -> Tensor:
@@ -41,6 +42,12 @@ def test_random_maps_are_within_the_documented_bound(
     torch.testing.assert_close(
         sigma_ratio(matrix * magnitude, centre).double(), expected, rtol=bound(matrix), atol=0
     )
+
+
+def test_many_equal_singular_values_do_not_underflow() -> None:
+    """Powers are scaled from time to time: each eigenvalue is 1 / n of the trace."""
+    assert float(sigma_ratio(torch.eye(512))) == pytest.approx(1, rel=1e-6)
+    assert (1e4) ** -(2.0**_UNSCALED) > 1e5 * _TINY
 
 
 @pytest.mark.parametrize("second", [1.0, 0.9999, 0.999, 0.99, 0.9, 0.5, 0.01, 0.001])

@@ -7,6 +7,9 @@ from torch import Tensor
 
 # 2**_SQUARINGS is the power of the Gram matrix that the start vector is multiplied with.
 _SQUARINGS = 10
+# So many in a row need no scaling: of trace 1, the largest eigenvalue is at least 1 / n, its 8th power a
+# float32 for every n up to 10^4. Each scaling is two kernels of a device, in a chain of small ones.
+_UNSCALED = 3
 # A second singular value below this share of the first is rounding of the fp32 deflation.
 _RANK_ONE = 1e-6
 _TINY = torch.finfo(torch.float32).tiny
@@ -46,34 +49,39 @@ def sigma_ratio(matrix: Tensor, centre: bool = False) -> Tensor:
         The ratio, float32, ``[...]``, at least 1; +inf where sigma2 is 0 (a matrix of rank 1 or 0).
     """
     rest = matrix.float()
+    largest = entries = _largest(rest)
     if centre:
         rest = rest - rest.mean((-2, -1), keepdim=True)
+        largest = _largest(rest)
     if rest.shape[-2] > rest.shape[-1]:
         rest = rest.transpose(-2, -1)
     # Unit magnitude: Gram entries neither overflow nor underflow. A constant map, centred, is only rounding.
-    largest = rest.abs().amax((-2, -1), keepdim=True)
-    noise = matrix.float().abs().amax((-2, -1), keepdim=True) * _RANK_ONE
-    rest = torch.where(largest > noise, rest / largest.clamp_min(_TINY), 0.0)
-    sigmas = []
-    for _ in range(2):
-        left = _leading_vector(rest)
-        right = left.transpose(-2, -1) @ rest
-        sigmas.append(torch.linalg.vector_norm(right, dim=(-2, -1)))
-        rest = rest - left @ right
-    first, second = sigmas
+    flat = (largest > entries * _RANK_ONE).logical_not()
+    rest = (rest / largest.clamp_min(_TINY)).masked_fill(flat, 0.0)
+    left, right = _leading(rest)
+    _, second_right = _leading(rest - left @ right)
+    first, second = (torch.linalg.vector_norm(each, dim=(-2, -1)) for each in (right, second_right))
     ratio = (first / second).clamp_min(1)
-    return torch.where(second > _RANK_ONE * first, ratio, torch.inf)
+    return ratio.masked_fill(second <= _RANK_ONE * first, torch.inf)
 
 
-def _leading_vector(matrix: Tensor) -> Tensor:
-    """Return the first left singular vector ``[..., h, 1]`` of ``[..., h, w]``; 0 for a zero matrix."""
-    power = matrix @ matrix.transpose(-2, -1)
-    for _ in range(_SQUARINGS):
-        power = power / power.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None].clamp_min(_TINY)
+def _largest(matrix: Tensor) -> Tensor:
+    """Return the largest magnitude of the entries, ``[..., 1, 1]``."""
+    return torch.linalg.vector_norm(matrix, torch.inf, dim=(-2, -1), keepdim=True)
+
+
+def _leading(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the first left singular vector ``[..., h, 1]`` of ``[..., h, w]``, and its product with it."""
+    # A zero matrix has no leading vector; so small a sum leaves others as they are, and gives it one.
+    power = matrix @ matrix.transpose(-2, -1) + _TINY
+    for squared in range(_SQUARINGS):
+        if squared % _UNSCALED == 0:
+            power = power / power.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None]
         power = power @ power
     best = power.diagonal(dim1=-2, dim2=-1).argmax(-1)[..., None, None]
     column = power.gather(-1, best.expand(*power.shape[:-1], 1))
-    return column / torch.linalg.vector_norm(column, dim=-2, keepdim=True).clamp_min(_TINY)
+    left = column / torch.linalg.vector_norm(column, dim=-2, keepdim=True)
+    return left, left.transpose(-2, -1) @ matrix
 
 
 def layer_detail(ratio: Tensor, beta: float) -> Tensor:
