@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from toprovar_fx.criteria import layer_detail, sigma_ratio
 from toprovar_fx.criteria.scope import _TINY, _UNSCALED
@@ -48,6 +50,24 @@ def test_many_equal_singular_values_do_not_underflow() -> None:
     """Powers are scaled from time to time: each eigenvalue is 1 / n of the trace."""
     assert float(sigma_ratio(torch.eye(512))) == pytest.approx(1, rel=1e-6)
     assert (1e4) ** -(2.0**_UNSCALED) > 1e5 * _TINY
+
+
+class Kernels(TorchDispatchMode):
+    """Counts operators that compute something, each a kernel on a device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += not (func.is_view or "view" in func.name())
+        return func(*args, **(kwargs or {}))
+
+
+def test_it_is_a_short_chain_of_small_kernels() -> None:
+    with Kernels() as seen:
+        layer_detail(sigma_ratio(torch.rand(14, 2, 6, 6)), 0.02)
+    assert seen.count <= 74, "124 with a scaling before every squaring"
 
 
 @pytest.mark.parametrize("second", [1.0, 0.9999, 0.999, 0.99, 0.9, 0.5, 0.01, 0.001])
