@@ -64,12 +64,14 @@ def test_buffers_that_another_call_filled_are_filled_again():
 
 
 def test_what_other_inputs_staged_is_not_used():
+    """They found the first argument alone: a recording that was found by it would have the second of then."""
     region, memory, _, graphed = shared_call()
-    arguments = torch.ones(3), torch.full((3,), 2.0), torch.ones(3)
-    graphed(region, arguments, print)
     others = Inputs([str(node.target) for node in region.graph.graph.nodes][:1])
-    staged = others.stage(arguments, memory.buffers)
-    assert graphed(region, arguments, print, None, staged)[0][0] == 3
+    x, y, factors = torch.ones(3), torch.ones(3), [torch.full((3,), value) for value in (2.0, 3.0)]
+    graphed(region, (x, factors[0], y), print)
+    for factor in factors:
+        staged = others.stage((x, factor, y), memory.buffers)
+        assert torch.equal(graphed(region, (x, factor, y), print, None, staged)[0], factor + 1)
 
 
 def test_parameters_and_what_is_written_are_held():
