@@ -1,4 +1,4 @@
-"""What happens between two scales: sample bits, add their codes, resample the sum for the next scale."""
+"""What happens between two scales: sample bits, add their codes, resample and embed the sum for the next."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .models.bsq import MultiScaleBSQ
+from .models.code_embedding import CodeEmbedding
 from .runtime.recorded_function import RecordedFunction, memory_of
 from .sampling import sample_bits
 
@@ -19,15 +20,17 @@ class Advance(NamedTuple):
         bits: sampled, ``[B, L, d]`` bool.
         summed: sum of the codes so far, ``[B, d, h, w]`` float32.
         tokens: what the next scale embeds, ``[B, L', d]``; None after the last.
+        hidden: what the transformer then gets, ``[R, L', C]``; None where nobody told how to embed.
     """
 
     bits: Tensor
     summed: Tensor
     tokens: Tensor | None
+    hidden: Tensor | None
 
 
 class BetweenScales:
-    """On CUDA some forty small kernels, recorded as one graph per scale; elsewhere called as they are.
+    """On CUDA some fifty small kernels, recorded as one graph per scale; elsewhere called as they are.
 
     Args:
         quantizer: turns bits into codes; it has no learned parameters, and its schedule may change.
@@ -47,6 +50,8 @@ class BetweenScales:
         cfg: float,
         tau: float,
         top_p: float,
+        embedding: CodeEmbedding | None = None,
+        rows: int = 1,
     ) -> Advance:
         """Go on from a scale.
 
@@ -58,16 +63,21 @@ class BetweenScales:
             cfg: guidance scale; 1 where there are no unconditional rows.
             tau: temperature.
             top_p: nucleus.
+            embedding: how the tokens are embedded.
+            rows: R of the next scale, a multiple of B; the tokens are repeated for all of them.
         """
+        weights = {} if embedding is None else dict(zip(("weight", "bias", "levels"), embedding, strict=True))
         found = self._advance(
-            {"logits": logits, "uniform": uniform, "summed": summed},
+            {"logits": logits, "uniform": uniform, "summed": summed, **weights},
             scale=scale,
             cfg=cfg,
             tau=tau,
             top_p=top_p,
             sides=self.quantizer.schedule,
+            rows=rows,
         )
-        return Advance(found[0], found[1], found[2] if len(found) > 2 else None)
+        bits, summed, *others = found
+        return Advance(bits, summed, *others, *(None,) * (2 - len(others)))
 
     def _compute(
         self,
@@ -79,9 +89,15 @@ class BetweenScales:
         tau: float,
         top_p: float,
         sides: tuple[tuple[int, int], ...],
+        rows: int,
+        **weights: Tensor,
     ) -> tuple[Tensor, ...]:
         bits = sample_bits(logits, uniform, cfg, tau, top_p)
         summed = self.quantizer.accumulate(summed, bits, scale)
         if scale + 1 == len(sides):
             return bits, summed
-        return bits, summed, self.quantizer.next_input(summed, scale)
+        tokens = self.quantizer.next_input(summed, scale)
+        if not weights:
+            return bits, summed, tokens
+        hidden = CodeEmbedding(**weights)(tokens, scale + 1)
+        return bits, summed, tokens, hidden.repeat(rows // len(hidden), 1, 1)

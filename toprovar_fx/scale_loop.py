@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from .between_scales import BetweenScales
+from .between_scales import Advance, BetweenScales
 from .models.bsq import MultiScaleBSQ
 from .models.cache import KVCache
 from .models.text import TextContext
@@ -45,8 +46,8 @@ class ScaleLoop:
     top_p: float
     between: BetweenScales
     bits: list[Tensor] = field(default_factory=list)
-    # The code sum that was resampled for the next scale, and the tokens that it gave.
-    _resampled: tuple[Tensor, Tensor | None] | None = None
+    # What followed from the scale that ran last.
+    _advance: Advance | None = None
 
     def run_scale(self, scale: int, conditional_only: bool = False) -> None:
         """Run one scale; all before it have run.
@@ -63,8 +64,12 @@ class ScaleLoop:
             context, cache, cfg, hidden = context.first(images), cache.first(images), 1.0, hidden[:images]
         logits = self.transformer(hidden, context, cache, end)
         uniform = self.uniform[:, end - self.schedule.tokens[scale] : end]
-        found = self.between(logits, uniform, self.summed, scale, cfg, self.tau, self.top_p)
-        self.summed, self._resampled = found.summed, (found.summed, found.tokens)
+        settings = scale, cfg, self.tau, self.top_p
+        # Where gradients are wanted the next scale embeds by itself: a recording has none.
+        embedding = None if torch.is_grad_enabled() else self.transformer.code_embedding()
+        rows = len(self.context.cond)
+        found = self._advance = self.between(logits, uniform, self.summed, *settings, embedding, rows)
+        self.summed = found.summed
         self.bits.append(found.bits)
 
     def embed(self, scale: int) -> Tensor:
@@ -73,8 +78,12 @@ class ScaleLoop:
         if scale == 0:
             hidden = self.transformer.embed_first(self.context)
             return hidden
-        summed, codes = self._resampled or (None, None)
-        if codes is None or summed is not self.summed:
+        known = self._advance
+        if known is None or known.tokens is None or known.summed is not self.summed:
             codes = self.quantizer.next_input(self.summed, scale - 1)
+        elif known.hidden is not None:
+            return known.hidden
+        else:
+            codes = known.tokens
         hidden = self.transformer.embed_scale(codes, scale)
         return hidden.repeat(len(self.context.cond) // len(hidden), 1, 1)

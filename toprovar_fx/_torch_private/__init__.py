@@ -52,7 +52,7 @@ from .inductor import (
     compile_with_inductor,
     without_dynamo_wrapper,
 )
-from .modules import shadow, uncompiled, uncompiled_weights
+from .modules import has_hooks, shadow, uncompiled, uncompiled_weights
 from .operators import (
     DispatchMode,
     is_mutable,
@@ -89,6 +89,7 @@ __all__ = [
     "frame_compilations",
     "graph_breaks",
     "graph_to_read",
+    "has_hooks",
     "hint_of",
     "index_by_tensors",
     "is_compiled",

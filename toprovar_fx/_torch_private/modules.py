@@ -24,6 +24,11 @@ def shadow(block: nn.Module, **parts: nn.Module) -> nn.Module:
     return view
 
 
+def has_hooks(module: nn.Module) -> bool:
+    """Whether calling a module runs hooks of its own around its `forward`."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
 def uncompiled(model: Any) -> Any:
     """What `torch.compile` wrapped; anything else is returned as it is."""
     return getattr(model, "_orig_mod", model)

@@ -13,6 +13,7 @@ from ..schedules import Schedule
 from .attention import Attend, BlockCausalAttend, CachedAttend, TextPool
 from .block import NORM_EPS, Block, BlockChunk, modulate
 from .cache import KVCache
+from .code_embedding import CodeEmbedding, embedding_of
 from .configs import InfinityConfig
 from .initialise import initialise
 from .rope import Angles, angles_of, rope_table
@@ -160,6 +161,13 @@ class Infinity(nn.Module):
     def embed_scale(self, codes: Tensor, scale: int) -> Tensor:
         """Embed the code sum resized to ``scale`` >= 1, ``[R, L, bits]`` -> ``[R, L, C]``."""
         return self.word_embed(codes.to(self.dtype)) + self.lvl_embed.weight[scale]
+
+    def code_embedding(self) -> CodeEmbedding | None:
+        """What ``embed_scale`` computes, for who records it; None where it is not that alone."""
+        if type(self).embed_scale is not Infinity.embed_scale or "embed_scale" in vars(self):
+            return None
+        found = embedding_of(self.word_embed, self.lvl_embed)
+        return found if found is not None and found.weight.dtype == self.dtype else None
 
     def forward(self, hidden: Tensor, context: TextContext, cache: KVCache, end: int) -> Tensor:
         """Run one scale.
