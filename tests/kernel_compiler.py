@@ -97,6 +97,30 @@ def rotation_kernel(width: int = 128, dtype: str = "bf16") -> dict[str, Any]:
     )
 
 
+def selection_kernels(dtype: str = "fp32", mean: bool = True) -> list[dict[str, Any]]:
+    """Reports of the two kernels of `select_tokens`, with pointers and sizes as unspecialized as they are."""
+    from toprovar_fx.ops import triton_select as of
+
+    types = {"scores": f"*{dtype}", "kept": "*i8", "out": "*i64"}
+    ranked = {"LOW": True, "MEAN": mean, "RANKED": of.RANKED_PER_PROGRAM, "BLOCK": of.COMPARED_AT_ONCE}
+    numbered = {"BLOCK": of.NUMBERED_AT_ONCE}
+    sources = (
+        _source(ASTSource, of.ranks_kernel, ranked, types, []),
+        _source(ASTSource, of.gather_kept_kernel, numbered, types, []),
+    )
+    return [assembler_report(source, num_warps=4) for source in sources]
+
+
+def sigma_kernel(side: int) -> dict[str, Any]:
+    """Report of `sigma_ratio_kernel` for matrices of up to this side, a power of two."""
+    from toprovar_fx.ops import triton_sigma
+
+    chosen = {"CENTRE": True, **triton_sigma.NUMBERS, "H": side, "W": side}
+    types = {"matrices": "*fp32", "ratios": "*fp32"}
+    source = _source(ASTSource, triton_sigma.sigma_ratio_kernel, chosen, types, ["matrices", "ratios"])
+    return assembler_report(source, num_warps=4)
+
+
 def _source(
     kind: Any, kernel: Any, constants: dict[str, Any], types: dict[str, str], whole: list[str]
 ) -> Any:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from toprovar_fx.criteria import layer_detail, sigma_ratio
-from toprovar_fx.criteria.scope import _TINY, _UNSCALED
+from toprovar_fx.criteria.scope import TINY, UNSCALED
 
 
 def exact(matrix: Tensor, centre: bool = False) -> Tensor:
@@ -49,7 +49,7 @@ def test_random_maps_are_within_the_documented_bound(
 def test_many_equal_singular_values_do_not_underflow() -> None:
     """Powers are scaled from time to time: each eigenvalue is 1 / n of the trace."""
     assert float(sigma_ratio(torch.eye(512))) == pytest.approx(1, rel=1e-6)
-    assert (1e4) ** -(2.0**_UNSCALED) > 1e5 * _TINY
+    assert (1e4) ** -(2.0**UNSCALED) > 1e5 * TINY
 
 
 class Kernels(TorchDispatchMode):

@@ -73,6 +73,7 @@ def test_core_imports_need_torch_alone() -> None:
         "extras = ['PIL', 'matplotlib', 'rich', 'safetensors', 'scipy', 'skimage', 'transformers', 'typer',\n"
         "          'toprovar_fx.ops.triton_launch', 'toprovar_fx.ops.gluon_attention',\n"
         "          'toprovar_fx.ops.triton_rotation', 'toprovar_fx.ops.triton_merge',\n"
+        "          'toprovar_fx.ops.triton_select', 'toprovar_fx.ops.triton_sigma',\n"
         "          'toprovar_fx.ops.attention_launch']\n"
         "print([name for name in extras if name in sys.modules])"
     )
@@ -114,7 +115,7 @@ TYPER_MODULES = {"app.py", "arguments.py"}
 # Kernels are functions that Triton decorates; their modules are imported where a kernel is launched.
 TRITON_MODULES = {
     *("triton_attention.py", "triton_launch.py", "gluon_attention.py", "triton_rotation.py"),
-    *("triton_merge.py", "attention_launch.py"),
+    *("triton_merge.py", "triton_select.py", "triton_sigma.py", "attention_launch.py"),
 }
 
 

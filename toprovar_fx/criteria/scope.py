@@ -5,14 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-# 2**_SQUARINGS is the power of the Gram matrix that the start vector is multiplied with.
-_SQUARINGS = 10
+# 2**SQUARINGS is the power of the Gram matrix that the start vector is multiplied with.
+SQUARINGS = 10
 # So many in a row need no scaling: of trace 1, the largest eigenvalue is at least 1 / n, its 8th power a
 # float32 for every n up to 10^4. Each scaling is two kernels of a device, in a chain of small ones.
-_UNSCALED = 3
+UNSCALED = 3
 # A second singular value below this share of the first is rounding of the fp32 deflation.
-_RANK_ONE = 1e-6
-_TINY = torch.finfo(torch.float32).tiny
+RANK_ONE = 1e-6
+TINY = torch.finfo(torch.float32).tiny
 
 
 def sigma_ratio(matrix: Tensor, centre: bool = False) -> Tensor:
@@ -56,13 +56,13 @@ def sigma_ratio(matrix: Tensor, centre: bool = False) -> Tensor:
     if rest.shape[-2] > rest.shape[-1]:
         rest = rest.transpose(-2, -1)
     # Unit magnitude: Gram entries neither overflow nor underflow. A constant map, centred, is only rounding.
-    flat = (largest > entries * _RANK_ONE).logical_not()
-    rest = (rest / largest.clamp_min(_TINY)).masked_fill(flat, 0.0)
+    flat = (largest > entries * RANK_ONE).logical_not()
+    rest = (rest / largest.clamp_min(TINY)).masked_fill(flat, 0.0)
     left, right = _leading(rest)
     _, second_right = _leading(rest - left @ right)
     first, second = (torch.linalg.vector_norm(each, dim=(-2, -1)) for each in (right, second_right))
     ratio = (first / second).clamp_min(1)
-    return ratio.masked_fill(second <= _RANK_ONE * first, torch.inf)
+    return ratio.masked_fill(second <= RANK_ONE * first, torch.inf)
 
 
 def _largest(matrix: Tensor) -> Tensor:
@@ -73,9 +73,9 @@ def _largest(matrix: Tensor) -> Tensor:
 def _leading(matrix: Tensor) -> tuple[Tensor, Tensor]:
     """Return the first left singular vector ``[..., h, 1]`` of ``[..., h, w]``, and its product with it."""
     # A zero matrix has no leading vector; so small a sum leaves others as they are, and gives it one.
-    power = matrix @ matrix.transpose(-2, -1) + _TINY
-    for squared in range(_SQUARINGS):
-        if squared % _UNSCALED == 0:
+    power = matrix @ matrix.transpose(-2, -1) + TINY
+    for squared in range(SQUARINGS):
+        if squared % UNSCALED == 0:
             power = power / power.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None]
         power = power @ power
     best = power.diagonal(dim1=-2, dim2=-1).argmax(-1)[..., None, None]

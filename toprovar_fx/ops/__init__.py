@@ -7,6 +7,7 @@ from .logits_entropy import logits_entropy, masked_attention_entropy
 from .packed_attention import packed_attention
 from .packed_rows import packed_cross_attention, packed_self_attention
 from .select_tokens import select_tokens
+from .sigma_ratio import sigma_ratio
 
 __all__ = [
     "attention",
@@ -18,4 +19,5 @@ __all__ = [
     "packed_cross_attention",
     "packed_self_attention",
     "select_tokens",
+    "sigma_ratio",
 ]

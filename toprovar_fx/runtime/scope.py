@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..criteria.scope import layer_detail, sigma_ratio
+from ..criteria.scope import layer_detail
+from ..ops.sigma_ratio import sigma_ratio
 from ..options import Options
 from ..readback import Reading, ReadingPart
 from ..schedules import Schedule
