@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from toprovar_fx.criteria import restore_delta, upsample_map
-from toprovar_fx.criteria.restore import scatter_rows
+from toprovar_fx.criteria.restore import scatter_rows, scatter_rows_together
 
 
 @given(st.integers(1, 6), st.integers(1, 6), st.integers(1, 9), st.integers(1, 9))
@@ -60,3 +60,12 @@ def test_upsampling_is_row_major() -> None:
     assert resized.dtype == torch.float32
     assert (resized.diff(dim=1) >= 0).all()
     assert not resized.diff(dim=0).any()
+
+
+def test_maps_of_several_layers_are_those_of_each():
+    known = list(torch.rand(3, 2, 9))
+    keep = [torch.stack([torch.randperm(9)[:4].sort().values for _ in range(2)]) for _ in range(3)]
+    rows = list(torch.rand(3, 2, 4))
+    found = scatter_rows_together(known, keep, rows)
+    for at, (base, kept, nats) in enumerate(zip(known, keep, rows, strict=True)):
+        assert torch.equal(found[at], scatter_rows(base, kept, nats, 9))

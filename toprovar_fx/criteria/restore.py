@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -61,3 +62,20 @@ def scatter_rows(known: Tensor | None, keep: Tensor, rows: Tensor, length: int) 
     """
     base = rows.mean(-1, keepdim=True).expand(-1, length) if known is None else known
     return base.scatter(1, keep, rows.to(torch.float32))
+
+
+def scatter_rows_together(
+    known: Sequence[Tensor], keep: Sequence[Tensor], rows: Sequence[Tensor]
+) -> tuple[Tensor, ...]:
+    """Return what `scatter_rows` gives for each of N layers that computed equally many tokens.
+
+    Args:
+        known: the maps before, N of ``[R, L]``.
+        keep: the tokens that were computed, N of ``[R, K]`` int64.
+        rows: their entropies in nats, N of ``[R, K]``.
+
+    Returns:
+        N maps, float32 ``[R, L]``.
+    """
+    maps, tokens, nats = (torch.stack(list(each)) for each in (known, keep, rows))
+    return maps.scatter(2, tokens, nats.to(torch.float32)).unbind()

@@ -15,13 +15,13 @@ from torch import fx, nn
 
 from .._torch_private import graph_to_read
 from ..analysis.graph_sizes import spec_of
-from ..criteria.restore import scatter_rows
 from ..criteria.scores import frequency_score
 from ..input_specs import IMAGES, InputSpec, group_count, group_offset, tensor_spec
 from ..ops import select_tokens  # noqa: F401 - registers the operators called here
 from .joined_layers import Extra, JoinedLayer, JoinedStep, SelectedKeep, Selection, ranked_from_before
 from .region import Region
 from .rest import RegionModule
+from .step_maps import StepMaps
 
 
 def join_step(
@@ -60,8 +60,7 @@ class Joiner:
         self.graph = fx.Graph()
         self.mapped: dict[fx.Node, Any] = {}
         self.extra: dict[Extra, fx.Node] = {}
-        self.maps: dict[int, fx.Node] = {}
-        self.measured: dict[int, fx.Node] = {}
+        self.maps = StepMaps(self.graph, layers)
         self.updates: dict[int, fx.Node] = {}
         self.together = ranked_from_before(layers)
         self.selected: dict[tuple[fx.Node, int], _Selected] = {}
@@ -83,7 +82,7 @@ class Joiner:
             self.extra[extra] = self.graph.placeholder(f"{extra.kind}_{extra.at}")
             self.extra[extra].meta = {"toprovar_spec": self._spec(extra)}
             if extra.kind == "map":
-                self.maps[extra.at] = self.extra[extra]
+                self.maps.known[extra.at] = self.extra[extra]
         results: tuple[Any, ...] = ()
         for node in self.step.graph.nodes:
             if node.op == "output":
@@ -93,10 +92,11 @@ class Joiner:
                 self.mapped[node] = self._inline(node)
             elif node.op != "placeholder":
                 self.mapped[node] = self.graph.node_copy(node, self._map)
-        self.graph.output((*results, *self.measured.values(), *self.updates.values(), *self.selections))
+        measured = self.maps.finish()
+        self.graph.output((*results, *measured.values(), *self.updates.values(), *self.selections))
         self.graph.lint()
         module = graph_to_read(self.modules, self.graph, "JoinedStep")
-        layers = tuple(self.measured), tuple(self.updates)
+        layers = tuple(measured), tuple(self.updates)
         return JoinedStep(module, tuple(self.extra), len(results), *layers, tuple(self.keeps))
 
     def _map(self, operand: fx.Node) -> Any:
@@ -197,11 +197,7 @@ class Joiner:
             result = self.run_pruned(layer.region, arguments, spare and not layer.update)
         if layer.entropy:
             result, entropy = self.pair(result)
-            if keep is not None:
-                known = None if layer.base is None else self.maps[layer.base]
-                length = self.graph.call_method("size", (hidden, 1))
-                entropy = self.graph.call_function(scatter_rows, (known, keep, entropy, length))
-            self.maps[at] = self.measured[at] = entropy
+            self.maps.measure(at, entropy, keep, hidden)
         if layer.update:
             self.updates[at] = self.graph.call_function(torch.sub, (result, hidden))
         return result
@@ -213,7 +209,7 @@ class Joiner:
         if layer.ranked_by is None:
             ranking = self.graph.call_function(frequency_score, (hidden,))
         else:
-            ranking = self.maps[layer.ranked_by]
+            ranking = self.maps.known[layer.ranked_by]
         if (ranking, layer.count) not in self.selected:
             self._select(ranking, layer.count)
         found = self.selected[ranking, layer.count]
