@@ -124,6 +124,36 @@ def test_what_embeds_in_its_own_way_is_asked(change: Callable[[Infinity], None],
     assert same(found, draw(pipe)) and not same(found, before)
 
 
+class Wrapper(nn.Module):
+    """Hands everything on to a model, but for the embedding."""
+
+    def __init__(self, model: Infinity) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, *given: object) -> torch.Tensor:
+        found: torch.Tensor = self.model(*given)
+        return found
+
+    def __getattr__(self, name: str) -> object:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("model"), name)
+
+    def embed_scale(self, codes: torch.Tensor, scale: int) -> torch.Tensor:
+        return 2 * self.model.embed_scale(codes, scale)
+
+
+def test_what_wraps_a_model_may_embed_in_its_own_way():
+    pipe, twice = build(), build()
+    before = draw(pipe)
+    twice.transformer.__class__ = OwnInfinity
+    pipe.transformer = Wrapper(pipe.transformer)
+    found = draw(pipe)
+    assert same(found, draw(twice)) and not same(found, before)
+
+
 def test_layers_without_a_bias_and_other_tables_are_not_plain():
     assert embedding_of(nn.Linear(2, 3, bias=False), nn.Embedding(4, 3)) is None
     assert embedding_of(nn.Linear(2, 3), nn.Linear(3, 4)) is None

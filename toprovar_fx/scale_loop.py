@@ -8,9 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ._torch_private import uncompiled
 from .between_scales import Advance, BetweenScales
 from .models.bsq import MultiScaleBSQ
 from .models.cache import KVCache
+from .models.code_embedding import CodeEmbedding
+from .models.infinity import Infinity
 from .models.text import TextContext
 from .schedules import Schedule
 
@@ -65,12 +68,18 @@ class ScaleLoop:
         logits = self.transformer(hidden, context, cache, end)
         uniform = self.uniform[:, end - self.schedule.tokens[scale] : end]
         settings = scale, cfg, self.tau, self.top_p
-        # Where gradients are wanted the next scale embeds by itself: a recording has none.
-        embedding = None if torch.is_grad_enabled() else self.transformer.code_embedding()
         rows = len(self.context.cond)
-        found = self._advance = self.between(logits, uniform, self.summed, *settings, embedding, rows)
+        found = self._advance = self.between(logits, uniform, self.summed, *settings, self._embedding(), rows)
         self.summed = found.summed
         self.bits.append(found.bits)
+
+    def _embedding(self) -> CodeEmbedding | None:
+        """How the next scale is embedded, if that may be recorded; else it is asked of the transformer."""
+        model = uncompiled(self.transformer)
+        # A recording has no gradients; and what wraps a model may embed in its own way.
+        if torch.is_grad_enabled() or not isinstance(model, Infinity):
+            return None
+        return model.code_embedding()
 
     def embed(self, scale: int) -> Tensor:
         """Return the transformer's input of a scale, ``[R, L, C]``."""
