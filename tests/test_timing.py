@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import gc
+
 import pytest
 import torch
 
@@ -42,6 +44,26 @@ def test_first_call_warmup_and_rounds_are_kept_apart(monkeypatch: pytest.MonkeyP
     assert times["fast"].compile_s == 0.0
     assert order[4:] == ["slow", "fast", "fast", "slow", "slow", "fast"]
     assert len(order) == timing.calls(2, 3)
+
+
+def test_a_round_of_short_calls_begins_with_one_that_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+    cold, short = clock.taking(1.0, 0.02, 0.03, 0.01, 0.01, 0.03, 0.01), clock.taking(0.01)
+    told: list[str] = []
+    times = timing.interleave({"first": cold, "last": short}, rounds=3, on_call=told.append)
+    assert times["first"].seconds == pytest.approx((0.01, 0.01, 0.01)) and len(told) == timing.calls(2, 3)
+    assert (cold.count, short.count) == (2 + 3 + 2, 2 + 3 + 1), "the second round begins with the other"
+
+
+def test_a_heap_is_settled_though_python_froze_some_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+    for name in ("freeze", "unfreeze"):
+        monkeypatch.setattr(gc, name, lambda name=name: done.append(name))
+    for frozen, expected in ((375, ["freeze", "unfreeze"]), (100_000, [])):
+        monkeypatch.setattr(gc, "get_freeze_count", lambda frozen=frozen: frozen)
+        timing.interleave({"one": lambda: None}, rounds=1)
+        assert done == expected
+        done.clear()
 
 
 def test_the_speedup_is_paired_by_round() -> None:
