@@ -27,9 +27,9 @@ class Device:
         self.capturing = 0
         self.most = 0
 
-    def stream(self, *_: object) -> Any:
+    def stream(self, *_: object, name: int = 7) -> Any:
         events = SimpleNamespace(wait_stream=lambda other: None, wait_event=lambda event: None)
-        events.record_event = object
+        events.record_event, events.cuda_stream = object, name
         return events
 
     def pool(self) -> int:
@@ -120,10 +120,26 @@ def test_one_thread_records_at_a_time_and_nobody_waits_for_the_device_meanwhile(
 
 def test_work_before_an_error_is_waited_for(device: Device) -> None:
     recorder = CudaRecorder(torch.device("cuda"))
-    waited: list[object] = []
-    device.current.wait_event = waited.append
     with pytest.raises(KeyboardInterrupt), recorder.in_order():
         raise KeyboardInterrupt
+    waited: list[object] = []
+    device.current = device.stream()
+    device.current.wait_event = waited.append
     with recorder.in_order():
         pass
     assert len(waited) == 1
+
+
+def test_one_stream_waits_for_nothing_and_another_for_the_default_stream(device: Device) -> None:
+    recorder = CudaRecorder(torch.device("cuda"))
+    default = device.current = device.stream(name=0)
+    default.record_event = default.wait_event = default.wait_stream = None  # would fail if they were called
+    for _ in range(2):
+        with recorder.in_order():
+            pass
+    waited: list[object] = []
+    device.current = device.stream()
+    device.current.wait_stream = waited.append
+    with recorder.in_order():
+        pass
+    assert waited == [default]

@@ -14,6 +14,9 @@ from ..one_capture import CAPTURE
 from ..options import Options
 from .cuda_graphs import Call, GraphMemory, Recording
 
+# CUDA's name of the stream that nobody creates or destroys.
+_DEFAULT_STREAM = 0
+
 
 class CudaRecorder:
     """Recorder of one CUDA device, with one memory pool for all its recordings.
@@ -27,7 +30,8 @@ class CudaRecorder:
         self._device = torch.device("cuda", index)
         self._pool = torch.cuda.graph_pool_handle()
         self._stream = torch.cuda.Stream(self._device)
-        self._last: torch.cuda.Event | None = None
+        # The stream of the last replay, and an event behind it unless that is the default stream.
+        self._last: tuple[torch.cuda.Stream, torch.cuda.Event | None] | None = None
         self._failed: list[torch.cuda.CUDAGraph] = []
 
     def accepts(self, tensor: Tensor) -> bool:
@@ -67,14 +71,20 @@ class CudaRecorder:
 
     @contextmanager
     def in_order(self) -> Iterator[None]:
-        """Wait on the device for the last replay, which may have been enqueued to another stream."""
+        """Wait on the device for the last replay, if it was enqueued to another stream.
+
+        The default stream is always there, so it can be waited for later; another may be gone by then, and
+        its event has to be recorded now. An event costs the host as much as a small kernel.
+        """
         stream = torch.cuda.current_stream(self._device)
-        if self._last is not None:
-            stream.wait_event(self._last)
+        if self._last is not None and self._last[0] != stream:
+            last, event = self._last
+            stream.wait_stream(last) if event is None else stream.wait_event(event)
         try:
             yield
         finally:
-            self._last = stream.record_event()
+            lasts = stream.cuda_stream == _DEFAULT_STREAM
+            self._last = stream, None if lasts else stream.record_event()
 
 
 def graph_memory(options: Options, device: torch.device | None) -> GraphMemory | None:

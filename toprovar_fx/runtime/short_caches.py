@@ -136,17 +136,18 @@ def refuse_short_caches(
     foreign = {memory for each in others if each is not own for memory in each.owners()}
     if not owners and not foreign:
         return
+    short, none = own.short, frozenset[int]()
     for at in may_be_caches(arguments) if positions is None else positions:
         memory = storage_of(arguments[at])
-        layers, readers = owners.get(memory, set()), inputs.get(at, set())
+        layers, readers = owners.get(memory, none), inputs.get(at, none)
         if memory in foreign or not layers <= readers:
             raise GraphError(
                 f"input {at} is a cache that lacks the rows of pruned tokens: expected to be read by its own "
                 "layer, which this graph cannot prune; nearest valid: keep ratios of 1 up to this scale"
             )
-        lost = sorted(readers & own.short - layers)
+        lost = readers & short - layers if readers else none
         if lost:
             raise GraphError(
-                f"input {at} is not the cache that layer {lost[0]} wrote at the scale before, which lacks "
+                f"input {at} is not the cache that layer {min(lost)} wrote at the scale before, which lacks "
                 "the rows of pruned tokens: expected that tensor itself, not a copy or another"
             )
