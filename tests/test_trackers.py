@@ -10,8 +10,9 @@ import torch
 from toprovar_fx.options import Options
 from toprovar_fx.runtime import maps as maps_module
 from toprovar_fx.runtime.deciders import Deciders
+from toprovar_fx.runtime.graph_updates import GraphUpdates
 from toprovar_fx.runtime.ledger import Ledger
-from toprovar_fx.runtime.maps import ScaleMaps
+from toprovar_fx.runtime.maps import Block, ScaleMaps
 from toprovar_fx.runtime.ranking import Ranking
 from toprovar_fx.runtime.rations import Rations
 from toprovar_fx.runtime.scope import ScopeTracker
@@ -84,6 +85,24 @@ def test_maps_that_were_resized_before_their_scale():
     maps.put(4, {0: torch.zeros(1, 36)})
     assert not maps.at(0, 4).any() and torch.equal(maps.at(1, 4), told[1])
     assert torch.equal(maps.stacked((0, 1), 4), torch.stack([torch.zeros(1, 36), told[1]]))
+
+
+def test_values_that_came_together_are_found_together():
+    updates, shape = GraphUpdates(SQUARE), (2, 16, 3)
+    older = Block(2, (0, 1, 2), torch.rand(3, 2, 9, 3))
+    newer = Block(3, (2, 3), torch.rand(2, *shape))
+    updates.put_together(newer)
+    updates.put_together(older)  # a scale that runs again is the latest all the same
+    assert updates.blocks((2, 3)) == ((older, (2,)), (newer, (3,)))
+    updates.put_together(newer)
+    assert updates.blocks((3, 0, 2)) == ((older, (0,)), (newer, (3, 2))), "the oldest first"
+    assert torch.equal(updates.at(2, 3), newer.values[0]) and torch.equal(updates.at(1, 2), older.values[1])
+    updates.put(3, {3: torch.zeros(shape)})
+    assert updates.blocks((2, 3)) is None and updates.blocks((2,)) == ((newer, (2,)),)
+    updates.put_if(torch.tensor(True), 2, 3, torch.zeros(shape))
+    assert updates.blocks((2,)) is None, "which of the two counts is known on the device"
+    updates.keep_rows(1)
+    assert updates.blocks((0,)) is None and torch.equal(updates.at(0, 2), older.values[0, :1])
 
 
 def test_rows_that_are_left_out_take_what_was_told_of_them_along():

@@ -87,7 +87,7 @@ class JoinedStep:
         graph: inputs are the traced step's, then one per entry of `extras`; the output is one tuple: what the
             traced step returns, then entropy maps [R, L] of `maps`, updates [R, L, C] of `updates`, and the
             keep sets that it selected, [R, K] or of N layers [N, R, K], in this order.
-        extras: the inputs that were added, those that are maps last.
+        extras: the inputs that were added; last the updates, behind them the maps.
         results: number of values that the traced step returns.
         maps, updates: layers, in the order of the outputs.
         keeps: where the keep sets of the layers are whose tokens the graph selects.

@@ -122,8 +122,8 @@ class Joiner:
                 found[Extra("restored", at)] = None
             if layer.entropy:
                 fresh.add(at)
-        # Maps last: they may be passed as one.
-        return sorted(found, key=lambda extra: extra.kind == "map")
+        # Updates and maps last: they may be passed as one.
+        return sorted(found, key=lambda extra: (extra.kind == "map", extra.kind == "restored"))
 
     def _spec(self, extra: Extra) -> InputSpec:
         hidden = self._hidden()

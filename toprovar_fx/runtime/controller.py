@@ -21,6 +21,7 @@ from .foretelling import Foretelling
 from .graph_updates import GraphUpdates
 from .layer_plans import LayerPlans
 from .ledger import Ledger
+from .maps import Block
 from .outlook import Outlook
 from .ranking import Ranking
 from .rations import Rations
@@ -28,6 +29,7 @@ from .short_caches import ShortCaches
 from .silence import warn_if_idle
 
 if TYPE_CHECKING:
+    from ..schedules import Schedule
     from .generation import Generation
 
 
@@ -71,6 +73,11 @@ class Controller:
     def scale(self) -> int:
         """The scale that runs."""
         return self._generation.scale
+
+    @property
+    def schedule(self) -> Schedule:
+        """The scales."""
+        return self._generation.schedule
 
     @property
     def images(self) -> int:
@@ -278,6 +285,10 @@ class Controller:
         if update is not None:
             self._updates.put(self.scale, {layer: update})
 
+    def account_together(self, updates: Block) -> None:
+        """Account for the updates of several layers."""
+        self._updates.put_together(updates)
+
     @property
     def reads_tokens(self) -> bool:
         """Whether the layer scope is measured on the tokens that the layers make at this scale."""
@@ -292,3 +303,11 @@ class Controller:
         if self.options.restore != "cache" or layer not in self._updates:
             return None
         return self._updates.at(layer, self.scale)
+
+    def update_blocks(self, layers: Sequence[int]) -> tuple[tuple[Block, tuple[int, ...]], ...] | None:
+        """What holds the updates that pruned tokens of `layers` get, at the tokens of the scales they are of.
+
+        See `ScaleMaps.blocks`; None where a layer left its update alone, or none.
+        """
+        known = self.options.restore == "cache" and all(layer in self._updates for layer in layers)
+        return self._updates.blocks(layers) if known else None

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from ..schedules import Schedule
-from .maps import ScaleMaps
+from .maps import Block, ScaleMaps
 
 
 class GraphUpdates(ScaleMaps):
@@ -33,6 +33,10 @@ class GraphUpdates(ScaleMaps):
         later = ScaleMaps(self._schedule, updates=True)
         later.put(scale, {layer: values})
         self._perhaps.setdefault(layer, []).append((later, whole))
+
+    def blocks(self, layers: Sequence[int]) -> tuple[tuple[Block, tuple[int, ...]], ...] | None:
+        """As of `ScaleMaps`; None where only the device knows which update of a layer counts."""
+        return None if any(layer in self._perhaps for layer in layers) else super().blocks(layers)
 
     def at(self, layer: int, scale: int) -> Tensor:
         """The latest update that counts, at the tokens of `scale`."""

@@ -122,8 +122,9 @@ class LayerPlans:
         """Give the device the work that follows if the layers are pruned, while the host waits for K."""
         if device.type != "cuda" or self._options.restore != "cache":
             return
-        for layer in layers:
-            if layer in self._updates:
+        known = [layer for layer in layers if layer in self._updates]
+        if self._updates.blocks(known) is None:  # else the step resizes them itself
+            for layer in known:
                 self._updates.at(layer, self._generation.scale)
 
     def _planned_with(self, layer: int) -> list[int]:

@@ -15,19 +15,20 @@ from ..schedules import Schedule
 _MOST_BYTES = 64 << 20
 
 
-class _Left(NamedTuple):
-    """Values [R, L, ...] of one scale's tokens."""
-
-    scale: int
-    values: Tensor
-
-
-class _Told(NamedTuple):
+class Block(NamedTuple):
     """Values [N, R, L, ...] of several layers at one scale's tokens."""
 
     scale: int
     layers: tuple[int, ...]
     values: Tensor
+
+
+class _Left(NamedTuple):
+    """Values [R, L, ...] of one scale's tokens, and what they are a part of."""
+
+    scale: int
+    values: Tensor
+    block: Block | None = None
 
 
 class ScaleMaps:
@@ -42,8 +43,8 @@ class ScaleMaps:
         self._schedule, self._updates = schedule, updates
         self._known: dict[int, _Left] = {}
         self._resized: dict[int, _Left] = {}
-        self._told: _Told | None = None
-        self._coming: _Told | None = None
+        self._told: Block | None = None
+        self._coming: Block | None = None
 
     def __contains__(self, layer: int) -> bool:
         return layer in self._known
@@ -59,6 +60,26 @@ class ScaleMaps:
         for layer in values if self._resized else ():
             self._resized.pop(layer, None)
         self._coming = None
+
+    def put_together(self, block: Block) -> None:
+        """As `put`, of the layers of a block."""
+        parts = dict(zip(block.layers, block.values.unbind(), strict=True))
+        self.put(block.scale, parts)
+        self._known.update({layer: _Left(block.scale, part, block) for layer, part in parts.items()})
+
+    def blocks(self, layers: Sequence[int]) -> tuple[tuple[Block, tuple[int, ...]], ...] | None:
+        """The blocks, oldest first, that hold the latest values of these layers, each with its own of them.
+
+        None where the values of a layer are in no block.
+        """
+        found: dict[int, tuple[Block, list[int]]] = {}
+        for layer in layers:
+            block = self._known[layer].block
+            if block is None:
+                return None
+            found.setdefault(id(block), (block, []))[1].append(layer)
+        by_age = sorted(found.values(), key=lambda each: each[0].scale)
+        return tuple((block, tuple(own)) for block, own in by_age)
 
     def at(self, layer: int, scale: int) -> Tensor:
         """The values of a layer at the tokens of `scale`.
@@ -92,7 +113,7 @@ class ScaleMaps:
 
     def hear(self, scale: int, layers: Sequence[int], resized: Tensor) -> None:
         """Take the values [N, R, L', ...] of layers at the tokens of the next scale, `scale`."""
-        self._coming = _Told(scale, tuple(layers), resized)
+        self._coming = Block(scale, tuple(layers), resized)
 
     def stacked(self, layers: tuple[int, ...], scale: int) -> Tensor:
         """The values [N, R, L, ...] of some layers at the tokens of `scale`."""

@@ -14,6 +14,7 @@ from ..lowering.joined_layers import SelectedKeep
 from ..lowering.region import Region
 from .controller import Controller
 from .ledger import Run
+from .maps import Block
 from .step_decision import LayerDecision
 
 
@@ -31,12 +32,14 @@ class Leavings:
 
     Attributes:
         maps, updates: by layer, [R, L] and [R, L, C].
+        block: updates that are one tensor, or None.
         keeps: which keep sets it selected; `selections` holds them.
         selections: [R, K], or of N layers [N, R, K].
     """
 
     maps: dict[int, Tensor]
     updates: dict[int, Tensor]
+    block: Block | None
     keeps: Sequence[SelectedKeep]
     selections: Sequence[Tensor]
 
@@ -134,3 +137,5 @@ def write(
         ledger.selected.append((controller.scale, left.keeps, left.selections))
     for layer in {*account.left_out, *left.updates}:
         controller.account(layer, account.left_out.get(layer, 0), left.updates.get(layer))
+    if left.block is not None:
+        controller.account_together(left.block)

@@ -22,6 +22,7 @@ from ..options import Options
 from .controller import Controller
 from .cuda_recorder import graph_memory
 from .failures import on_failure
+from .maps import Block
 from .statistics import Statistics
 from .step_account import Leavings, Places, prepare, write
 from .step_check import pruned_graphs_hold
@@ -122,7 +123,7 @@ class WholeStep:
         joined = plan.pattern.joined
         for rest in self._rest:
             controller.ledger.ran_outside(controller.scale, rest.region, rest.region.sizes_from(sizes))
-        left = _leavings(joined, ran.values[joined.results :])
+        left = _leavings(joined, ran.values[joined.results :], ran.updates)
         write(plan.account, controller, ran.chosen, left, told=bool(ran.told))
         if plan.telling is not None and ran.told:
             controller.foretelling.hear(plan.telling, ran.told)
@@ -223,11 +224,14 @@ def _joined_layer(one: LayerDecision, group: int) -> JoinedLayer:
     )
 
 
-def _leavings(joined: JoinedStep, values: Sequence[Tensor]) -> Leavings:
-    maps, updates = len(joined.maps), len(joined.updates)
+def _leavings(joined: JoinedStep, values: Sequence[Tensor], block: Block | None) -> Leavings:
+    """What a step leaves; `values` are its maps, its updates unless they are a block, and its selections."""
+    updated = joined.updates if block is None else ()
+    maps, updates = len(joined.maps), len(updated)
     return Leavings(
         dict(zip(joined.maps, values[:maps], strict=True)),
-        dict(zip(joined.updates, values[maps : maps + updates], strict=True)),
+        dict(zip(updated, values[maps : maps + updates], strict=True)),
+        block,
         joined.keeps,
         values[maps + updates :],
     )
