@@ -88,7 +88,7 @@ def staged(monkeypatch):
     seen: list[object] = []
     stage = StepRuns.stage
     monkeypatch.setattr(Reading, "arrived", False)
-    monkeypatch.setattr(StepRuns, "stage", lambda self, given: (seen.append(self), stage(self, given))[1])
+    monkeypatch.setattr(StepRuns, "stage", lambda self, *given: (seen.append(self), stage(self, *given))[1])
     return seen
 
 

@@ -56,8 +56,6 @@ def test_values_are_resized_together_as_alone(updates, most, monkeypatch):
         assert torch.equal(together.at(layer, 4), alone.at(layer, 4))
         assert together.at(layer, 4).stride() == alone.at(layer, 4).stride()
     assert len(together._resized) == (3 if most else len(values))
-    stacked = together.stacked((2, 0), 4)
-    assert torch.equal(stacked, torch.stack([together.at(2, 4), together.at(0, 4)]))
 
 
 def test_updates_of_other_dtypes_are_resized_apart():
@@ -69,28 +67,10 @@ def test_updates_of_other_dtypes_are_resized_apart():
     assert updates.at(2, 4).device.type == "meta"
 
 
-def test_maps_that_were_resized_before_their_scale():
-    maps, told = ScaleMaps(SQUARE, updates=False), torch.rand(2, 1, 36)
-    maps.put(3, {0: torch.rand(1, 16)})
-    maps.put(3, {1: torch.rand(1, 16)})
-    maps.hear(4, (0, 1), told)
-    assert not torch.equal(maps.at(0, 5), told[0]), "they are of scale 4"
-    maps.end_scale()
-    assert torch.equal(maps.at(1, 4), told[1]) and maps.stacked((0, 1), 4) is told
-    maps.end_scale()
-    assert maps.stacked((0, 1), 4) is not told, "nobody told of a later scale"
-    maps.hear(4, (0, 1), told)
-    maps.end_scale()
-    # What is measured anew counts.
-    maps.put(4, {0: torch.zeros(1, 36)})
-    assert not maps.at(0, 4).any() and torch.equal(maps.at(1, 4), told[1])
-    assert torch.equal(maps.stacked((0, 1), 4), torch.stack([torch.zeros(1, 36), told[1]]))
-
-
 def test_values_that_came_together_are_found_together():
     updates, shape = GraphUpdates(SQUARE), (2, 16, 3)
-    older = Block(2, (0, 1, 2), torch.rand(3, 2, 9, 3))
-    newer = Block(3, (2, 3), torch.rand(2, *shape))
+    older = Block.of(2, (0, 1, 2), torch.rand(3, 2, 9, 3))
+    newer = Block.of(3, (2, 3), torch.rand(2, *shape))
     updates.put_together(newer)
     updates.put_together(older)  # a scale that runs again is the latest all the same
     assert updates.blocks((2, 3)) == ((older, (2,)), (newer, (3,)))
@@ -101,21 +81,19 @@ def test_values_that_came_together_are_found_together():
     assert updates.blocks((2, 3)) is None and updates.blocks((2,)) == ((newer, (2,)),)
     updates.put_if(torch.tensor(True), 2, 3, torch.zeros(shape))
     assert updates.blocks((2,)) is None, "which of the two counts is known on the device"
+    assert updates.blocks(()) == () and updates.blocks((0, 7)) is None
     updates.keep_rows(1)
     assert updates.blocks((0,)) is None and torch.equal(updates.at(0, 2), older.values[0, :1])
 
 
-def test_rows_that_are_left_out_take_what_was_told_of_them_along():
-    maps = ScaleMaps(SQUARE, updates=False)
+def test_rows_that_are_left_out_are_forgotten():
+    maps, kept = ScaleMaps(SQUARE, updates=False), ScaleMaps(SQUARE, updates=False)
     known = torch.rand(2, 16)
     maps.put(3, {0: known})
-    maps.hear(4, (0,), torch.zeros(1, 2, 36))
-    maps.end_scale()
+    assert maps.at(0, 4).shape == (2, 36)
     maps.keep_rows(1)
-    kept = ScaleMaps(SQUARE, updates=False)
     kept.put(3, {0: known[:1]})
     assert torch.equal(maps.at(0, 4), kept.at(0, 4))
-    assert torch.equal(maps.stacked((0,), 4), kept.at(0, 4)[None])
 
 
 @pytest.mark.parametrize(

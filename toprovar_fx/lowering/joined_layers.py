@@ -5,8 +5,10 @@ Decisions are written down in these terms; how a graph is built of them is `join
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 from torch import Tensor, fx
@@ -99,6 +101,14 @@ class JoinedStep:
     maps: tuple[int, ...]
     updates: tuple[int, ...]
     keeps: tuple[SelectedKeep, ...]
+
+    @cached_property
+    def takes(self) -> Mapping[str, tuple[int, ...]]:
+        """Groups or layers of the added inputs, by kind, in order."""
+        found: dict[str, tuple[int, ...]] = defaultdict(tuple)
+        for extra in self.extras:
+            found[extra.kind] += (extra.at,)
+        return found
 
 
 def ranked_from_before(layers: Sequence[JoinedLayer]) -> dict[int, tuple[int, ...]]:

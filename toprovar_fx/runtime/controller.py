@@ -21,7 +21,7 @@ from .foretelling import Foretelling
 from .graph_updates import GraphUpdates
 from .layer_plans import LayerPlans
 from .ledger import Ledger
-from .maps import Block
+from .maps import Block, Blocks
 from .outlook import Outlook
 from .ranking import Ranking
 from .rations import Rations
@@ -181,8 +181,8 @@ class Controller:
         self.caches.release()
         self._plans.end_scale()
         self._plans.forget_told()
-        self._ranking.release()
-        self._updates.release()
+        self._ranking.end_scale()
+        self._updates.end_scale()
         if self._compaction is not None:
             self._compaction.release()
 
@@ -225,13 +225,12 @@ class Controller:
         """The latest entropy map of `layer` at the tokens of this scale, [R, L], or None."""
         return self._ranking.map_of(layer, self.scale)
 
-    def maps_of(self, layers: tuple[int, ...]) -> Tensor:
-        """These maps of several layers as one tensor, [N, R, L].
+    def map_blocks(self, layers: Sequence[int] | None = None) -> Blocks | None:
+        """What holds the latest maps of layers, by default all, at the tokens of the scales that they are of.
 
-        Raises:
-            KeyError: a layer left none.
+        See `ScaleMaps.blocks`; None where a layer left its map alone, or none.
         """
-        return self._ranking.stacked(layers, self.scale)
+        return self._ranking.blocks(self._ranking.layers if layers is None else layers)
 
     def taps(self, layer: int) -> bool:
         """Entropy tap: whether somebody needs the entropies of `layer` at this scale."""
@@ -245,10 +244,19 @@ class Controller:
             entropy = scatter_rows(self.ranking(layer), keep, entropy, length)
         self.observe_step({layer: entropy}, told=False)
 
-    def observe_step(self, maps: Mapping[int, Tensor], told: bool) -> None:
-        """Take the entropies [R, L] that a step measured; `told`: it measured D and R as well."""
+    def observe_step(self, maps: Mapping[int, Tensor], told: bool, block: Block | None = None) -> None:
+        """Take the entropies [R, L] that a step measured.
+
+        Args:
+            maps: by layer.
+            told: whether it measured D and R as well.
+            block: what they are parts of, or None.
+        """
         scale = self.scale
-        self._ranking.put(scale, maps)
+        if block is None:
+            self._ranking.put(scale, maps)
+        else:
+            self._ranking.put_together(block)
         self.ledger.maps.update({(scale, layer): entropy for layer, entropy in maps.items()})
         for layer, entropy in () if told else maps.items():
             self._deciders.observe(layer, scale, entropy)
@@ -285,9 +293,16 @@ class Controller:
         if update is not None:
             self._updates.put(self.scale, {layer: update})
 
-    def account_together(self, updates: Block) -> None:
-        """Account for the updates of several layers."""
-        self._updates.put_together(updates)
+    def account_step(
+        self, missing: Mapping[int, int], updates: Mapping[int, Tensor], block: Block | None
+    ) -> None:
+        """As `account`, of all layers of a step; `block` is what the updates are parts of, or None."""
+        for layer, rows in missing.items():
+            self.caches.drop(layer, rows)
+        if block is None:
+            self._updates.put(self.scale, updates)
+        else:
+            self._updates.put_together(block)
 
     @property
     def reads_tokens(self) -> bool:
@@ -304,10 +319,8 @@ class Controller:
             return None
         return self._updates.at(layer, self.scale)
 
-    def update_blocks(self, layers: Sequence[int]) -> tuple[tuple[Block, tuple[int, ...]], ...] | None:
-        """What holds the updates that pruned tokens of `layers` get, at the tokens of the scales they are of.
-
-        See `ScaleMaps.blocks`; None where a layer left its update alone, or none.
-        """
-        known = self.options.restore == "cache" and all(layer in self._updates for layer in layers)
-        return self._updates.blocks(layers) if known else None
+    def update_blocks(self, layers: Sequence[int] | None = None) -> Blocks | None:
+        """As `map_blocks`, of the updates that pruned tokens of the layers get; None if they get none."""
+        if self.options.restore != "cache":
+            return None
+        return self._updates.blocks(self._updates.layers if layers is None else layers)

@@ -101,7 +101,7 @@ class Foretelling:
 
     def hear(self, telling: Telling, told: Sequence[Tensor]) -> None:
         """Take what the step of this scale told, which nothing writes to afterwards."""
-        reading, others = Reading(told[0]), list(told[1:])
+        reading = Reading(told[0])
         wanted = 0 if telling.coming is None else len(telling.coming.layers)
         measured = 0 if telling.scope is None else len(telling.scope.layers)
         end = told[0].numel() - wanted
@@ -109,8 +109,7 @@ class Foretelling:
             self._deciders.depth.hear(reading.part(0, end - measured))
         if telling.scope is not None:
             detail = told[0][end - measured : end], reading.part(end - measured, end)
-            self._deciders.scope.hear(telling.scope.layers, others.pop(0), *detail)
+            self._deciders.scope.hear(telling.scope.layers, told[1], *detail)
         if telling.coming is not None:
-            coming, scale = telling.coming, self._generation.scale + 1
-            self._ranking.hear(scale, coming.ranking, others.pop(0))
-            self._plans.hear(scale, coming.layers, reading.part(end, end + wanted))
+            scale = self._generation.scale + 1
+            self._plans.hear(scale, telling.coming.layers, reading.part(end, end + wanted))

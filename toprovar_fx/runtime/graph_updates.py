@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..schedules import Schedule
-from .maps import Block, ScaleMaps
+from .maps import Blocks, ScaleMaps
 
 
 class GraphUpdates(ScaleMaps):
@@ -34,7 +34,7 @@ class GraphUpdates(ScaleMaps):
         later.put(scale, {layer: values})
         self._perhaps.setdefault(layer, []).append((later, whole))
 
-    def blocks(self, layers: Sequence[int]) -> tuple[tuple[Block, tuple[int, ...]], ...] | None:
+    def blocks(self, layers: Sequence[int]) -> Blocks | None:
         """As of `ScaleMaps`; None where only the device knows which update of a layer counts."""
         return None if any(layer in self._perhaps for layer in layers) else super().blocks(layers)
 

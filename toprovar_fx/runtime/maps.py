@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -15,16 +16,31 @@ from ..schedules import Schedule
 _MOST_BYTES = 64 << 20
 
 
-class Block(NamedTuple):
-    """Values [N, R, L, ...] of several layers at one scale's tokens."""
+@dataclass(frozen=True, eq=False)
+class Block:
+    """Values [N, R, L, ...] of N layers at one scale's tokens; its parts are those of every layer."""
 
     scale: int
-    layers: tuple[int, ...]
     values: Tensor
+    parts: Mapping[int, Tensor]
+
+    @classmethod
+    def of(cls, scale: int, layers: Sequence[int], values: Tensor) -> Block:
+        """Of N layers."""
+        return cls(scale, values, dict(zip(layers, values.unbind(), strict=True)))
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The layers."""
+        return tuple(self.parts)
+
+
+# Blocks, each with layers of it.
+Blocks = tuple[tuple[Block, tuple[int, ...]], ...]
 
 
 class _Left(NamedTuple):
-    """Values [R, L, ...] of one scale's tokens, and what they are a part of."""
+    """Values [R, L, ...] of one scale's tokens, and the block that they are a part of."""
 
     scale: int
     values: Tensor
@@ -43,8 +59,6 @@ class ScaleMaps:
         self._schedule, self._updates = schedule, updates
         self._known: dict[int, _Left] = {}
         self._resized: dict[int, _Left] = {}
-        self._told: Block | None = None
-        self._coming: Block | None = None
 
     def __contains__(self, layer: int) -> bool:
         return layer in self._known
@@ -59,26 +73,24 @@ class ScaleMaps:
         self._known.update({layer: _Left(scale, each) for layer, each in values.items()})
         for layer in values if self._resized else ():
             self._resized.pop(layer, None)
-        self._coming = None
 
     def put_together(self, block: Block) -> None:
         """As `put`, of the layers of a block."""
-        parts = dict(zip(block.layers, block.values.unbind(), strict=True))
-        self.put(block.scale, parts)
-        self._known.update({layer: _Left(block.scale, part, block) for layer, part in parts.items()})
+        self.put(block.scale, block.parts)
+        self._known.update({layer: _Left(block.scale, part, block) for layer, part in block.parts.items()})
 
-    def blocks(self, layers: Sequence[int]) -> tuple[tuple[Block, tuple[int, ...]], ...] | None:
+    def blocks(self, layers: Sequence[int]) -> Blocks | None:
         """The blocks, oldest first, that hold the latest values of these layers, each with its own of them.
 
         None where the values of a layer are in no block.
         """
-        found: dict[int, tuple[Block, list[int]]] = {}
+        found: dict[Block, list[int]] = {}
         for layer in layers:
-            block = self._known[layer].block
-            if block is None:
+            left = self._known.get(layer)
+            if left is None or left.block is None:
                 return None
-            found.setdefault(id(block), (block, []))[1].append(layer)
-        by_age = sorted(found.values(), key=lambda each: each[0].scale)
+            found.setdefault(left.block, []).append(layer)
+        by_age = sorted(found.items(), key=lambda each: each[0].scale)
         return tuple((block, tuple(own)) for block, own in by_age)
 
     def at(self, layer: int, scale: int) -> Tensor:
@@ -90,9 +102,6 @@ class ScaleMaps:
         found = self._known[layer]
         if found.scale == scale:
             return found.values
-        told = self._told
-        if told is not None and told.scale == scale and layer in told.layers:
-            return told.values[told.layers.index(layer)]
         resized = self._resized.get(layer)
         if resized is None or resized.scale != scale:
             self._resize(layer, found, scale)
@@ -111,30 +120,14 @@ class ScaleMaps:
         parts = made.split(len(found.values))
         self._resized.update(zip(alike, (_Left(scale, part) for part in parts), strict=True))
 
-    def hear(self, scale: int, layers: Sequence[int], resized: Tensor) -> None:
-        """Take the values [N, R, L', ...] of layers at the tokens of the next scale, `scale`."""
-        self._coming = Block(scale, tuple(layers), resized)
-
-    def stacked(self, layers: tuple[int, ...], scale: int) -> Tensor:
-        """The values [N, R, L, ...] of some layers at the tokens of `scale`."""
-        told = self._told
-        anew = any(self._known[layer].scale == scale for layer in layers)
-        if told is not None and told[:2] == (scale, layers) and not anew:
-            return told.values
-        return torch.stack([self.at(layer, scale) for layer in layers])
-
     def keep_rows(self, rows: int) -> None:
         """Forget all but the first `rows` batch rows."""
         self._known = {layer: _Left(left.scale, left.values[:rows]) for layer, left in self._known.items()}
-        self._resized, self._told, self._coming = {}, None, None
+        self._resized = {}
 
     def end_scale(self) -> None:
-        """Free what was resized for the scale that ran; what was told of the next one is for that."""
-        self._resized, self._told, self._coming = {}, self._coming, None
-
-    def release(self) -> None:
-        """Free what was resized: no scale of the generation runs any more."""
-        self._resized, self._told, self._coming = {}, None, None
+        """Free what was resized for the scale that ran."""
+        self._resized = {}
 
 
 def _match(one: _Left, other: _Left) -> bool:

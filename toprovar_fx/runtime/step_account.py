@@ -32,14 +32,15 @@ class Leavings:
 
     Attributes:
         maps, updates: by layer, [R, L] and [R, L, C].
-        block: updates that are one tensor, or None.
+        map_block, update_block: what holds all of them, or None where each is a tensor of its own.
         keeps: which keep sets it selected; `selections` holds them.
         selections: [R, K], or of N layers [N, R, K].
     """
 
-    maps: dict[int, Tensor]
-    updates: dict[int, Tensor]
-    block: Block | None
+    maps: Mapping[int, Tensor]
+    updates: Mapping[int, Tensor]
+    map_block: Block | None
+    update_block: Block | None
     keeps: Sequence[SelectedKeep]
     selections: Sequence[Tensor]
 
@@ -131,11 +132,8 @@ def write(
     ledger = controller.ledger
     ledger.runs.extend(account.runs)
     ledger.answers.extend(account.answers)
-    controller.observe_step(left.maps, told)
+    controller.observe_step(left.maps, told, left.map_block)
     ledger.chosen.update({(controller.scale, layer): keep for layer, keep in chosen.items()})
     if left.keeps:
         ledger.selected.append((controller.scale, left.keeps, left.selections))
-    for layer in {*account.left_out, *left.updates}:
-        controller.account(layer, account.left_out.get(layer, 0), left.updates.get(layer))
-    if left.block is not None:
-        controller.account_together(left.block)
+    controller.account_step(account.left_out, left.updates, left.update_block)

@@ -43,21 +43,22 @@ def pruned_graphs_hold(
     """
     decisions = plan.decisions
     gates = [one.site.gather for one in decisions if one.arm == "pruned" and one.site.gather is not None]
-    if any(gate.check.due(gate.pruned) for gate in gates):
+    # Layers of equal structure share a graph.
+    distinct = {id(gate.pruned): gate for gate in gates}.values()
+    if any(gate.check.due(gate.pruned) for gate in distinct):
         if plan.pattern.unrepeatable:
             raise Undecided(plan.pattern.unrepeatable, reason=Reason.CHECKED_BY_BLOCK)
         _measure(step, controller, decisions, arguments)
+    found = {id(gate.pruned): gate.check.known(gate.pruned) for gate in distinct}
     for gate in gates:
-        found = gate.check.known(gate.pruned)
-        if found is not None:
-            controller.ledger.deviations[controller.scale, gate.layer] = found
-    # Layers of equal structure share a graph.
-    return all(_holds(gate, hidden) for gate in {id(gate.pruned): gate for gate in gates}.values())
+        deviation = found[id(gate.pruned)]
+        if deviation is not None:
+            controller.ledger.deviations[controller.scale, gate.layer] = deviation
+    return all(_holds(gate, found[id(gate.pruned)], hidden) for gate in distinct)
 
 
-def _holds(gate: TokenGate, hidden: Tensor) -> bool:
-    found = gate.check.known(gate.pruned)
-    return found is None or found <= gate.check.tolerance(hidden, gate.pruned)
+def _holds(gate: TokenGate, deviation: float | None, hidden: Tensor) -> bool:
+    return deviation is None or deviation <= gate.check.tolerance(hidden, gate.pruned)
 
 
 def _measure(

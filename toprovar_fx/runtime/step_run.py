@@ -12,9 +12,9 @@ from ..lowering.joined_layers import Extra, JoinedStep
 from ..lowering.region import Region
 from .controller import Controller
 from .cuda_graphs import GraphMemory
-from .maps import Block
+from .maps import Block, Blocks
 from .recorded_inputs import Found, Inputs
-from .recorded_step import Bundles, Origin, RecordedStep
+from .recorded_step import Bundles, Origin, RecordedStep, names_of_blocks
 from .step_plan import StepPlan
 from .telling import Telling
 
@@ -28,13 +28,14 @@ class Ran:
 
     Attributes:
         chosen: the keep sets [R, K] that it got, by layer.
-        values: what its graph returned, without the updates if these are `updates`.
-        updates: those of its layers, or None.
+        values: what its graph returned, less `maps` and `updates`.
+        maps, updates: those of its layers, or None where they are among the values.
         told: what it worked out besides, in the order of `Telling`; nothing where it was not recorded.
     """
 
     chosen: Mapping[int, Tensor]
     values: Sequence[Any]
+    maps: Block | None = None
     updates: Block | None = None
     told: Sequence[Tensor] = ()
 
@@ -52,12 +53,20 @@ class StepRuns:
         self._inputs: Inputs | None = None
         self._recorded: dict[tuple[Region, Telling | None, Bundles], RecordedStep] = {}
 
-    def stage(self, arguments: tuple[Any, ...]) -> Found | None:
-        """Copy what plans need of the step's arguments, while nobody knows yet which of them will run."""
+    def stage(self, arguments: tuple[Any, ...], controller: Controller) -> Found | None:
+        """Copy what plans need of the step's arguments, while nobody knows yet which of them will run.
+
+        So are the maps and updates that most of them take.
+        """
         if self._memory is None or self._inputs is None:
             return None
+        buffers, names, values = self._memory.buffers, list[str](), list[Tensor]()
+        for kind, found in (("restored", controller.update_blocks()), ("map", controller.map_blocks())):
+            names += names_of_blocks(kind, len(found or ()))
+            values += [block.values for block, _ in found or ()]
         with self._memory.lock, self._memory.recorder.in_order():
-            return self._inputs.stage(arguments, self._memory.buffers)
+            buffers.fill(buffers.find(names, values)[1])
+            return self._inputs.stage(arguments, buffers)
 
     def __call__(
         self,
@@ -81,18 +90,32 @@ class StepRuns:
         if self._memory is None:
             given = [_value(extra, controller, plan, chosen) for extra in extras]
             return Ran(chosen, plan.pattern.call(*arguments, *given))
-        blocks, bundles = _bundles(plan.pattern.joined, controller, hidden)
+        blocks, bundles = self._bundles(plan.pattern.joined, controller, hidden)
         key = plan.pattern.region, plan.telling, bundles
         recorded = self._recorded.get(key)
         if recorded is None:
             recorded = self._recorded[key] = self._record(plan, bundles, len(arguments), self._memory)
         given = [_value(extra, controller, plan, chosen) for extra in recorded.others]
         given += recorded.shared(controller, blocks)
-        found = recorded((*arguments, *given), controller, staged)
-        updates = None
-        if found.updates is not None:
-            updates = Block(controller.scale, plan.pattern.joined.updates, found.updates)
-        return Ran(chosen, found.values, updates, found.told)
+        return Ran(chosen, *recorded((*arguments, *given), controller, staged))
+
+    @staticmethod
+    def _bundles(joined: JoinedStep, controller: Controller, hidden: Tensor) -> tuple[list[Tensor], Bundles]:
+        """What enters the next scale in few tensors, and how maps and updates enter and leave it."""
+        maps = controller.map_blocks(joined.takes["map"])
+        # Whatever enters alone comes first.
+        updates = None if maps is None else controller.update_blocks(joined.takes["restored"])
+        sides = controller.schedule.sides
+
+        def origins(found: Blocks | None) -> tuple[Origin, ...] | None:
+            if found is None:
+                return None
+            return tuple(Origin(sides[block.scale], block.layers, own) for block, own in found)
+
+        side = sides[controller.scale] if maps or updates else None
+        leave = 0 < len(joined.updates) * hidden.nbytes <= _MOST_BYTES
+        blocks = [block.values for found in (updates, maps) for block, _ in found or ()]
+        return blocks, Bundles(origins(updates), origins(maps), side, leave)
 
     def _record(self, plan: StepPlan, bundles: Bundles, arguments: int, memory: GraphMemory) -> RecordedStep:
         """What a plan runs as; `arguments` are the step's own."""
@@ -103,18 +126,6 @@ class StepRuns:
         # A graph that writes more of them has inputs of its own.
         shared = self._inputs if written <= self._inputs.bound else None
         return RecordedStep(plan.pattern, plan.telling, bundles, memory, shared)
-
-
-def _bundles(joined: JoinedStep, controller: Controller, hidden: Tensor) -> tuple[list[Tensor], Bundles]:
-    """The updates that enter the next scale in few tensors, and how updates enter and leave it."""
-    restored = [extra.at for extra in joined.extras if extra.kind == "restored"]
-    found = controller.update_blocks(restored) if restored else None
-    leave = 0 < len(joined.updates) * hidden.nbytes <= _MOST_BYTES
-    if found is None:
-        return [], Bundles(None, None, leave)
-    sides = controller.schedule.sides
-    origins = tuple(Origin(sides[block.scale], block.layers, own) for block, own in found)
-    return [block.values for block, _ in found], Bundles(origins, sides[controller.scale], leave)
 
 
 def _value(extra: Extra, controller: Controller, plan: StepPlan, chosen: Mapping[int, Tensor]) -> Any:

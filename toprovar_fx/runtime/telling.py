@@ -73,7 +73,7 @@ class Telling:
     @property
     def count(self) -> int:
         """Number of tensors that are told."""
-        return 1 + (self.scope is not None) + (self.coming is not None)
+        return 1 + (self.scope is not None)
 
     @property
     def takes_detail(self) -> bool:
@@ -90,7 +90,7 @@ class Telling:
         Returns:
             One vector of float32: rho of every image or row, R of every measured layer, the share of tokens
             that every layer of the next scale wants to keep; then, if R is measured, ``sigma1 / sigma2``
-            [N, R]; then, if a scale comes, the maps at its tokens, [N', R, L'] of the N' that rank.
+            [N, R].
         """
         numbers, others = [], []
         if self.rho:
@@ -102,15 +102,11 @@ class Telling:
             numbers.append(detail)
             others.append(ratios)
         if self.coming is not None:
-            shares, resized = self._weigh(self.coming, maps, detail)
-            numbers.append(shares)
-            others.append(resized)
+            numbers.append(self._weigh(self.coming, maps, detail))
         return torch.cat([values.float() for values in numbers]), *others
 
-    def _weigh(
-        self, coming: Coming, maps: Mapping[int, Tensor], detail: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """The shares [N] of the layers, and the resized maps [N', R, L'] of those that rank."""
+    def _weigh(self, coming: Coming, maps: Mapping[int, Tensor], detail: Tensor | None) -> Tensor:
+        """The shares [N] of the layers."""
         ranking = coming.ranking
         rows = len(maps[ranking[0]])
         values = upsample_map(torch.cat([maps[layer] for layer in ranking]), *coming.sides)
@@ -123,4 +119,4 @@ class Telling:
             roles = torch.stack([detail[at] for at in coming.roles])
         # In double precision, as where the host multiplies.
         rates = roles.double() * coming.weight
-        return weigh_layers(statistics, rates, self.images, self.weighing)[1], resized
+        return weigh_layers(statistics, rates, self.images, self.weighing)[1]

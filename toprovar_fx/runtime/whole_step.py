@@ -28,7 +28,7 @@ from .step_account import Leavings, Places, prepare, write
 from .step_check import pruned_graphs_hold
 from .step_decision import LayerDecision, SiteArms, Undecided, decide, read_site
 from .step_plan import Group, Pattern, Plans, StepPlan
-from .step_run import StepRuns
+from .step_run import Ran, StepRuns
 from .telling import Telling
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ class WholeStep:
             controller.ledger.note(controller.scale, self._refusal.fallback)
             return None
         hidden = self._numbers(sizes).hidden
-        staged = self._runs.stage(arguments) if controller.footing.waits else None
+        staged = self._runs.stage(arguments, controller) if controller.footing.waits else None
         standing = controller.footing.standing(hidden)
         key = None if standing is None else (controller.options, standing, tuple(sizes.items()))
         plan = self._plans.find(key)
@@ -123,7 +123,7 @@ class WholeStep:
         joined = plan.pattern.joined
         for rest in self._rest:
             controller.ledger.ran_outside(controller.scale, rest.region, rest.region.sizes_from(sizes))
-        left = _leavings(joined, ran.values[joined.results :], ran.updates)
+        left = _leavings(joined, ran)
         write(plan.account, controller, ran.chosen, left, told=bool(ran.told))
         if plan.telling is not None and ran.told:
             controller.foretelling.hear(plan.telling, ran.told)
@@ -224,14 +224,16 @@ def _joined_layer(one: LayerDecision, group: int) -> JoinedLayer:
     )
 
 
-def _leavings(joined: JoinedStep, values: Sequence[Tensor], block: Block | None) -> Leavings:
-    """What a step leaves; `values` are its maps, its updates unless they are a block, and its selections."""
-    updated = joined.updates if block is None else ()
-    maps, updates = len(joined.maps), len(updated)
-    return Leavings(
-        dict(zip(joined.maps, values[:maps], strict=True)),
-        dict(zip(updated, values[maps : maps + updates], strict=True)),
-        block,
-        joined.keeps,
-        values[maps + updates :],
-    )
+def _leavings(joined: JoinedStep, ran: Ran) -> Leavings:
+    """What a step leaves; its maps and updates are among its values unless they are blocks."""
+    values = list(ran.values[joined.results :])
+    maps = _parts(ran.maps, joined.maps, values)
+    updates = _parts(ran.updates, joined.updates, values)
+    return Leavings(maps, updates, ran.maps, ran.updates, joined.keeps, values)
+
+
+def _parts(block: Block | None, layers: Sequence[int], values: list[Tensor]) -> Mapping[int, Tensor]:
+    """The tensors of layers; without a block they are the first of `values`, and are taken away."""
+    if block is not None:
+        return block.parts
+    return {layer: values.pop(0) for layer in layers}
