@@ -18,6 +18,7 @@ from .models.cache_memory import CacheSizes
 from .models.text import TextFeatures
 from .pipeline_components import PipelineComponents
 from .pipeline_inputs import checked_number, count_images, text_context, track_scales
+from .recorded_decoder import RecordedDecoder
 from .runtime.generation import generation
 from .runtime.report import report_of
 from .sampling import schedule_noise, seed_tensor
@@ -102,7 +103,7 @@ class InfinityPipeline(PipelineComponents):
                     # A compiled transformer may end the scales early: the code sum is decoded as it is.
                     if run.begin_scale(scale):
                         loop.run_scale(scale, conditional_only=run.conditional_only(cfg != 1))
-                        run.note_codes(loop.summed, self._preview)
+                        run.note_codes(loop.summed, self._decoder().preview)
         finally:
             self._caches.give(loop.cache)
         watch.lap("scales")
@@ -172,11 +173,14 @@ class InfinityPipeline(PipelineComponents):
             known = self._between = BetweenScales(*place)
         return known
 
-    def _preview(self, summed_codes: Tensor) -> Tensor:
-        """Decode a code sum of any size to images in [-1, 1]."""
-        return self.vae.decode(summed_codes.to(next(self.vae.parameters()).dtype))
+    def _decoder(self) -> RecordedDecoder:
+        """What was recorded for this autoencoder on this device."""
+        known, place = self._decoding, (self.vae, self.device)
+        if known is None or (known.vae, known.device) != place:
+            known = self._decoding = RecordedDecoder(*place)
+        return known
 
+    @torch.no_grad()
     def decode(self, summed_codes: Tensor) -> Tensor:
         """Decode a sum of codes ``[B, d, h, w]``, complete or not, to ``[B, H, W, 3]`` uint8 RGB."""
-        images = self._preview(summed_codes).float()
-        return images.clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+        return self._decoder()(summed_codes)

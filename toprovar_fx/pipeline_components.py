@@ -16,6 +16,7 @@ from .models.infinity import Infinity
 from .models.text_encoder import T5TextEncoder, TextEncoder
 from .models.vae import ImageVAE
 from .placement import lay_out, placement
+from .recorded_decoder import RecordedDecoder
 from .schedules import Schedule
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ class PipelineComponents:
         lay_out(vae.decoder)
         self._caches = CacheShelf()
         self._between: BetweenScales | None = None
+        self._decoding: RecordedDecoder | None = None
 
     @classmethod
     def from_pretrained(

@@ -52,7 +52,7 @@ from .inductor import (
     compile_with_inductor,
     without_dynamo_wrapper,
 )
-from .modules import has_hooks, shadow, uncompiled, uncompiled_weights
+from .modules import has_hooks, runs_hooks, shadow, uncompiled, uncompiled_weights
 from .operators import (
     DispatchMode,
     is_mutable,
@@ -104,6 +104,7 @@ __all__ = [
     "registered_name",
     "required_parameters",
     "restarts",
+    "runs_hooks",
     "shadow",
     "storage_of",
     "symbolic_values",

@@ -29,6 +29,11 @@ def has_hooks(module: nn.Module) -> bool:
     return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
+def runs_hooks(module: nn.Module) -> bool:
+    """As `has_hooks`, those of all modules counted."""
+    return has_hooks(module) or bool(nn.modules.module._has_any_global_hook())
+
+
 def uncompiled(model: Any) -> Any:
     """What `torch.compile` wrapped; anything else is returned as it is."""
     return getattr(model, "_orig_mod", model)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ def memory_of(device: torch.device) -> GraphMemory | None:
 
 
 class RecordedFunction:
-    """Calls `function(**tensors, **constants)`, which returns tensors of its own and reads nothing else.
+    """Calls `function(**tensors, **constants)`, which returns tensors of its own and else reads what is held.
 
     Args:
         function: takes tensors and hashable constants by name; what else it depends on has to be among the
@@ -33,19 +33,33 @@ class RecordedFunction:
         self._function, self._memory = function, memory
         self._recordings: dict[Hashable, Recording | None] = {}
 
-    def __call__(self, tensors: Mapping[str, Tensor], **constants: Hashable) -> tuple[Tensor, ...]:
-        """The function's results, in memory that no later call writes to."""
+    def __call__(
+        self, tensors: Mapping[str, Tensor], held: Sequence[Tensor] = (), **constants: Hashable
+    ) -> tuple[Tensor, ...]:
+        """The function's results, in memory that no later call writes to.
+
+        Args:
+            tensors: are copied to where the recording reads them.
+            held: what the function reads besides, such as weights; where it moves, another recording is made.
+            constants: as for the class.
+        """
         memory = self._memory
-        if memory is None or not all(map(memory.recorder.accepts, tensors.values())):
+        if memory is None or not all(map(memory.recorder.accepts, (*tensors.values(), *held))):
             return self._function(**tensors, **constants)
         with memory.lock, memory.recorder.in_order():
-            return self._replayed(memory, tensors, constants)
+            return self._replayed(memory, tensors, held, constants)
 
     def _replayed(
-        self, memory: GraphMemory, tensors: Mapping[str, Tensor], constants: Mapping[str, Hashable]
+        self,
+        memory: GraphMemory,
+        tensors: Mapping[str, Tensor],
+        held: Sequence[Tensor],
+        constants: Mapping[str, Hashable],
     ) -> tuple[Tensor, ...]:
         buffers, stale = memory.buffers.find(list(tensors), list(tensors.values()))
-        place = tuple(buffer.data_ptr() for buffer in buffers), tuple(constants.items())
+        addresses = tuple(tensor.data_ptr() for tensor in (*buffers, *held))
+        layouts = tuple((tensor.shape, tensor.stride(), tensor.dtype) for tensor in held)
+        place = addresses, layouts, tuple(constants.items())
         memory.buffers.fill(stale)
         if place not in self._recordings and len(self._recordings) < _MOST_RECORDINGS:
             self._recordings[place] = self._record(

@@ -1,0 +1,63 @@
+"""From a code sum to pixels: the image decoder, on CUDA recorded as one graph where its kernels are short."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ._torch_private import runs_hooks
+from .models import vae as vae_module
+from .models import vae_blocks
+from .models.vae import ImageVAE
+from .runtime.recorded_function import RecordedFunction, memory_of
+
+# Larger images keep a device busy for longer than their launches take, and a recording keeps its memory.
+_MOST_PIXELS = 512 * 512
+# Whose modules compute what their parameters and inputs say, and nothing else.
+_KNOWN = (vae_module.__name__, vae_blocks.__name__)
+
+
+class RecordedDecoder:
+    """Decodes the code sums of one autoencoder.
+
+    Args:
+        vae: its weights may change, and their places; with modules that are replaced, compiled, hooked or
+            subclassed it is called as it is.
+        device: where it is.
+    """
+
+    def __init__(self, vae: ImageVAE, device: torch.device | str) -> None:
+        self.vae, self.device = vae, torch.device(device)
+        self._recorded = RecordedFunction(self._compute, memory_of(self.device))
+
+    def __call__(self, summed: Tensor) -> Tensor:
+        """Images ``[B, H, W, 3]`` uint8 RGB of a sum of codes ``[B, d, h, w]``, complete or not."""
+        if not self._suits(summed):
+            return self._compute(summed)[0]
+        decoder = self.vae.decoder
+        return self._recorded({"summed": summed}, [*decoder.parameters(), *decoder.buffers()])[0]
+
+    def preview(self, summed: Tensor) -> Tensor:
+        """Images ``[B, 3, H, W]`` in [-1, 1] of a sum of codes of any size, never recorded."""
+        return self.vae.decode(summed.to(next(self.vae.parameters()).dtype))
+
+    def _compute(self, summed: Tensor) -> tuple[Tensor]:
+        images = self.preview(summed).float()
+        pixels = images.clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8)
+        return (pixels.permute(0, 2, 3, 1).contiguous(),)
+
+    def _suits(self, summed: Tensor) -> bool:
+        """Whether it is worth it, and a recording would do all that a call does."""
+        if type(self.vae) is not ImageVAE or not _is_plain(self.vae):
+            return False
+        if torch.is_grad_enabled() or torch.is_autocast_enabled(self.device.type):
+            return False
+        pixels = len(summed) * summed.shape[-2] * summed.shape[-1] * self.vae.config.factor**2
+        return pixels <= _MOST_PIXELS and all(map(_is_plain, self.vae.decoder.modules()))
+
+
+def _is_plain(module: nn.Module) -> bool:
+    made_by = type(module).__module__
+    known = made_by in _KNOWN or made_by.startswith("torch.nn.modules.")
+    own = {"forward", "decode"} & vars(module).keys()
+    return known and not own and not runs_hooks(module)
