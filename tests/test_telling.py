@@ -44,7 +44,8 @@ def test_it_is_what_the_functions_give(rule, scoped, ranked_by):
     coming = Coming(LAYERS, ranked_by, (SIDE, NEXT), weight, (1, 2, 3))
     telling = Telling((2, 3), scope, coming, 1, weighing)
     assert telling.takes_detail is not scoped
-    told = telling(maps, None if scoped else measured)
+    given = tuple(maps), torch.stack(list(maps.values()))
+    told = telling(*given, None if scoped else measured)
     assert len(told) == telling.count
     numbers, *others = told
 
@@ -63,9 +64,10 @@ def test_it_is_what_the_functions_give(rule, scoped, ranked_by):
 
 def test_without_a_scope_every_layer_weighs_one():
     coming = Coming(LAYERS, LAYERS, (SIDE, NEXT), 0.8, None)
-    told = Telling((), None, coming, 1, RULE)(maps_of(LAYERS), None)
+    maps = torch.stack(list(maps_of(LAYERS).values()))
+    told = Telling((), None, coming, 1, RULE)(LAYERS, maps, None)
     ones = Coming(LAYERS, LAYERS, (SIDE, NEXT), 0.8, (0, 0, 0))
-    expected = Telling((), None, ones, 1, RULE)(maps_of(LAYERS), torch.ones(1))
+    expected = Telling((), None, ones, 1, RULE)(LAYERS, maps, torch.ones(1))
     assert torch.equal(told[0], expected[0]) and len(told[0]) == 3
 
 

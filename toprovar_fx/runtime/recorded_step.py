@@ -128,20 +128,20 @@ class RecordedStep:
 
     def _run(self, *arguments: Any) -> tuple[Any, ...]:
         """The step on what is passed to the recording, and what is told of its maps."""
-        values, maps, detail = self._values(arguments)
+        values, detail = self._values(arguments)
         told: tuple[Tensor, ...] = ()
         if self._telling is not None:
-            told = self._telling(dict(zip(self._pattern.joined.maps, maps, strict=True)), detail)
+            told = self._telling(self._pattern.joined.maps, values[0], detail)
         return *values, *told
 
     def _run_alone(self, *arguments: Any) -> tuple[Any, ...]:
         """The step alone: without a recording the kernels of what is told would be launched one by one."""
         return tuple(self._values(arguments)[0])
 
-    def _values(self, arguments: Sequence[Any]) -> tuple[list[Any], list[Tensor], Tensor | None]:
-        """What leaves: maps and updates that are one tensor, then all else that the step returns.
+    def _values(self, arguments: Sequence[Any]) -> tuple[list[Any], Tensor | None]:
+        """What leaves: the maps, [N, R, L], and the updates, if they are one; then what else is returned.
 
-        Besides these, its maps [R, L] and the R that it is passed.
+        Besides these, the R that it is passed.
         """
         given, detail = list(arguments), None
         if self._takes_detail:
@@ -151,7 +151,7 @@ class RecordedStep:
         alone = [] if self._bundles.leave else updates
         left = [*values[: self._maps_left.start], *alone, *values[self._updates_left.stop :]]
         together = [torch.stack(each) for each in (maps, updates[len(alone) :]) if each]
-        return [*together, *left], maps, detail
+        return [*together, *left], detail
 
     def _spread(self, given: list[Any]) -> list[Any]:
         """The graph's inputs, of which the last came in as blocks."""

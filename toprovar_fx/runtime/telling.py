@@ -6,7 +6,6 @@ have to come and go. In the step's own recording they are no launch at all, and 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -80,11 +79,12 @@ class Telling:
         """Whether it needs the R [N] that an earlier scale measured."""
         return self.coming is not None and self.coming.roles is not None and self.scope is None
 
-    def __call__(self, maps: Mapping[int, Tensor], detail: Tensor | None) -> tuple[Tensor, ...]:
+    def __call__(self, layers: tuple[int, ...], maps: Tensor, detail: Tensor | None) -> tuple[Tensor, ...]:
         """Work it out.
 
         Args:
-            maps: entropies [R, L] in nats by layer.
+            layers: N that were measured.
+            maps: their entropies in nats, [N, R, L].
             detail: the measured R, float32 [N], if `takes_detail`.
 
         Returns:
@@ -94,29 +94,35 @@ class Telling:
         """
         numbers, others = [], []
         if self.rho:
-            stacked = torch.stack([maps[layer] for layer in self.rho], dim=1)
-            numbers.append(rho_of_maps(stacked, self.images, self.weighing.cfg_rows)[1])
+            chosen = _of(maps, layers, self.rho).transpose(0, 1)
+            numbers.append(rho_of_maps(chosen, self.images, self.weighing.cfg_rows)[1])
         if self.scope is not None:
-            sides = torch.stack([maps[layer].unflatten(1, self.scope.side) for layer in self.scope.layers])
+            sides = _of(maps, layers, self.scope.layers).unflatten(2, self.scope.side)
             ratios, detail = scope_of_maps(sides, self.scope.centre, self.scope.beta)
             numbers.append(detail)
             others.append(ratios)
         if self.coming is not None:
-            numbers.append(self._weigh(self.coming, maps, detail))
+            numbers.append(self._weigh(self.coming, layers, maps, detail))
         return torch.cat([values.float() for values in numbers]), *others
 
-    def _weigh(self, coming: Coming, maps: Mapping[int, Tensor], detail: Tensor | None) -> Tensor:
+    def _weigh(self, coming: Coming, layers: tuple[int, ...], maps: Tensor, detail: Tensor | None) -> Tensor:
         """The shares [N] of the layers."""
         ranking = coming.ranking
-        rows = len(maps[ranking[0]])
-        values = upsample_map(torch.cat([maps[layer] for layer in ranking]), *coming.sides)
-        resized = values.unflatten(0, (len(ranking), rows))
-        statistics = torch.stack([resized[ranking.index(layer)] for layer in coming.ranked_by], dim=1)
+        chosen = _of(maps, layers, ranking)
+        resized = upsample_map(chosen.flatten(0, 1), *coming.sides).unflatten(0, chosen.shape[:2])
+        statistics = _of(resized, ranking, coming.ranked_by).transpose(0, 1)
         if coming.roles is None:
-            roles = torch.ones(len(coming.layers), device=values.device)
+            roles = torch.ones(len(coming.layers), device=maps.device)
         else:
             assert detail is not None
-            roles = torch.stack([detail[at] for at in coming.roles])
+            roles = _of(detail, tuple(range(len(detail))), coming.roles)
         # In double precision, as where the host multiplies.
         rates = roles.double() * coming.weight
         return weigh_layers(statistics, rates, self.images, self.weighing)[1]
+
+
+def _of(values: Tensor, known: tuple[int, ...], wanted: tuple[int, ...]) -> Tensor:
+    """The rows of `values` that belong to the layers that are wanted; no copy where it is all of them."""
+    if wanted == known:
+        return values
+    return torch.stack([values[known.index(layer)] for layer in wanted])
