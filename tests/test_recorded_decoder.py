@@ -69,10 +69,13 @@ def test_weights_that_change_are_read_and_those_that_move_recorded_anew(recorder
         vae.decoder.conv_out.conv.weight.data = 3 * vae.decoder.conv_out.conv.weight.data
     check(decoder, 1)
     assert recorder.records == 2
+    vae.decoder.mid.add_module("idle", nn.Identity())
+    check(decoder, 1)
+    assert recorder.records == 3, "modules without weights count too"
     vae.to(torch.bfloat16)
     with torch.no_grad():
         assert decoder(sums(1)).dtype == torch.uint8
-    assert recorder.records == 3
+    assert recorder.records == 4
 
 
 class Louder(nn.Conv2d):

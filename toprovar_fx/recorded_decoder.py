@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ._torch_private import runs_hooks
+from ._torch_private import has_hooks, hooks_of_all_modules, parts_of, state_of
 from .models import vae as vae_module
 from .models import vae_blocks
 from .models.vae import ImageVAE
@@ -32,32 +32,31 @@ class RecordedDecoder:
 
     def __call__(self, summed: Tensor) -> Tensor:
         """Images ``[B, H, W, 3]`` uint8 RGB of a sum of codes ``[B, d, h, w]``, complete or not."""
-        if not self._suits(summed):
+        parts = parts_of(self.vae.decoder) if self._is_worth_it(summed) else []
+        if not parts or not all(map(_is_plain, [self.vae, *parts])):
             return self._compute(summed)[0]
-        decoder = self.vae.decoder
-        return self._recorded({"summed": summed}, [*decoder.parameters(), *decoder.buffers()])[0]
+        return self._recorded({"summed": summed}, state_of(parts), kinds=tuple(map(type, parts)))[0]
 
     def preview(self, summed: Tensor) -> Tensor:
         """Images ``[B, 3, H, W]`` in [-1, 1] of a sum of codes of any size, never recorded."""
         return self.vae.decode(summed.to(next(self.vae.parameters()).dtype))
 
-    def _compute(self, summed: Tensor) -> tuple[Tensor]:
+    def _compute(self, summed: Tensor, kinds: tuple[type, ...] = ()) -> tuple[Tensor]:
         images = self.preview(summed).float()
         pixels = images.clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8)
         return (pixels.permute(0, 2, 3, 1).contiguous(),)
 
-    def _suits(self, summed: Tensor) -> bool:
-        """Whether it is worth it, and a recording would do all that a call does."""
-        if type(self.vae) is not ImageVAE or not _is_plain(self.vae):
+    def _is_worth_it(self, summed: Tensor) -> bool:
+        """Whether a recording saves time, and nothing around the call wants to see its operators."""
+        if type(self.vae) is not ImageVAE or hooks_of_all_modules():
             return False
         if torch.is_grad_enabled() or torch.is_autocast_enabled(self.device.type):
             return False
-        pixels = len(summed) * summed.shape[-2] * summed.shape[-1] * self.vae.config.factor**2
-        return pixels <= _MOST_PIXELS and all(map(_is_plain, self.vae.decoder.modules()))
+        return len(summed) * summed.shape[-2:].numel() * self.vae.config.factor**2 <= _MOST_PIXELS
 
 
 def _is_plain(module: nn.Module) -> bool:
-    made_by = type(module).__module__
+    """Whether calling a module does what its class, its weights and its inputs say, and nothing else."""
+    made_by, own = type(module).__module__, vars(module)
     known = made_by in _KNOWN or made_by.startswith("torch.nn.modules.")
-    own = {"forward", "decode"} & vars(module).keys()
-    return known and not own and not runs_hooks(module)
+    return known and "forward" not in own and "decode" not in own and not has_hooks(module)

@@ -52,7 +52,15 @@ from .inductor import (
     compile_with_inductor,
     without_dynamo_wrapper,
 )
-from .modules import has_hooks, runs_hooks, shadow, uncompiled, uncompiled_weights
+from .modules import (
+    has_hooks,
+    hooks_of_all_modules,
+    parts_of,
+    shadow,
+    state_of,
+    uncompiled,
+    uncompiled_weights,
+)
 from .operators import (
     DispatchMode,
     is_mutable,
@@ -91,6 +99,7 @@ __all__ = [
     "graph_to_read",
     "has_hooks",
     "hint_of",
+    "hooks_of_all_modules",
     "index_by_tensors",
     "is_compiled",
     "is_mutable",
@@ -100,12 +109,13 @@ __all__ = [
     "namespace_of",
     "packet_of",
     "parameter_names",
+    "parts_of",
     "recompile_limit",
     "registered_name",
     "required_parameters",
     "restarts",
-    "runs_hooks",
     "shadow",
+    "state_of",
     "storage_of",
     "symbolic_values",
     "trace_artifact",

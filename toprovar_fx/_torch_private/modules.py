@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
+from collections.abc import Iterable
 from typing import Any
 
 from torch import Tensor, nn
@@ -29,9 +30,23 @@ def has_hooks(module: nn.Module) -> bool:
     return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
-def runs_hooks(module: nn.Module) -> bool:
-    """As `has_hooks`, those of all modules counted."""
-    return has_hooks(module) or bool(nn.modules.module._has_any_global_hook())
+def hooks_of_all_modules() -> bool:
+    """Whether calling any module runs hooks that are registered for all of them."""
+    return bool(nn.modules.module._has_any_global_hook())
+
+
+def parts_of(module: nn.Module) -> list[nn.Module]:
+    """A module and all inside it; one that is in two places twice. `modules()` takes longer."""
+    found = [module]
+    for each in found:
+        found += [part for part in each._modules.values() if part is not None]
+    return found
+
+
+def state_of(parts: Iterable[nn.Module]) -> list[Tensor]:
+    """Parameters and buffers of modules, less those of modules inside."""
+    held = (value for part in parts for each in (part._parameters, part._buffers) for value in each.values())
+    return [value for value in held if value is not None]
 
 
 def uncompiled(model: Any) -> Any:
