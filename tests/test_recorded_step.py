@@ -7,8 +7,9 @@ import pytest
 from toprovar_fx.runtime import step_run
 from toprovar_fx.runtime.recorded_step import Bundles, Origin, RecordedStep
 
-from .models.subjects import generate, identical
+from .models.subjects import MANY_GRAPHS, generate, identical
 from .replayed_steps import DECIDED, Kept, compiled
+from .test_online_steps import ONLINE, SEEDS, assert_same
 
 # At scale 5, layer 1 gets the map of scale 3 and the update of scale 2, layers 2 and 3 those of scale 4.
 KEEP = {3: {1: 0.5}, 4: {1: 0.0}, 5: {1: 0.3, 2: 0.6, 3: 0.0}}
@@ -65,6 +66,20 @@ def test_maps_that_are_no_block_enter_alone_and_updates_with_them(recorder, bund
     monkeypatch.setattr("toprovar_fx.runtime.controller.Controller.map_blocks", lambda *given: None)
     assert_same_images(KEEP)
     assert bundles and not any(each.maps or each.updates for each in bundles)
+
+
+def test_images_that_come_by_ever_other_ways_share_a_recording(recorder, bundles, monkeypatch):
+    monkeypatch.setattr(step_run, "_MOST_BUNDLES", 0)
+    assert_same_images(KEEP)
+    assert bundles and not any(each.maps or each.updates for each in bundles)
+    monkeypatch.setattr(step_run, "_MOST_BUNDLES", 1)
+    bundles.clear()
+    subject, options = Kept(), {**ONLINE, "buckets": (0.25, 0.5, 0.75), "tau": 0.3}
+    plain, forward = compiled(subject, options, unit="block"), compiled(subject, options, unit="step")
+    with MANY_GRAPHS:
+        for seed in (*SEEDS, *SEEDS):
+            assert_same(generate(subject, forward, seed=seed), generate(subject, plain, seed=seed))
+    assert any(each.updates for each in bundles)
 
 
 def test_what_nobody_records_is_the_same(recorder, bundles):

@@ -50,6 +50,10 @@ class Bundles(NamedTuple):
     side: Size | None
     leave: bool
 
+    def alone(self) -> Bundles:
+        """The same where all that enters does so alone."""
+        return Bundles(None, None, None, self.leave)
+
 
 def names_of_blocks(kind: str, count: int) -> list[str]:
     """What the inputs are called that enter instead of those of a kind, "restored" or "map"."""

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ..criteria.restore import Size
 from ..lowering.joined_layers import Extra, JoinedStep
 from ..lowering.region import Region
 from .controller import Controller
@@ -20,6 +21,12 @@ from .telling import Telling
 
 # Updates of more bytes leave a step one by one: as one tensor they would be copied once more.
 _MOST_BYTES = 64 << 20
+# Of one pattern at one scale: of which scale each layer's latest values are may differ from image to image,
+# and a recording costs as much as several scales. After so many there is one into which all enter alone.
+_MOST_BUNDLES = 4
+
+# A pattern, what it tells, and the sides of the map that values which enter are resized to.
+_Place = tuple[Region, Telling | None, Size | None]
 
 
 @dataclass(frozen=True)
@@ -51,7 +58,7 @@ class StepRuns:
         self._memory = memory
         # The step's own arguments; its first plan most often writes the caches of all layers.
         self._inputs: Inputs | None = None
-        self._recorded: dict[tuple[Region, Telling | None, Bundles], RecordedStep] = {}
+        self._recorded: dict[_Place, dict[Bundles, RecordedStep]] = {}
 
     def stage(self, arguments: tuple[Any, ...], controller: Controller) -> Found | None:
         """Copy what plans need of the step's arguments, while nobody knows yet which of them will run.
@@ -91,10 +98,12 @@ class StepRuns:
             given = [_value(extra, controller, plan, chosen) for extra in extras]
             return Ran(chosen, plan.pattern.call(*arguments, *given))
         blocks, bundles = self._bundles(plan.pattern.joined, controller, hidden)
-        key = plan.pattern.region, plan.telling, bundles
-        recorded = self._recorded.get(key)
+        known = self._recorded.setdefault((plan.pattern.region, plan.telling, bundles.side), {})
+        if bundles not in known and len(known) >= _MOST_BUNDLES:
+            blocks, bundles = [], bundles.alone()
+        recorded = known.get(bundles)
         if recorded is None:
-            recorded = self._recorded[key] = self._record(plan, bundles, len(arguments), self._memory)
+            recorded = known[bundles] = self._record(plan, bundles, len(arguments), self._memory)
         given = [_value(extra, controller, plan, chosen) for extra in recorded.others]
         given += recorded.shared(controller, blocks)
         return Ran(chosen, *recorded((*arguments, *given), controller, staged))
