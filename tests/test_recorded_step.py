@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 
 from toprovar_fx.runtime import step_run
+from toprovar_fx.runtime.maps import Block, ScaleMaps
 from toprovar_fx.runtime.recorded_step import Bundles, Origin, RecordedStep
 
-from .models.subjects import MANY_GRAPHS, generate, identical
+from .models.subjects import generate, identical
 from .replayed_steps import DECIDED, Kept, compiled
-from .test_online_steps import ONLINE, SEEDS, assert_same
 
 # At scale 5, layer 1 gets the map of scale 3 and the update of scale 2, layers 2 and 3 those of scale 4.
 KEEP = {3: {1: 0.5}, 4: {1: 0.0}, 5: {1: 0.3, 2: 0.6, 3: 0.0}}
@@ -69,17 +69,25 @@ def test_maps_that_are_no_block_enter_alone_and_updates_with_them(recorder, bund
 
 
 def test_images_that_come_by_ever_other_ways_share_a_recording(recorder, bundles, monkeypatch):
-    monkeypatch.setattr(step_run, "_MOST_BUNDLES", 0)
-    assert_same_images(KEEP)
-    assert bundles and not any(each.maps or each.updates for each in bundles)
+    """The second image has blocks of one layer each, which the recordings of the first do not take."""
     monkeypatch.setattr(step_run, "_MOST_BUNDLES", 1)
-    bundles.clear()
-    subject, options = Kept(), {**ONLINE, "buckets": (0.25, 0.5, 0.75), "tau": 0.3}
-    plain, forward = compiled(subject, options, unit="block"), compiled(subject, options, unit="step")
-    with MANY_GRAPHS:
-        for seed in (*SEEDS, *SEEDS):
-            assert_same(generate(subject, forward, seed=seed), generate(subject, plain, seed=seed))
-    assert any(each.updates for each in bundles)
+    subject, together = Kept(), ScaleMaps.put_together
+    plain = compiled(subject, {**DECIDED, "keep": KEEP, "unit": "block"})
+    forward = compiled(subject, {**DECIDED, "keep": KEEP})
+
+    def apart(self: ScaleMaps, block: Block) -> None:
+        for layer, part in block.parts.items():
+            together(self, Block.of(block.scale, (layer,), part[None]))
+
+    counts = []
+    for seed, put in ((1, together), (2, apart), (3, apart), (1, together)):
+        monkeypatch.setattr(ScaleMaps, "put_together", put)
+        found, expected = (generate(subject, call, seed=seed).logits for call in (forward, plain))
+        assert identical(found, expected)
+        counts.append(len(bundles))
+    assert counts[0] < counts[1] == counts[2] == counts[3], "the third and fourth find what they need"
+    assert any(each.updates for each in bundles[: counts[0]])
+    assert all(each.updates is None is each.maps for each in bundles[counts[0] :])
 
 
 def test_what_nobody_records_is_the_same(recorder, bundles):
