@@ -70,11 +70,6 @@ class Telling:
     weighing: Weighing
 
     @property
-    def count(self) -> int:
-        """Number of tensors that are told."""
-        return 1 + (self.scope is not None)
-
-    @property
     def takes_detail(self) -> bool:
         """Whether it needs the R [N] that an earlier scale measured."""
         return self.coming is not None and self.coming.roles is not None and self.scope is None
