@@ -11,9 +11,10 @@ For every preset four variants keep the same number of tokens in the same places
 - ranking: the counts that `online` came to, as a profile would fix them; taps only where tokens are ranked;
 - bare: the same counts, tokens ranked by their position, which costs nothing: no tap, no statistic.
 
-The cost is the median over rounds of a variant's time over that of `bare`, less 1. Where the device waits for
-the host, it follows the calls that the host makes; they are counted once, of Python's and of C functions. The
-last line is JSON.
+The cost is the median over rounds of a variant's time over that of `bare`, less 1, with its 95% interval: on
+a host that other work shares, it takes hundreds of rounds to tell 3%. Where the device waits for the host, it
+follows the calls that the host makes; they are counted once, of Python's and of C functions. The last line is
+JSON.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from toprovar_fx import InfinityPipeline, Options, Schedule, ScoreContext, regis
 from toprovar_fx.backend import toprovar
 from toprovar_fx.cli.loading import features
 from toprovar_fx.cli.variants import parse_variant, room_for_graphs
-from toprovar_fx.evaluation.timing import Timing, interleave
+from toprovar_fx.evaluation.timing import Timing, interleave, median_interval
 from toprovar_fx.models.text import TextFeatures
 from toprovar_fx.pipeline import PipelineOutput
 from toprovar_fx.readback import Reading
@@ -164,8 +165,8 @@ def measure(pipe: InfinityPipeline, preset: str, text: Any, rounds: int, device:
             "generation_ms": round(1e3 * timings[name].median_s, 2),
             "scales_ms": round(1e3 * scales[name].median_s, 2),
             "spread": round(timings[name].spread, 4),
-            "cost_of_generation": round(cost(timings[name], timings["bare"]), 4),
-            "cost_of_scales": round(cost(scales[name], scales["bare"]), 4),
+            **cost("generation", timings[name], timings["bare"]),
+            **cost("scales", scales[name], scales["bare"]),
             "whole_layers_tapped": taps[name],
             "host_calls": calls[name],
         }
@@ -173,10 +174,12 @@ def measure(pipe: InfinityPipeline, preset: str, text: Any, rounds: int, device:
     }
 
 
-def cost(timing: Timing, bare: Timing) -> float:
-    """Median over rounds of the time beyond `bare`'s, as a share of it."""
+def cost(of: str, timing: Timing, bare: Timing) -> dict[str, Any]:
+    """Median over rounds of the time beyond `bare`'s, as a share of it, and its 95% interval."""
     paired = zip(timing.seconds, bare.seconds, strict=True)
-    return statistics.median(own / theirs - 1 for own, theirs in paired)
+    shares = [own / theirs - 1 for own, theirs in paired]
+    interval = [round(end, 4) for end in median_interval(shares)]
+    return {f"cost_of_{of}": round(statistics.median(shares), 4), f"cost_of_{of}_ci95": interval}
 
 
 def main() -> None:
@@ -230,9 +233,14 @@ def show(preset: str, variants: dict[str, dict[str, Any]]) -> None:
     for name, row in variants.items():
         print(
             f"  {name:<8}  {row['generation_ms']:>13.1f} {row['scales_ms']:>10.1f} "
-            f"{row['cost_of_generation']:>19.1%} {row['cost_of_scales']:>15.1%} "
+            f"{_share(row, 'generation'):>24} {_share(row, 'scales'):>24} "
             f"{row['whole_layers_tapped']:>20} {row['host_calls']:>11}"
         )
+
+
+def _share(row: Mapping[str, Any], of: str) -> str:
+    low, high = row[f"cost_of_{of}_ci95"]
+    return f"{row[f'cost_of_{of}']:.1%} ({low:.1%} to {high:.1%})"
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import gc
+import math
 
 import pytest
 import torch
@@ -107,3 +108,19 @@ def test_a_stopwatch_waits_for_its_own_events_alone(monkeypatch: pytest.MonkeyPa
     watch.lap("text")
     watch.lap("scales")
     assert watch.milliseconds() == {"text": 1.5, "scales": 1.5, "total": 3.0}
+
+
+@pytest.mark.parametrize(
+    ("count", "low", "high"), [(1, 1, 1), (5, 1, 5), (6, 1, 6), (9, 2, 8), (20, 6, 15), (121, 50, 72)]
+)
+def test_the_interval_of_a_median_lies_between_the_tabled_order_statistics(count, low, high):
+    """The ranks of the sign test at 5%: 9 draws leave out one at either end, 20 leave out five."""
+    values = [float(rank) for rank in range(1, count + 1)]
+    assert timing.median_interval(values[::-1]) == (low, high)
+
+
+def test_the_interval_of_a_median_holds_it_in_95_of_100_samples():
+    draws = torch.empty(2000, 25, dtype=torch.float64).exponential_()
+    found = [timing.median_interval(sample) for sample in draws.tolist()]
+    held = sum(low <= math.log(2) <= high for low, high in found) / len(found)
+    assert 0.95 <= held < 0.97

@@ -10,7 +10,7 @@ import gc
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -57,6 +57,20 @@ class Timing:
         return statistics.median(
             theirs / own for own, theirs in zip(self.seconds, baseline.seconds, strict=True)
         )
+
+
+def median_interval(values: Sequence[float]) -> tuple[float, float]:
+    """95% confidence interval of the median of what `values` are independent draws of.
+
+    It lies between two of the sorted values, whatever their distribution: how many of n draws are below the
+    median is binomial (n, 1/2). Of fewer than six values it is their range, which is less certain than 95%.
+    """
+    ordered, count = sorted(values), len(values)
+    # Of either end: how many are left out, and how likely the median is among them.
+    outside, below = 0, 0.5**count
+    while (more := below + math.comb(count, outside + 1) / 2**count) <= 0.025:
+        outside, below = outside + 1, more
+    return ordered[outside], ordered[count - 1 - outside]
 
 
 def interleave(
