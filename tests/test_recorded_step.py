@@ -63,7 +63,7 @@ def test_large_updates_enter_and_leave_alone(recorder, bundles, monkeypatch):
 
 
 def test_maps_that_are_no_block_enter_alone_and_updates_with_them(recorder, bundles, monkeypatch):
-    monkeypatch.setattr("toprovar_fx.runtime.controller.Controller.map_blocks", lambda *given: None)
+    monkeypatch.setattr("toprovar_fx.runtime.layer_memory.LayerMemory.map_blocks", lambda *given: None)
     assert_same_images(KEEP)
     assert bundles and not any(each.maps or each.updates for each in bundles)
 

@@ -162,7 +162,7 @@ def test_maps_that_are_missing_change_the_plan(monkeypatch, decisions, model):
     # The same rows are missing and the same maps are there, so its later scales are those that are known.
     assert decisions.made == seen
     with monkeypatch.context() as patch:
-        patch.setattr("toprovar_fx.runtime.controller.Controller.knows_map", lambda self, layer: False)
+        patch.setattr("toprovar_fx.runtime.ranking.Ranking.__contains__", lambda self, layer: False)
         patch.setattr("toprovar_fx.runtime.maps.ScaleMaps.layers", property(lambda self: ()))
         unranked = model(options)
     assert decisions.made > seen

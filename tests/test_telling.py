@@ -108,7 +108,7 @@ def test_a_generation_that_ended_holds_nothing_resized(recorder):
     subject = Kept()
     forward = compiled(subject, ONLINE, unit="step")
     for found in (generate(subject, forward), generate(subject, forward)):
-        for maps in (found.controller._ranking, found.controller._updates):
+        for maps in (found.controller.left.maps, found.controller.left.updates):
             assert not maps._resized
         assert not found.controller._plans._plans and found.controller._plans._told is None
 

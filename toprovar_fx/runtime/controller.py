@@ -18,12 +18,11 @@ from .compaction import Compaction
 from .deciders import Deciders
 from .footing import Footing
 from .foretelling import Foretelling
-from .graph_updates import GraphUpdates
+from .layer_memory import LayerMemory
 from .layer_plans import LayerPlans
 from .ledger import Ledger
-from .maps import Block, Blocks
+from .maps import Block
 from .outlook import Outlook
-from .ranking import Ranking
 from .rations import Rations
 from .short_caches import ShortCaches
 from .silence import warn_if_idle
@@ -41,6 +40,7 @@ class Controller:
         policy: what decides.
         ledger: what was run, for the report.
         branching: what is known on the device alone where graphs decide, or None.
+        left: the maps and updates that layers left behind.
         caches: what the layers wrote, and how many rows each left out.
         foretelling: what a step may tell of the next one's decisions.
         footing: what the decisions about the scale follow from that is about to run.
@@ -53,21 +53,17 @@ class Controller:
         self._runs_before = 0  # of this scale
         self._deciders = Deciders.begin(options, schedule, generation.images, ledger)
         self.policy = self._deciders.policy
-        self._ranking = Ranking(options, schedule)
-        self._updates = GraphUpdates(schedule)
+        self.left = LayerMemory(options, generation)
         self.branching: Branching | None = None
         self.caches = ShortCaches(generation.short_caches)
         self._compaction = Compaction(options, schedule, self.caches, ledger) if options.compacts else None
         deciding = self._deciders, self.caches.dropped, ledger
         self._rations = None if options.budget is None else Rations(options, generation, *deciding)
-        self._outlook = Outlook(options, generation, self._deciders, self._rations, self._updates)
-        self._plans = LayerPlans(
-            options, generation, self._deciders, self._outlook, self._ranking, self._updates
-        )
-        left = self._ranking, self._updates
-        self.footing = Footing(options, generation, self._deciders, self._plans, left, self.caches)
+        self._outlook = Outlook(options, generation, self._deciders, self._rations, self.left)
+        self._plans = LayerPlans(options, generation, self._deciders, self._outlook, self.left)
+        self.footing = Footing(options, generation, self._deciders, self._plans, self.left, self.caches)
         decided = self._deciders, self._outlook, self._plans
-        self.foretelling = Foretelling(options, generation, *decided, *left)
+        self.foretelling = Foretelling(options, generation, *decided, self.left)
 
     @property
     def scale(self) -> int:
@@ -96,7 +92,7 @@ class Controller:
 
         Where each layer was cut in `parts`, every part counts as a layer of its own.
         """
-        self._ranking.adopt(layers)
+        self.left.maps.adopt(layers)
         self._deciders.adopt(layers, parts)
 
     def enter(self) -> None:
@@ -145,8 +141,7 @@ class Controller:
         """Close the scale that ran."""
         self._runs_before = len(self.ledger.runs)
         self._deciders.end_scale(self.scale)
-        self._ranking.end_scale()
-        self._updates.end_scale()
+        self.left.end_scale()
         if self._compaction is not None:
             self._compaction.end_scale(self.scale)
         self._plans.end_scale()
@@ -154,8 +149,7 @@ class Controller:
     def leave_out_unconditional(self) -> None:
         """Note that the scale that is about to run has the conditional rows alone, as all after it will."""
         if not self.ledger.conditional_scales:
-            self._ranking.keep_rows(self.images)
-            self._updates.keep_rows(self.images)
+            self.left.keep_rows(self.images)
             self._plans.forget_told()
             self.policy.keep_rows(self.images)
         self.ledger.conditional_scales.add(self.scale)
@@ -181,8 +175,7 @@ class Controller:
         self.caches.release()
         self._plans.end_scale()
         self._plans.forget_told()
-        self._ranking.end_scale()
-        self._updates.end_scale()
+        self.left.end_scale()
         if self._compaction is not None:
             self._compaction.release()
 
@@ -209,29 +202,6 @@ class Controller:
         keeps = {layer: self._plans.plan(layer, hidden).keep for layer in layers}
         return {layer: keep for layer, keep in keeps.items() if keep is not None}
 
-    def ranking(self, layer: int) -> Tensor | None:
-        """The entropy map [R, L] of the current scale that ranks the tokens of `layer`."""
-        return self._ranking.map_for(layer, self.scale)
-
-    def ranked_by(self, layer: int, latest: int | None) -> int:
-        """The layer whose map ranks the tokens of `layer`; `latest` was the last measured at this scale."""
-        return self._ranking.ranked_by(layer, latest)
-
-    def knows_map(self, layer: int) -> bool:
-        """Whether `layer` left an entropy map at this scale or an earlier one."""
-        return layer in self._ranking
-
-    def map_of(self, layer: int) -> Tensor | None:
-        """The latest entropy map of `layer` at the tokens of this scale, [R, L], or None."""
-        return self._ranking.map_of(layer, self.scale)
-
-    def map_blocks(self, layers: Sequence[int] | None = None) -> Blocks | None:
-        """What holds the latest maps of layers, by default all, at the tokens of the scales that they are of.
-
-        See `ScaleMaps.blocks`; None where a layer left its map alone, or none.
-        """
-        return self._ranking.blocks(self._ranking.layers if layers is None else layers)
-
     def taps(self, layer: int) -> bool:
         """Entropy tap: whether somebody needs the entropies of `layer` at this scale."""
         return self._outlook.taps(layer)
@@ -241,7 +211,7 @@ class Controller:
     def observe(self, layer: int, entropy: Tensor, keep: Tensor | None, length: int) -> None:
         """Take the entropies [R, L] (or [R, K] of the kept tokens) of `layer` at this scale."""
         if keep is not None:
-            entropy = scatter_rows(self.ranking(layer), keep, entropy, length)
+            entropy = scatter_rows(self.left.ranking(layer), keep, entropy, length)
         self.observe_step({layer: entropy}, told=False)
 
     def observe_step(self, maps: Mapping[int, Tensor], told: bool, block: Block | None = None) -> None:
@@ -254,9 +224,9 @@ class Controller:
         """
         scale = self.scale
         if block is None:
-            self._ranking.put(scale, maps)
+            self.left.maps.put(scale, maps)
         else:
-            self._ranking.put_together(block)
+            self.left.maps.put_together(block)
         self.ledger.maps.update({(scale, layer): entropy for layer, entropy in maps.items()})
         for layer, entropy in () if told else maps.items():
             self._deciders.observe(layer, scale, entropy)
@@ -284,14 +254,14 @@ class Controller:
     def finish_if(self, whole: Tensor, layer: int, before: Tensor, after: Tensor) -> None:
         """Account for a layer that decided itself: its update counts if `whole`, bool [], holds."""
         if self.needs_update(layer):
-            self._updates.put_if(whole, layer, self.scale, after - before)
+            self.left.updates.put_if(whole, layer, self.scale, after - before)
 
     def account(self, layer: int, missing: int, update: Tensor | None) -> None:
         """Account for the cache rows that a layer left out, and for its update [R, L, C] if needed later."""
         if missing:
             self.caches.drop(layer, missing)
         if update is not None:
-            self._updates.put(self.scale, {layer: update})
+            self.left.updates.put(self.scale, {layer: update})
 
     def account_step(
         self, missing: Mapping[int, int], updates: Mapping[int, Tensor], block: Block | None
@@ -300,9 +270,9 @@ class Controller:
         for layer, rows in missing.items():
             self.caches.drop(layer, rows)
         if block is None:
-            self._updates.put(self.scale, updates)
+            self.left.updates.put(self.scale, updates)
         else:
-            self._updates.put_together(block)
+            self.left.updates.put_together(block)
 
     @property
     def reads_tokens(self) -> bool:
@@ -312,15 +282,3 @@ class Controller:
     def needs_update(self, layer: int) -> bool:
         """Whether the next scale may give the update of `layer` to tokens that it does not compute."""
         return self._outlook.needs_update(layer)
-
-    def restored(self, layer: int) -> Tensor | None:
-        """The update [R, L, C] that pruned tokens of `layer` get, or None for nothing."""
-        if self.options.restore != "cache" or layer not in self._updates:
-            return None
-        return self._updates.at(layer, self.scale)
-
-    def update_blocks(self, layers: Sequence[int] | None = None) -> Blocks | None:
-        """As `map_blocks`, of the updates that pruned tokens of the layers get; None if they get none."""
-        if self.options.restore != "cache":
-            return None
-        return self._updates.blocks(self._updates.layers if layers is None else layers)

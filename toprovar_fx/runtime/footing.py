@@ -9,8 +9,8 @@ from torch import Tensor
 
 from ..options import Options
 from .deciders import Deciders
+from .layer_memory import LayerMemory
 from .layer_plans import LayerPlans
-from .maps import ScaleMaps
 from .short_caches import ShortCaches
 from .statistics import Statistics
 
@@ -36,7 +36,7 @@ class Footing:
         generation: Generation,
         deciders: Deciders,
         plans: LayerPlans,
-        left: tuple[ScaleMaps, ScaleMaps],
+        left: LayerMemory,
         caches: ShortCaches,
     ) -> None:
         self._options, self._generation = options, generation
@@ -68,10 +68,10 @@ class Footing:
             counts = self._plans.counts(hidden) if self._prunes else ()
         if counts is None:
             return None
-        running, deciders, (maps, updates) = self._generation, self._deciders, self._left
+        running, deciders, memory = self._generation, self._deciders, self._left
         rows = tuple(self._caches.dropped.items())
         known = running.scale, running.schedule, running.images, deciders.layers
-        left = maps.layers, updates.layers, rows, deciders.scope.measured
+        left = memory.maps.layers, memory.updates.layers, rows, deciders.scope.measured
         return *known, *left, deciders.depth.depth, counts
 
     @property

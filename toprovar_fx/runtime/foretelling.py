@@ -11,10 +11,9 @@ from ..criteria.saliency import scale_weight
 from ..options import Options
 from ..readback import Reading
 from .deciders import Deciders
+from .layer_memory import LayerMemory
 from .layer_plans import LayerPlans
-from .maps import ScaleMaps
 from .outlook import Outlook
-from .ranking import Ranking
 from .telling import Coming, Scope, Telling
 
 if TYPE_CHECKING:
@@ -30,8 +29,7 @@ class Foretelling:
         deciders: D and R.
         outlook: which layers the next scale may prune.
         plans: K of the layers.
-        ranking: the entropy maps that rank tokens.
-        updates: what layers left for tokens that they do not compute.
+        left: the maps that rank tokens, and what layers left for those that they do not compute.
     """
 
     def __init__(
@@ -41,11 +39,10 @@ class Foretelling:
         deciders: Deciders,
         outlook: Outlook,
         plans: LayerPlans,
-        ranking: Ranking,
-        updates: ScaleMaps,
+        left: LayerMemory,
     ) -> None:
         self._options, self._generation, self._deciders = options, generation, deciders
-        self._outlook, self._plans, self._ranking, self._updates = outlook, plans, ranking, updates
+        self._outlook, self._plans, self._left = outlook, plans, left
 
     def telling(self, measured: Sequence[int], updated: Collection[int]) -> Telling | None:
         """What the step of this scale can tell, or None for nothing.
@@ -80,8 +77,8 @@ class Foretelling:
             return None
         layers = [layer for layer in range(self._deciders.layers) if self._outlook.may_prune_next(layer)]
         if options.restore == "cache":
-            layers = [layer for layer in layers if layer in updated or layer in self._updates]
-        ranked_by = [self._ranking.ranked_by(layer, None) for layer in layers]
+            layers = [layer for layer in layers if layer in updated or layer in self._left.updates]
+        ranked_by = [self._left.maps.ranked_by(layer, None) for layer in layers]
         if not layers or not set(ranked_by) <= set(measured):
             return None
         roles = None

@@ -158,7 +158,7 @@ class LayerSkipGate(Gate):
             return self.kept(*inputs)
         if not self.fires(controller, controller.plan(self.layer, inputs[0]).count == 0):
             return self.kept(*inputs)
-        update = controller.restored(self.layer)
+        update = controller.left.restored(self.layer)
         # The block's result must not be its input: later code may write to it in place.
         hidden = inputs[0].clone() if update is None else inputs[0] + update
         self.note(controller, "skipped", inputs, 0, None, ())

@@ -73,14 +73,14 @@ class GraphGate(Gate):
     def _run(self, controller: Controller, branching: Branching, inputs: tuple[Any, ...]) -> Tensor:
         hidden: Tensor = inputs[0]
         device, (rows, length) = hidden.device, hidden.shape[:2]
-        update = controller.restored(self.layer)
+        update = controller.left.restored(self.layer)
         extra: list[Any] = []
         start = self.dense.begin(inputs)
         if start is not None:
             extra += [branching.filled(self.layer, start, device), start]
         extra.append(branching.best_rho(rows, device))
         if self.branched.ranks:
-            extra.append(controller.ranking(self.layer))
+            extra.append(controller.left.ranking(self.layer))
         extra.append(branching.rate(controller.scale, self.layer, device))
         counts = branching.counts(length)
         may = self.pruned is not None and counts.serves >= 0

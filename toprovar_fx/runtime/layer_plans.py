@@ -16,9 +16,8 @@ from ..policies.layer_plan import LayerPlan, LayerQuestion, wanted_count
 from ..policies.pacing import Pacing
 from ..readback import ReadingPart
 from .deciders import Deciders
-from .maps import ScaleMaps
+from .layer_memory import LayerMemory
 from .outlook import Outlook
-from .ranking import Ranking
 from .recorded_function import RecordedFunction
 
 if TYPE_CHECKING:
@@ -33,8 +32,7 @@ class LayerPlans:
         generation: the scale that runs.
         deciders: the policy and R.
         outlook: knows explicit keep ratios.
-        ranking: the entropy maps that rank tokens.
-        updates: what layers left for tokens that they do not compute.
+        left: the maps that rank tokens, and what layers left for those that they do not compute.
 
     Attributes:
         weigh: `weigh_layers`, recorded where the device can.
@@ -46,11 +44,10 @@ class LayerPlans:
         generation: Generation,
         deciders: Deciders,
         outlook: Outlook,
-        ranking: Ranking,
-        updates: ScaleMaps,
+        left: LayerMemory,
     ) -> None:
         self._options, self._generation, self._deciders = options, generation, deciders
-        self._outlook, self._ranking, self._updates = outlook, ranking, updates
+        self._outlook, self._left = outlook, left
         self.weigh = RecordedFunction(weigh_layers, None)
         self._plans: dict[int, LayerPlan] = {}
         self._counts: dict[int, int] = {}
@@ -115,17 +112,17 @@ class LayerPlans:
 
     def _reranked(self, layer: int, after: int) -> bool:
         """Whether the map that ranks `layer` is measured anew at this scale, by a layer from `after` on."""
-        ranking = self._ranking.ranked_by(layer, None)
+        ranking = self._left.maps.ranked_by(layer, None)
         return after <= ranking < layer and self._outlook.taps(ranking)
 
     def _resize_updates(self, layers: Sequence[int], device: torch.device) -> None:
         """Give the device the work that follows if the layers are pruned, while the host waits for K."""
         if device.type != "cuda" or self._options.restore != "cache":
             return
-        known = [layer for layer in layers if layer in self._updates]
-        if self._updates.blocks(known) is None:  # else the step resizes them itself
+        known = [layer for layer in layers if layer in self._left.updates]
+        if self._left.updates.blocks(known) is None:  # else the step resizes them itself
             for layer in known:
-                self._updates.at(layer, self._generation.scale)
+                self._left.updates.at(layer, self._generation.scale)
 
     def _planned_with(self, layer: int) -> list[int]:
         """`layer`, and the later ones whose plans nothing can change any more until they run."""
@@ -158,6 +155,6 @@ class LayerPlans:
             place=place,
             hidden=hidden,
             detail=self._deciders.scope.detail(layer),
-            entropy=self._ranking.map_for(layer, scale),
+            entropy=self._left.ranking(layer),
             ratio=self._outlook.ratio(layer),
         )

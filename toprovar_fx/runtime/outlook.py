@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from ..options import Options
 from .deciders import Deciders
-from .maps import ScaleMaps
+from .layer_memory import LayerMemory
 from .rations import Rations
 from .taps import ranks_others
 
@@ -28,7 +28,7 @@ class Outlook:
         generation: the scale that runs.
         deciders: the policy, D and R.
         rations: what the budget leaves every layer; None without a budget.
-        updates: what layers left for tokens that they do not compute.
+        left: what layers left for tokens that they do not compute.
     """
 
     def __init__(
@@ -37,10 +37,10 @@ class Outlook:
         generation: Generation,
         deciders: Deciders,
         rations: Rations | None,
-        updates: ScaleMaps,
+        left: LayerMemory,
     ) -> None:
         self._options, self._generation, self._deciders = options, generation, deciders
-        self._rations, self._updates = rations, updates
+        self._rations, self._left = rations, left
 
     def ratio(self, layer: int) -> float | None:
         """The explicit keep ratio of `layer` at this scale, given or solved for, or None."""
@@ -55,7 +55,7 @@ class Outlook:
     def pruning(self, layers: Iterable[int]) -> list[int]:
         """Those of `layers` that may compute fewer tokens at this scale."""
         policy, bare = self._deciders.policy, self._options.restore != "cache"
-        able = [layer for layer in layers if policy.is_open(layer) and (bare or layer in self._updates)]
+        able = [layer for layer in layers if policy.is_open(layer) and (bare or layer in self._left.updates)]
         ratios = [self.ratio(layer) for layer in able]
         others = None in ratios and policy.prunes(self._generation.scale)
         return [

@@ -30,7 +30,7 @@ class SelectingGate(TokenGate):
         """Run the `plan.count` tokens that the graph selects."""
         tapped = self.selecting_tapped is not None and controller.taps(self.layer)
         arm = self.selecting_tapped if tapped and self.selecting_tapped is not None else self.selecting
-        ranking, update = self._ranking(controller), controller.restored(self.layer)
+        ranking, update = self._ranking(controller), controller.left.restored(self.layer)
         extra = (*ranking, plan.count, controller.images, *(() if update is None else (update,)))
         arguments = arm.arguments(inputs, offset_at(arm, controller, self.layer, inputs), *extra)
         hidden, *entropy, keep = self.call(controller, arm, inputs, arguments)
@@ -42,6 +42,6 @@ class SelectingGate(TokenGate):
         """The map [R, L] in nats, or nothing where the graph ranks by the hidden state."""
         if not self.options.scoring.reads_entropy:
             return ()
-        ranking = controller.ranking(self.layer)
+        ranking = controller.left.ranking(self.layer)
         assert ranking is not None, "a layer without a map keeps all its tokens"
         return (ranking,)

@@ -90,6 +90,6 @@ class _Checked(nn.Module):
         begin = site.dense.begin(inputs)
         offset = None if begin is None else self.controller.offset(site.layer, begin)
         if self.decision.arm == "pruned" and site.gather is not None:
-            update = self.controller.restored(site.layer)
+            update = self.controller.left.restored(site.layer)
             site.gather.check.deviation(site.dense, site.gather.pruned, inputs, update, offset)
         return run_on_copies(site.dense, inputs, offset)

@@ -175,7 +175,7 @@ class _Decider:
         if not some:
             return self._whole(site, answers)
         tapped = site.gather.tapped if self.controller.taps(site.layer) else None
-        base = self.controller.ranked_by(site.layer, self.latest)
+        base = self.controller.left.maps.ranked_by(site.layer, self.latest)
         return LayerDecision(
             site,
             "pruned",
@@ -200,12 +200,12 @@ class _Decider:
         return LayerDecision(site, "dense", site.dense, self.length, update=update, answers=answers)
 
     def _known(self, layer: int) -> bool:
-        return layer in self.measured or self.controller.knows_map(layer)
+        return layer in self.measured or layer in self.controller.left.maps
 
     def _plan(self, layer: int) -> tuple[int, int | Literal["frequency"] | None, bool]:
         """K; what selects in the graph, a layer's map or the distance to the mean; whether that is done."""
         options, by_entropy = self.options, self.options.score == "entropy"
-        ratio, wanted = self.controller.ratio(layer), self.controller.ranked_by(layer, self.latest)
+        ratio, wanted = self.controller.ratio(layer), self.controller.left.maps.ranked_by(layer, self.latest)
         if by_entropy and not self._known(wanted):
             return self.length, None, False
         in_graph = by_entropy or options.score == "frequency"

@@ -68,7 +68,10 @@ class StepRuns:
         if self._memory is None or self._inputs is None:
             return None
         buffers, names, values = self._memory.buffers, list[str](), list[Tensor]()
-        for kind, found in (("restored", controller.update_blocks()), ("map", controller.map_blocks())):
+        for kind, found in (
+            ("restored", controller.left.update_blocks()),
+            ("map", controller.left.map_blocks()),
+        ):
             names += names_of_blocks(kind, len(found or ()))
             values += [block.values for block, _ in found or ()]
         with self._memory.lock, self._memory.recorder.in_order():
@@ -111,9 +114,9 @@ class StepRuns:
     @staticmethod
     def _bundles(joined: JoinedStep, controller: Controller, hidden: Tensor) -> tuple[list[Tensor], Bundles]:
         """What enters the next scale in few tensors, and how maps and updates enter and leave it."""
-        maps = controller.map_blocks(joined.takes["map"])
+        maps = controller.left.map_blocks(joined.takes["map"])
         # Whatever enters alone comes first.
-        updates = None if maps is None else controller.update_blocks(joined.takes["restored"])
+        updates = None if maps is None else controller.left.update_blocks(joined.takes["restored"])
         sides = controller.schedule.sides
 
         def origins(found: Blocks | None) -> tuple[Origin, ...] | None:
@@ -149,5 +152,5 @@ def _value(extra: Extra, controller: Controller, plan: StepPlan, chosen: Mapping
         case "keep":
             return chosen[extra.at]
         case "map":
-            return controller.map_of(extra.at)
-    return controller.restored(extra.at)
+            return controller.left.map_of(extra.at)
+    return controller.left.restored(extra.at)

@@ -81,7 +81,7 @@ def verified(
     Raises:
         GraphError: it did not, and the options say `strict`.
     """
-    update = controller.restored(gate.layer)
+    update = controller.left.restored(gate.layer)
     offset = offset_at(gate.dense, controller, gate.layer, inputs)
     found = check.deviation(gate.dense, pruned, inputs, update, offset)
     limit = check.tolerance(inputs[0], pruned)
@@ -114,7 +114,7 @@ class TokenGate(GatherGate):
         """Run the tokens of `plan.keep`."""
         assert plan.keep is not None
         arm = self.tapped if self.tapped is not None and controller.taps(self.layer) else self.pruned
-        update = controller.restored(self.layer)
+        update = controller.left.restored(self.layer)
         extra = (plan.keep,) if update is None else (plan.keep, update)
         arguments = arm.arguments(inputs, offset_at(arm, controller, self.layer, inputs), *extra)
         result = self.call(controller, arm, inputs, arguments)
@@ -137,7 +137,7 @@ class OwnEntropyGate(GatherGate):
 
     def run_kept(self, controller: Controller, plan: LayerPlan, inputs: tuple[Any, ...]) -> Tensor:
         """Run the `plan.count` tokens that the graph selects."""
-        arm, update = self.selecting, controller.restored(self.layer)
+        arm, update = self.selecting, controller.left.restored(self.layer)
         extra = (plan.count, controller.images, *(() if update is None else (update,)))
         arguments = arm.arguments(inputs, offset_at(arm, controller, self.layer, inputs), *extra)
         hidden, entropy, keep = self.call(controller, arm, inputs, arguments)
