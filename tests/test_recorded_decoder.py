@@ -78,6 +78,19 @@ def test_weights_that_change_are_read_and_those_that_move_recorded_anew(recorder
     assert recorder.records == 4
 
 
+def test_a_module_that_is_told_otherwise_is_recorded_anew(recorder, vae):
+    decoder = RecordedDecoder(vae, "cpu")
+    before = check(decoder, 1)
+    norms = [module for module in vae.decoder.modules() if isinstance(module, nn.GroupNorm)]
+    for module in norms:
+        module.eps = 1.0
+    assert not torch.equal(check(decoder, 1), before)
+    for module in norms:
+        module.eps = 1e-6
+    assert torch.equal(check(decoder, 1), before)
+    assert recorder.records == 2
+
+
 class Louder(nn.Conv2d):
     """A convolution that does more."""
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
+
 import torch
 from torch import Tensor, nn
 
-from ._torch_private import has_hooks, hooks_of_all_modules, parts_of, state_of
+from ._torch_private import has_hooks, hooks_of_all_modules, parts_of, settings_of, state_of
 from .models import vae as vae_module
 from .models import vae_blocks
 from .models.vae import ImageVAE
@@ -21,8 +23,8 @@ class RecordedDecoder:
     """Decodes the code sums of one autoencoder.
 
     Args:
-        vae: its weights may change, and their places; with modules that are replaced, compiled, hooked or
-            subclassed it is called as it is.
+        vae: its weights may change, their places, and what its modules were told in numbers and words; with
+            modules that are replaced, compiled, hooked or subclassed it is called as it is.
         device: where it is.
     """
 
@@ -35,13 +37,15 @@ class RecordedDecoder:
         parts = parts_of(self.vae.decoder) if self._is_worth_it(summed) else []
         if not parts or not all(map(_is_plain, [self.vae, *parts])):
             return self._compute(summed)[0]
-        return self._recorded({"summed": summed}, state_of(parts), kinds=tuple(map(type, parts)))[0]
+        kinds, settings = tuple(map(type, parts)), tuple(settings_of(parts))
+        return self._recorded({"summed": summed}, state_of(parts), kinds=kinds, settings=settings)[0]
 
     def preview(self, summed: Tensor) -> Tensor:
         """Images ``[B, 3, H, W]`` in [-1, 1] of a sum of codes of any size, never recorded."""
         return self.vae.decode(summed.to(next(self.vae.parameters()).dtype))
 
-    def _compute(self, summed: Tensor, kinds: tuple[type, ...] = ()) -> tuple[Tensor]:
+    def _compute(self, summed: Tensor, **told: Hashable) -> tuple[Tensor]:
+        """The images; `told` is what tells recordings apart besides the weights."""
         images = self.preview(summed).float()
         pixels = images.clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8)
         return (pixels.permute(0, 2, 3, 1).contiguous(),)

@@ -9,6 +9,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
+# What every module has, but for whether it trains.
+_INTERNAL = frozenset(vars(nn.Module())) - {"training"}
+_PLAIN = frozenset({bool, int, float, str})
+
 
 def shadow(block: nn.Module, **parts: nn.Module) -> nn.Module:
     """A second view of a block: the same parameters and submodules, but for those named in `parts`.
@@ -47,6 +51,16 @@ def state_of(parts: Iterable[nn.Module]) -> list[Tensor]:
     """Parameters and buffers of modules, less those of modules inside."""
     held = (value for part in parts for each in (part._parameters, part._buffers) for value in each.values())
     return [value for value in held if value is not None]
+
+
+def settings_of(parts: Iterable[nn.Module]) -> list[tuple[str, object]]:
+    """What modules were told in numbers, words and tuples, such as paddings and epsilons."""
+    own = [(name, each[name]) for each in map(vars, parts) for name in each if name not in _INTERNAL]
+    return [
+        (name, value)
+        for name, value in own
+        if type(value) in _PLAIN or (type(value) is tuple and _PLAIN.issuperset(map(type, value)))
+    ]
 
 
 def uncompiled(model: Any) -> Any:
