@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -12,12 +13,14 @@ from toprovar_fx.lowering.region import Region
 from toprovar_fx.readback import Reading
 from toprovar_fx.runtime.buffers import Buffers, Stale
 from toprovar_fx.runtime.cuda_graphs import GraphedCall, GraphMemory
+from toprovar_fx.runtime.generation import generation
 from toprovar_fx.runtime.recorded_inputs import Inputs
 from toprovar_fx.runtime.step_run import StepRuns
+from toprovar_fx.runtime.whole_step import WholeStep
 
 from .captured import captured
 from .models.recorders import CpuRecorder
-from .models.subjects import MANY_GRAPHS, generate
+from .models.subjects import MANY_GRAPHS, SQUARE, generate
 from .replayed_steps import DECIDED, Kept, compiled
 from .test_online_steps import ONLINE, assert_same
 
@@ -101,6 +104,50 @@ def test_a_step_that_waits_is_staged_and_gives_the_same(recorder, staged):
             assert_same(generate(subject, forward, seed=seed), generate(subject, plain, seed=seed))
             assert len(staged) > before
     assert recorder.replays
+
+
+def draw(subject: Kept, forward: Any) -> list[Tensor]:
+    """A generation as of the pipeline, not in inference mode: there nobody can tell what was written to."""
+    subject.use(SQUARE)
+    logits = []
+    with torch.no_grad(), generation(SQUARE, 1) as run:
+        state = subject.state(1, SQUARE)
+        for scale in range(len(SQUARE)):
+            assert run.begin_scale(scale)
+            hidden = subject.hidden(1, scale, SQUARE)
+            logits.append(forward(*subject.arguments(hidden, state, SQUARE.ends[scale])))
+    return logits
+
+
+def test_nothing_is_left_to_copy_when_the_decision_is_known(recorder, monkeypatch):
+    """Layers that leave no new map, since nobody ranks by it, do not move the inputs of the others."""
+    subject, late, waits = Kept(depth=6), list[str](), [False]
+    options = {**ONLINE, "depth": "fixed", "depth_scale": 2, "protected_layers_first": 2, "verify": "never"}
+    stage, fill, run = StepRuns.stage, Buffers.fill, WholeStep.run
+
+    def staged(self: StepRuns, *given: Any) -> Any:
+        found = stage(self, *given)
+        waits[-1] = True
+        return found
+
+    def filled(self: Buffers, stale: Sequence[Stale]) -> None:
+        late.extend(one.key[0] for one in stale if waits[-1])
+        fill(self, stale)
+
+    def ran(self: WholeStep, *given: Any) -> Any:
+        waits.append(False)
+        return run(self, *given)
+
+    with MANY_GRAPHS:
+        forward = compiled(subject, options, unit="step")
+        for _ in range(2):
+            found = draw(subject, forward)
+        monkeypatch.setattr(Reading, "arrived", False)
+        monkeypatch.setattr(StepRuns, "stage", staged)
+        monkeypatch.setattr(Buffers, "fill", filled)
+        monkeypatch.setattr(WholeStep, "run", ran)
+        assert all(map(torch.equal, draw(subject, forward), found))
+    assert sum(waits) >= 3 and not late
 
 
 def test_nothing_is_staged_where_nobody_waits(recorder, staged):

@@ -73,9 +73,9 @@ def test_values_that_came_together_are_found_together():
     newer = Block.of(3, (2, 3), torch.rand(2, *shape))
     updates.put_together(newer)
     updates.put_together(older)  # a scale that runs again is the latest all the same
-    assert updates.blocks((2, 3)) == ((older, (2,)), (newer, (3,)))
+    assert updates.blocks((2, 3)) == ((newer, (3,)), (older, (2,)))
     updates.put_together(newer)
-    assert updates.blocks((3, 0, 2)) == ((older, (0,)), (newer, (3, 2))), "the oldest first"
+    assert updates.blocks((3, 0, 2)) == ((newer, (3, 2)), (older, (0,))), "the newest first"
     assert torch.equal(updates.at(2, 3), newer.values[0]) and torch.equal(updates.at(1, 2), older.values[1])
     updates.put(3, {3: torch.zeros(shape)})
     assert updates.blocks((2, 3)) is None and updates.blocks((2,)) == ((newer, (2,)),)

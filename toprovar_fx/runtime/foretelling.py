@@ -92,9 +92,10 @@ class Foretelling:
         return Coming(tuple(layers), tuple(ranked_by), (sides[0], sides[1]), weight, roles)
 
     @property
-    def detail(self) -> Tensor:
-        """The R that were measured, float32 [N] on the device, for a step that takes them."""
-        return self._deciders.scope.on_device
+    def detail(self) -> Tensor | None:
+        """The R that were measured, float32 [N] on the device, for a step that takes them; None before."""
+        scope = self._deciders.scope
+        return None if scope.measured is None else scope.on_device
 
     def hear(self, telling: Telling, told: Sequence[Tensor]) -> None:
         """Take what the step of this scale told, which nothing writes to afterwards."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -29,7 +30,7 @@ class Block:
         """Of N layers."""
         return cls(scale, values, dict(zip(layers, values.unbind(), strict=True)))
 
-    @property
+    @cached_property
     def layers(self) -> tuple[int, ...]:
         """The layers."""
         return tuple(self.parts)
@@ -80,9 +81,10 @@ class ScaleMaps:
         self._known.update({layer: _Left(block.scale, part, block) for layer, part in block.parts.items()})
 
     def blocks(self, layers: Sequence[int]) -> Blocks | None:
-        """The blocks, oldest first, that hold the latest values of these layers, each with its own of them.
+        """The blocks that hold the latest values of these layers, each with its own of them; newest first.
 
-        None where the values of a layer are in no block.
+        Whoever asks for fewer layers then most often finds the same blocks in the same places. None where the
+        values of a layer are in no block.
         """
         found: dict[Block, list[int]] = {}
         for layer in layers:
@@ -90,7 +92,7 @@ class ScaleMaps:
             if left is None or left.block is None:
                 return None
             found.setdefault(left.block, []).append(layer)
-        by_age = sorted(found.items(), key=lambda each: each[0].scale)
+        by_age = sorted(found.items(), key=lambda each: -each[0].scale)
         return tuple((block, tuple(own)) for block, own in by_age)
 
     def at(self, layer: int, scale: int) -> Tensor:

@@ -55,6 +55,10 @@ class Bundles(NamedTuple):
         return Bundles(None, None, None, self.leave)
 
 
+# What the input is called that R enters by.
+DETAIL = "told_detail"
+
+
 def names_of_blocks(kind: str, count: int) -> list[str]:
     """What the inputs are called that enter instead of those of a kind, "restored" or "map"."""
     return [f"{kind}_block_{at}" for at in range(count)]
@@ -113,13 +117,17 @@ class RecordedStep:
         more = [
             name for kind, origins in entering.items() for name in names_of_blocks(kind, len(origins or ()))
         ]
-        more += ["told_detail"] if self._takes_detail else []
+        more += [DETAIL] if self._takes_detail else []
         without = len(joined.extras) - len(self.others)
         self._call = GraphedCall(pattern.region, memory, without, more, shared)
 
     def shared(self, controller: Controller, blocks: Sequence[Tensor]) -> list[Tensor]:
         """The inputs behind `others`; `blocks` [N, R, L, ...] are those of the origins."""
-        return [*blocks, controller.foretelling.detail] if self._takes_detail else list(blocks)
+        if not self._takes_detail:
+            return list(blocks)
+        detail = controller.foretelling.detail
+        assert detail is not None, "a step that takes R was planned before R was measured"
+        return [*blocks, detail]
 
     def __call__(self, arguments: tuple[Any, ...], controller: Controller, staged: Found | None) -> Outcome:
         """Run the step on its own arguments, then `others`, then `shared`."""

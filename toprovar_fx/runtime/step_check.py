@@ -41,19 +41,15 @@ def pruned_graphs_hold(
     Raises:
         Undecided: to check them the step would run twice, which it may not; its blocks check them one by one.
     """
-    decisions = plan.decisions
-    gates = [one.site.gather for one in decisions if one.arm == "pruned" and one.site.gather is not None]
-    # Layers of equal structure share a graph.
-    distinct = {id(gate.pruned): gate for gate in gates}.values()
+    distinct = plan.pruned_graphs
     if any(gate.check.due(gate.pruned) for gate in distinct):
         if plan.pattern.unrepeatable:
             raise Undecided(plan.pattern.unrepeatable, reason=Reason.CHECKED_BY_BLOCK)
-        _measure(step, controller, decisions, arguments)
+        _measure(step, controller, plan.decisions, arguments)
     found = {id(gate.pruned): gate.check.known(gate.pruned) for gate in distinct}
-    for gate in gates:
-        deviation = found[id(gate.pruned)]
-        if deviation is not None:
-            controller.ledger.deviations[controller.scale, gate.layer] = deviation
+    scale = controller.scale
+    known = ((gate.layer, found[id(gate.pruned)]) for gate in plan.pruned)
+    controller.ledger.deviations.update({(scale, layer): by for layer, by in known if by is not None})
     return all(_holds(gate, found[id(gate.pruned)], hidden) for gate in distinct)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor
@@ -13,6 +14,7 @@ from ..lowering.region import Region
 from .step_account import Account, Places
 from .step_decision import LayerDecision
 from .telling import Telling
+from .token_gates import TokenGate
 
 # Plans that are kept; a generation needs one per scale.
 _MOST_PLANS = 256
@@ -64,6 +66,17 @@ class StepPlan:
     telling: Telling | None
     chosen: tuple[int, ...]
     keeps: Mapping[int, Tensor] | None
+
+    @cached_property
+    def pruned(self) -> tuple[TokenGate, ...]:
+        """The gates of the layers that compute some tokens."""
+        found = (one.site.gather for one in self.decisions if one.arm == "pruned")
+        return tuple(gate for gate in found if gate is not None)
+
+    @cached_property
+    def pruned_graphs(self) -> tuple[TokenGate, ...]:
+        """One of these gates for every graph: layers of equal structure share one."""
+        return tuple({id(gate.pruned): gate for gate in self.pruned}.values())
 
 
 class Plans:

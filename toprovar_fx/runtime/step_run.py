@@ -15,7 +15,7 @@ from .controller import Controller
 from .cuda_graphs import GraphMemory
 from .maps import Block, Blocks
 from .recorded_inputs import Found, Inputs
-from .recorded_step import Bundles, Origin, RecordedStep, names_of_blocks
+from .recorded_step import DETAIL, Bundles, Origin, RecordedStep, names_of_blocks
 from .step_plan import StepPlan
 from .telling import Telling
 
@@ -63,7 +63,7 @@ class StepRuns:
     def stage(self, arguments: tuple[Any, ...], controller: Controller) -> Found | None:
         """Copy what plans need of the step's arguments, while nobody knows yet which of them will run.
 
-        So are the maps and updates that most of them take.
+        So are the maps and updates that most of them take, and R.
         """
         if self._memory is None or self._inputs is None:
             return None
@@ -74,6 +74,10 @@ class StepRuns:
         ):
             names += names_of_blocks(kind, len(found or ()))
             values += [block.values for block, _ in found or ()]
+        detail = controller.foretelling.detail
+        if detail is not None:
+            names.append(DETAIL)
+            values.append(detail)
         with self._memory.lock, self._memory.recorder.in_order():
             buffers.fill(buffers.find(names, values)[1])
             return self._inputs.stage(arguments, buffers)
