@@ -59,7 +59,7 @@ def keep_probability(
         Keep probabilities in [0, 1], float32, ``[..., L]``.
     """
     scope = detail.float().unsqueeze(-1) if isinstance(detail, Tensor) else detail
-    q = weight * scope * normalised.float()
+    q = (scope if weight == 1 else weight * scope) * normalised.float()
     return 1 - (alpha_min + (alpha_max - alpha_min) * q).clamp(0, 1)
 
 

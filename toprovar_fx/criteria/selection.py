@@ -29,6 +29,8 @@ def retention(p_keep: Tensor, rule: BatchRule = "mean") -> Tensor:
         float32, ``[N]``.
     """
     each = p_keep.float().mean(-1)
+    if len(each) == 1:
+        return each[0]
     return each.mean(0) if rule == "mean" else each.amax(0)
 
 

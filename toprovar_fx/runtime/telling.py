@@ -117,7 +117,9 @@ class Telling:
 
 
 def _of(values: Tensor, known: tuple[int, ...], wanted: tuple[int, ...]) -> Tensor:
-    """The rows of `values` that belong to the layers that are wanted; no copy where it is all of them."""
-    if wanted == known:
-        return values
-    return torch.stack([values[known.index(layer)] for layer in wanted])
+    """The rows of `values` that belong to the layers that are wanted; no copy where they lie together."""
+    places = [known.index(layer) for layer in wanted]
+    begin, end = places[0], places[0] + len(places)
+    if places == list(range(begin, end)):
+        return values[begin:end]
+    return torch.stack([values[place] for place in places])
