@@ -11,7 +11,7 @@ from toprovar_fx.criteria.restore import upsample_map
 from toprovar_fx.criteria.saliency import scale_weight
 from toprovar_fx.criteria.weighing import Weighing, weigh_layers
 from toprovar_fx.options import Options
-from toprovar_fx.policies.layer_plan import wanted_count
+from toprovar_fx.policies.layer_plan import wanted_counts
 from toprovar_fx.readback import Reading
 from toprovar_fx.runtime.depth import rho_of_maps
 from toprovar_fx.runtime.generation import Generation
@@ -128,7 +128,7 @@ def test_counts_that_were_told_are_for_their_scale_and_layers():
     weighed = plans.counts(hidden)
     assert weighed is not None and [layer for layer, _ in weighed] == [1, 2, 3], "told of scale 4, not of 3"
     run.begin_scale(4)
-    wanted = wanted_count(controller.options, 0.2, 36)
+    (wanted,) = wanted_counts(controller.options, [0.2], 36)
     assert plans.counts(torch.zeros(2, 36, 8)) == tuple((layer, wanted) for layer in LAYERS)
     plans.end_scale()
     controller.leave_out_unconditional()

@@ -46,11 +46,23 @@ def round_to_bucket(
         min_keep: Least ratio kept.
         skip_below: Retention below which the result is 0; takes precedence over ``min_keep``.
     """
-    if retention < skip_below:
-        return 0
-    wanted = max(math.floor(retention * length + 0.5), _ceil(min_keep * length))
-    counts = _bucket_counts(length, tuple(buckets))
-    return counts[bisect_left(counts, wanted)] if wanted <= counts[-1] else length
+    return round_to_buckets([retention], length, buckets, min_keep, skip_below)[0]
+
+
+def round_to_buckets(
+    retentions: Sequence[float],
+    length: int,
+    buckets: Sequence[float],
+    min_keep: float = 0.0,
+    skip_below: float = 0.0,
+) -> list[int]:
+    """As `round_to_bucket`, of several layers of one scale."""
+    counts, least = _bucket_counts(length, tuple(buckets)), _ceil(min_keep * length)
+    wanted = [max(math.floor(share * length + 0.5), least) for share in retentions]
+    return [
+        0 if share < skip_below else counts[bisect_left(counts, count)] if count <= counts[-1] else length
+        for share, count in zip(retentions, wanted, strict=True)
+    ]
 
 
 @lru_cache

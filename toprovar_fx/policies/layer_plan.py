@@ -13,7 +13,7 @@ from torch import Tensor
 from ..criteria.rows import expand_cfg_rows
 from ..criteria.saliency import scale_weight
 from ..criteria.score_registry import ScoreContext
-from ..criteria.selection import bernoulli_tokens, round_to_bucket
+from ..criteria.selection import bernoulli_tokens, round_to_bucket, round_to_buckets
 from ..criteria.weighing import rank_layers
 from ..readback import Reading, sent
 from .graph_support import GraphGates, graph_gates
@@ -165,22 +165,19 @@ def _counts(
         reading = Reading(retentions)
         meanwhile()
         shares = reading.tolist()
-    found = []
-    for ask, share in zip(asks, shares, strict=True):
-        if ask.ratio is None:
-            found.append(wanted_count(options, share, length))
-        else:
-            count = explicit_count(ask.ratio, length)
-            found.append(_not_too_few(count, length))
-    return found
+    return [
+        count if ask.ratio is None else _not_too_few(explicit_count(ask.ratio, length), length)
+        for ask, count in zip(asks, wanted_counts(options, shares, length), strict=True)
+    ]
 
 
-def wanted_count(options: Options, share: float, length: int) -> int:
-    """K of a layer that wants to keep this share of its L tokens."""
-    count = round_to_bucket(share, length, options.buckets, options.min_keep, options.layer_skip_below)
-    if count and not options.prune_tokens:
-        return length
-    return _not_too_few(count, length)
+def wanted_counts(options: Options, shares: Sequence[float], length: int) -> list[int]:
+    """K of layers that want to keep these shares of their L tokens."""
+    settings = options.buckets, options.min_keep, options.layer_skip_below
+    counts = round_to_buckets(shares, length, *settings)
+    if options.prune_tokens:
+        return [_not_too_few(count, length) for count in counts]
+    return [length if count else 0 for count in counts]
 
 
 def _not_too_few(count: int, length: int) -> int:

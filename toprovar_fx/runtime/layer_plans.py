@@ -12,7 +12,7 @@ from torch import Tensor
 from ..criteria.score_registry import ScoreContext
 from ..criteria.weighing import weigh_layers
 from ..options import Options
-from ..policies.layer_plan import LayerPlan, LayerQuestion, wanted_count
+from ..policies.layer_plan import LayerPlan, LayerQuestion, wanted_counts
 from ..policies.pacing import Pacing
 from ..readback import ReadingPart
 from .deciders import Deciders
@@ -102,8 +102,7 @@ class LayerPlans:
     ) -> dict[int, int]:
         self._resize_updates(layers, device)
         length = self._generation.schedule.tokens[self._generation.scale]
-        counts = (wanted_count(self._options, share, length) for share in shares.tolist())
-        return dict(zip(layers, counts, strict=True))
+        return dict(zip(layers, wanted_counts(self._options, shares.tolist(), length), strict=True))
 
     @property
     def _from_before(self) -> bool:
