@@ -129,15 +129,11 @@ def without_table_gather(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def fresh_traces() -> Iterator[None]:
-    """Trace from nothing: what a process compiled before decides which sizes Dynamo takes for symbols."""
-    from .models.fixtures import eager, traced
+    """Trace from nothing: what else was traced of a model decides which of its graphs a size runs in."""
+    from .models.fixtures import traced_anew
 
-    for leave in (False, True):
-        torch.compiler.reset()
-        traced.cache_clear()
-        eager.cache_clear()
-        if not leave:
-            yield
+    with traced_anew():
+        yield
 
 
 @pytest.fixture
