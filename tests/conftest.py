@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gc
 import logging
+import os
 import random
+import sys
 from collections.abc import Iterator
 from importlib import import_module
 
@@ -32,6 +34,13 @@ def pytest_configure(config: pytest.Config) -> None:
     # Pytest listens to loggers that do not propagate; for it torch's trace would write out every graph.
     logging.getLogger("torch.__trace").propagate = True
     settings.load_profile("nightly" if config.getoption("--nightly") else "ci")
+    # Tracing makes many objects that live on; collections at Python's pace walk them for a tenth of all time.
+    gc.set_threshold(50_000, 50, 100)
+    if not config.getoption("--nightly"):
+        # With symbolic sizes Dynamo's cache of fake tensors costs more than it saves, a seventh of all time;
+        # in processes that tests start, too. Read when torch._dynamo is imported, so it is set before.
+        assert "torch._dynamo" not in sys.modules
+        os.environ.setdefault("TORCH_FAKE_TENSOR_DISPATCH_CACHE", "0")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -120,15 +129,11 @@ def without_table_gather(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def fresh_traces() -> Iterator[None]:
-    """Trace from nothing: what a process compiled before decides which sizes Dynamo takes for symbols."""
-    from .models.fixtures import eager, traced
+    """Trace from nothing: what else was traced of a model decides which of its graphs a size runs in."""
+    from .models.fixtures import traced_anew
 
-    for leave in (False, True):
-        torch.compiler.reset()
-        traced.cache_clear()
-        eager.cache_clear()
-        if not leave:
-            yield
+    with traced_anew():
+        yield
 
 
 @pytest.fixture

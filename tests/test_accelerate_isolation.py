@@ -10,7 +10,7 @@ import torch
 from toprovar_fx import accelerate, current_generation
 from toprovar_fx.adapters.run import active_run
 
-from .models.like_upstream import Case, same
+from .models.like_upstream import Case, same, traced_once
 
 LOSSLESS = {"preset": "lossless", "lowering": "eager"}
 RANKED = {
@@ -24,8 +24,15 @@ RANKED = {
 KINDS = ["var", "infinity"]
 
 
-@pytest.mark.parametrize("options", [LOSSLESS, RANKED])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("var", LOSSLESS),
+        ("infinity", RANKED),
+        pytest.param("var", RANKED, marks=pytest.mark.nightly),
+        pytest.param("infinity", LOSSLESS, marks=pytest.mark.nightly),
+    ],
+)
 def test_nothing_is_compiled_twice(kind, options):
     """A second image, a batch size that was seen, other text lengths, and after an exception."""
     case = Case(kind)
@@ -43,8 +50,8 @@ def test_nothing_is_compiled_twice(kind, options):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_exception_half_way_leaves_nothing_behind(kind):
-    case = Case(kind)
-    handle = accelerate(case.model, RANKED)
+    case = traced_once(kind)
+    handle = case.accelerate(RANKED)
     whole = case.generate()
     report = handle.report
     with pytest.raises(KeyboardInterrupt):
@@ -56,9 +63,9 @@ def test_an_exception_half_way_leaves_nothing_behind(kind):
 
 
 def test_two_models_in_two_threads_do_not_see_each_other():
-    cases = [Case("var", seed=1), Case("infinity", seed=2)]
+    cases = [traced_once(kind) for kind in KINDS]
     for case in cases:
-        accelerate(case.model, RANKED)
+        case.accelerate(RANKED)
     alone = [[case.generate(images=2, seed=seed) for seed in range(3)] for case in cases]
     turn, found = threading.Barrier(2, timeout=120), [[], []]
 
@@ -83,7 +90,7 @@ def test_two_models_in_two_threads_do_not_see_each_other():
 
 
 def test_two_models_of_one_class_keep_their_own_weights_and_graphs():
-    cases = [Case("var", seed=1), Case("var", seed=2)]
+    cases = [Case("var", seed=seed, depth=2) for seed in (1, 2)]
     dense = [case.generate() for case in cases]
     handles = [accelerate(case.model, LOSSLESS) for case in cases]
     assert same(cases[0].generate(), dense[0])
@@ -122,7 +129,7 @@ def test_what_cannot_be_traced_can_be_an_error():
 
 
 def test_new_weights_are_used():
-    case, other = Case("infinity", seed=1), Case("infinity", seed=2)
+    case, other = (Case("infinity", seed=seed, depth=2) for seed in (1, 2))
     accelerate(case.model, LOSSLESS)
     case.generate()
     case.model.load_state_dict(other.model.state_dict())
@@ -131,7 +138,7 @@ def test_new_weights_are_used():
 
 @pytest.mark.parametrize("options", [LOSSLESS, {**RANKED, "keep": {-1: 1.0}}])
 def test_a_changed_resolution_and_batch(options):
-    case = Case("infinity")
+    case = Case("infinity", depth=2)
     tall = [(1, 1, 1), (1, 2, 2), (1, 3, 2), (1, 5, 4)]
     tables = case.model.rope2d_freqs_grid
     tables[str(tuple(tall))] = next(iter(tables.values()))

@@ -125,7 +125,7 @@ def specs_of_caches(regions) -> list:
 def test_schedules_share_a_graph_whose_strides_follow_from_its_shapes(layout):
     """A stride that is a symbol of its own could not be read, and no compilation would be known to hold."""
     torch.compiler.reset()
-    subject = Laid()
+    subject = Laid(depth=2)
     subject.layout = layout
     # No other test's programs are found by these options.
     options = {"preset": "lossless", "lowering": "eager", "seed": 1000 + LAYOUT_NAMES.index(layout)}

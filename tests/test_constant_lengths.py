@@ -34,14 +34,14 @@ EVERY = [pytest.param(name, marks=[] if name in OFTEN else [pytest.mark.nightly]
 
 @cache
 def static(name: str) -> Traced:
-    """A model whose scales are traced one by one."""
+    """A model whose scales are traced one by one; for two images, so for one batch alone."""
     return Traced(BUILDERS[name](), dynamo=STATIC)
 
 
 @pytest.mark.parametrize("name", EVERY)
 def test_keeping_everything_is_the_untouched_model(name):
-    found = static(name)({"preset": "lossless", "strict": True})
-    assert identical(found.logits, eager(name).logits)
+    found = static(name)({"preset": "lossless", "strict": True}, images=2)
+    assert identical(found.logits, eager(name, images=2).logits)
     assert len(static(name).graphs) == len(SQUARE)
 
 
@@ -95,7 +95,8 @@ ALIKE = {
 )
 def test_constant_and_symbolic_counts_agree(options):
     """Logits, kept tokens and prices, those of scales that did not run included."""
-    found, expected = (model({**OPEN, **options}) for model in (static("infinity"), traced("infinity")))
+    models = static("infinity"), traced("infinity")
+    found, expected = (model({**OPEN, **options}, images=2) for model in models)
     assert any(pruned_at(found, scale) for scale in (4, 5))
     assert identical(found.logits, expected.logits)
     assert found.keeps.keys() == expected.keeps.keys()
@@ -108,11 +109,11 @@ def test_a_price_before_anything_runs():
     """A law, told from the graph of any one scale, against the expressions of the symbolic graph."""
     prices = []
     for model in (static("infinity"), traced("infinity")):
-        model({"preset": "criterion", "seed": 31})
+        model({"preset": "criterion", "seed": 31}, images=2)
         found = [program for program in model.programs.values() if isinstance(program, StepProgram)]
         assert found
         prices.append(
-            [p for program in found if program.options.seed == 31 for p in [program.price(SQUARE, rows=2)]]
+            [p for program in found if program.options.seed == 31 for p in [program.price(SQUARE, rows=4)]]
         )
     (symbolic,) = prices[1]
     assert len(prices[0]) == len(SQUARE) - 1

@@ -7,6 +7,7 @@ import torch
 
 from toprovar_fx.analysis.reasons import Reason
 
+from .models.fixtures import traced
 from .models.subjects import MANY_GRAPHS, OPEN, SQUARE, State, TinyInfinity, generate, identical
 from .replayed_steps import DECIDED, LOSSLESS, Kept, compiled
 
@@ -76,7 +77,7 @@ def test_an_interrupted_generation_leaves_nothing(recorder):
 
 
 def test_caches_that_move_are_recorded_again_and_then_no_more(recorder):
-    subject = TinyInfinity()
+    subject = traced("infinity").subject
     with MANY_GRAPHS:
         forward, plain = compiled(subject, LOSSLESS), compiled(subject, {**LOSSLESS, "unit": "block"})
         expected = generate(subject, plain)

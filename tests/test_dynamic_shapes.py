@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import pytest
 import torch
 from torch import nn
@@ -12,7 +14,7 @@ from toprovar_fx.options import Options
 from toprovar_fx.runtime.report import report_of
 
 from .models.fixtures import NAMES, eager, traced
-from .models.subjects import MANY_GRAPHS, OPEN, generate, identical, worst
+from .models.subjects import OPEN, Traced, generate, identical, worst
 from .oracles import replay
 
 OFTEN = ("infinity", "prenorm-separate-absolute")
@@ -20,14 +22,14 @@ EVERY = [pytest.param(name, marks=[] if name in OFTEN else [pytest.mark.nightly]
 KEEP = {"keep": {-2: 0.5, -1: {1: 0.25, 2: 0.5, 3: 0.75}}, "entropy_source": "previous_scale"}
 
 
+@cache
+def dynamic(name: str) -> Traced:
+    """A model that is traced with `dynamic=True`."""
+    return Traced(traced(name).subject, dynamo={"dynamic": True})
+
+
 def run(name: str, options: dict[str, object], **given: object):
-    """A generation of a model that is traced with `dynamic=True`."""
-    subject = traced(name).subject
-    torch.compiler.reset()
-    with MANY_GRAPHS:
-        settings = {**OPEN, **options, "lowering": "eager"}
-        forward = torch.compile(subject.model, backend="toprovar", options=settings, dynamic=True)
-        return generate(subject, forward, **given)
+    return dynamic(name)({**OPEN, **options}, **given)
 
 
 @pytest.mark.parametrize("name", EVERY)
@@ -81,18 +83,16 @@ def test_a_float_that_changes_is_traced_anew():
     subject = traced("infinity").subject
     norms = [module for module in subject.model.modules() if hasattr(module, "eps")]
     before = [norm.eps for norm in norms]
-    torch.compiler.reset()
     try:
-        with MANY_GRAPHS:
-            settings = {**OPEN, "preset": "lossless", "lowering": "eager"}
-            forward = torch.compile(subject.model, backend="toprovar", options=settings, dynamic=True)
-            first = generate(subject, forward)
-            for norm in norms:
-                norm.eps = 0.1
-            second = generate(subject, forward)
-            expected = generate(subject, subject.model)
+        first = run("infinity", {"preset": "lossless"})
+        known = len(dynamic("infinity").graphs)
+        for norm in norms:
+            norm.eps = 0.1
+        second = run("infinity", {"preset": "lossless"})
+        expected = generate(subject, subject.model)
     finally:
         for norm, eps in zip(norms, before, strict=True):
             norm.eps = eps
+    assert len(dynamic("infinity").graphs) > known
     assert norms and not identical(first.logits, second.logits)
     assert identical(second.logits, expected.logits)

@@ -13,26 +13,27 @@ from toprovar_fx.live_programs import programs
 from toprovar_fx.lowering.rest import RegionCall
 from toprovar_fx.options import Options
 
-from .models.subjects import BUILDERS, SQUARE, TinyInfinity, generate, identical, worst
+from .models.fixtures import NAMES, traced
+from .models.subjects import SQUARE, TinyInfinity, generate, identical, worst
 from .replayed_steps import LOSSLESS, Kept, compiled
 
 
-def apart(subject, **more):
-    """The model through `by_equal_blocks` with eager blocks, at every token count, and what that made."""
+def apart(compile):
+    """A model through `by_equal_blocks` with eager blocks, at every token count, and what that made."""
     made = []
 
     def backend(gm: fx.GraphModule, inputs):
         made.append(by_equal_blocks(gm, Options.parse({"preset": "lossless"}), "eager"))
         return gm.forward if made[-1] is None else made[-1][0]
 
-    return torch.compile(subject.model, backend=backend, fullgraph=True, **more), made
+    return compile(backend), made
 
 
-@pytest.mark.parametrize("name", BUILDERS)
-def test_calls_of_blocks_compute_what_the_graph_computes(name, many_graphs):
+@pytest.mark.parametrize("name", NAMES)
+def test_calls_of_blocks_compute_what_the_graph_computes(name):
     """Bit for bit, with the rows that they cache, and from fewer graphs than the model has layers."""
-    subject = BUILDERS[name]()
-    forward, made = apart(subject)
+    subject = traced(name).subject
+    forward, made = apart(traced(name).through)
     for images, seed in ((1, 1), (2, 2)):
         expected = generate(subject, subject.model, images, seed=seed)
         found = generate(subject, forward, images, seed=seed)
@@ -48,7 +49,7 @@ def test_calls_of_blocks_compute_what_the_graph_computes(name, many_graphs):
 def test_floats_of_the_model_are_guarded(many_graphs):
     """`dynamic=True` hands a norm's epsilon over as an input, of which the calls make a constant."""
     subject = TinyInfinity(depth=2)
-    forward, made = apart(subject, dynamic=True)
+    forward, made = apart(lambda backend: torch.compile(subject.model, backend=backend, dynamic=True))
     generate(subject, forward)
     known = len(made)
     for norm in (block.ca_norm for block in subject.model.blocks()):
@@ -59,7 +60,7 @@ def test_floats_of_the_model_are_guarded(many_graphs):
 
 def test_a_graph_without_equal_blocks_is_left_whole(many_graphs):
     subject = TinyInfinity(depth=1)
-    forward, made = apart(subject)
+    forward, made = apart(lambda backend: torch.compile(subject.model, backend=backend))
     assert identical(generate(subject, forward).logits, generate(subject, subject.model).logits)
     assert set(made) == {None}
     traced = fx.symbolic_trace(torch.nn.Linear(2, 2))

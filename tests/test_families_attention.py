@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cache
 
 import pytest
@@ -44,8 +45,15 @@ def dense(name: str) -> Outcome:
     return generate(subject, subject.model)
 
 
-@pytest.mark.parametrize("name", EVERY)
-@pytest.mark.parametrize("keys", ["all", "scale"])
+def measured() -> Iterator[object]:
+    """Every way with the entropies over either keys, over both by night."""
+    for at, name in enumerate(KINDS):
+        for keys, over in enumerate(("all", "scale")):
+            rare = name not in OFTEN or (at + keys) % 2
+            yield pytest.param(name, over, id=f"{over}-{name}", marks=[pytest.mark.nightly] if rare else [])
+
+
+@pytest.mark.parametrize(("name", "keys"), measured())
 def test_the_tapped_model_is_the_untouched_one_and_its_entropies_are_true(name, keys, observed):
     options = {"tau": 1.0, "min_scale": 1, "depth_layers": "all", "entropy_keys": keys, "pruned_kv": "keep"}
     outcome = traced(name)({**OPEN, **options})

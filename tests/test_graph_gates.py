@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import product
+
 import pytest
 import torch
 from torch import Tensor
@@ -84,9 +87,15 @@ def test_tokens_chosen_in_the_graph(name, options):
     assert GraphGate not in gates(graph, name)
 
 
-@pytest.mark.parametrize("images", [1, 2])
-@pytest.mark.parametrize("options", BRANCHES, ids=str)
-@pytest.mark.parametrize("name", ["infinity", "prenorm-fused-rope"])
+def crossed() -> Iterator[object]:
+    """Every setting in both models, and with one and two images; all of these together by night."""
+    for at, options in enumerate(BRANCHES):
+        for (model, name), images in product(enumerate(("infinity", "prenorm-fused-rope")), (1, 2)):
+            marks = [pytest.mark.nightly] if (at + model + images) % 2 else []
+            yield pytest.param(name, options, images, id=f"{name}-{options}-{images}", marks=marks)
+
+
+@pytest.mark.parametrize(("name", "options", "images"), crossed())
 def test_branches_chosen_in_the_graph(name, options, images):
     host, graph = both(name, {**ONE, **options}, images=images)
     check_same(host, graph)

@@ -58,9 +58,7 @@ class WritingSubject(OddSubject):
 
 
 def run(subject: OddSubject, schedule: Schedule = SQUARE, dynamic: bool | None = None, **options) -> Outcome:
-    options = {**PRUNING, **options}
-    compiled = torch.compile(subject.model, backend="toprovar", options=options, dynamic=dynamic)
-    return generate(subject, compiled, schedule=schedule)
+    return generate(subject, subject.under({**PRUNING, **options}, dynamic=dynamic), schedule=schedule)
 
 
 def reasons(outcome: Outcome) -> set[Reason]:
@@ -75,7 +73,6 @@ def all_right(kind: type[Plain], **how) -> None:
     assert identical(kept.logits, dense.logits)
     assert not reasons(kept)
     for pruned_kv in ("drop", "keep"):
-        torch.compiler.reset()
         with all_tokens_in_random_order():
             found = run(subject, keep={-2: 0.5, -1: 0.5}, pruned_kv=pruned_kv, **how)
         assert set(found.arms(len(dense.logits) - 1)) == {"pruned"}

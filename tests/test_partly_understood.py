@@ -86,7 +86,7 @@ def run(subject: MixedSubject, call: Any) -> Outcome:
 
 def compiled(subject: MixedSubject, **options: object) -> Any:
     settings = {"lowering": "eager", **OPEN, "protected_layers_first": 0, **options}
-    return torch.compile(subject.model, backend="toprovar", options=settings)
+    return subject.under(settings)
 
 
 @pytest.mark.parametrize("more", [{}, {"unit": "step", "step_code": "shared"}, {"unit": "step"}], ids=str)

@@ -6,7 +6,6 @@ from itertools import pairwise
 
 import pytest
 
-from toprovar_fx import accelerate
 from toprovar_fx.analysis.blocks import read_step
 from toprovar_fx.analysis.sublayers import split_blocks
 from toprovar_fx.errors import OptionError
@@ -15,7 +14,7 @@ from toprovar_fx.policies.fastvar import FastVAR
 from toprovar_fx.runtime.report import report_of
 
 from .models.fixtures import NAMES, eager, traced
-from .models.like_upstream import Case, same
+from .models.like_upstream import same, traced_once
 from .models.subjects import SQUARE, WIDE, identical, worst
 from .peer_oracles import fastvar
 
@@ -84,12 +83,12 @@ def test_options_protect_layers_in_whole_layers():
 @pytest.mark.parametrize(("kind", "parts"), [("infinity", 3), ("var", 2)])
 def test_upstream_models_are_cut_at_their_sublayers(kind, parts):
     """Also where sublayers share what an autocast region computes."""
-    case = Case(kind)
+    case = traced_once(kind)
     dense = case.generate(images=2)
     own = {"policy": "fastvar", "scale_exit": None, "lowering": "eager"}
-    with accelerate(case.model, {**own, "keep": {4: 1.0}}):
+    with case.accelerate({**own, "keep": {4: 1.0}}):
         assert same(case.generate(images=2), dense)
-    with accelerate(case.model, {**own, "keep": {4: 0.5}}) as handle:
+    with case.accelerate({**own, "keep": {4: 0.5}}) as handle:
         case.generate(images=2)
     ledger = handle.report.controller.ledger
     assert not handle.report.fallbacks

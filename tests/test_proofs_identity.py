@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch
 from torch import Tensor
@@ -138,8 +136,9 @@ def test_the_permutation_sees_an_ungathered_position_table(blocks, name, restore
 
 
 @pytest.mark.parametrize("name", ROTATED)
-def test_a_wrong_rewrite_runs_dense_and_is_reported(name, without_table_gather):
-    model = replace(traced(name), programs={})
+def test_a_wrong_rewrite_runs_dense_and_is_reported(name, without_table_gather, monkeypatch):
+    model = traced(name)
+    monkeypatch.setattr(model, "programs", {})
     outcome = model({**OPEN, "keep": {-2: 0.5, -1: 0.5}})
     assert identical(outcome.logits, eager(name).logits)
     fallbacks = outcome.controller.ledger.fallbacks

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
+from itertools import product
 
 import pytest
 import torch
@@ -32,6 +34,14 @@ def expected_counts(options: dict[int, object], scale: int) -> list[int]:
     by_layer = ratios if isinstance(ratios, dict) else dict.fromkeys(range(4), ratios)
     kept = [1.0 if layer == 0 else by_layer.get(layer, 1.0) for layer in range(4)]
     return [length if r == 1 else 0 if r == 0 else max(2, math.ceil(r * length - 1e-6)) for r in kept]
+
+
+def crossed(*settings: Sequence[object]) -> Iterator[object]:
+    """Every model with every value of both settings, every second pair of these by night."""
+    for at, name in enumerate(NAMES):
+        for one, other in product(*map(enumerate, settings)):
+            marks = [pytest.mark.nightly] if (at + one[0] + other[0]) % 2 else []
+            yield pytest.param(name, one[1], other[1], id=f"{other[1]}-{one[1]}-{name}", marks=marks)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -78,9 +88,7 @@ def filled(base: Tensor, keep: Tensor, values: Tensor) -> Tensor:
     return result
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("keys", ["all", "scale"])
-@pytest.mark.parametrize("keep_low", [True, False])
+@pytest.mark.parametrize(("name", "keys", "keep_low"), crossed(["all", "scale"], [True, False]))
 def test_the_last_dense_layer_ranks(name, keys, keep_low):
     keep = {4: {2: 0.5, 3: 0.25}, 5: {1: 0.5, 3: 0.3}}
     outcome, trace = compare(name, {"keep": keep, "entropy_keys": keys, "keep_low": keep_low})
@@ -117,9 +125,9 @@ def test_the_previous_scale_ranks(name):
             known = filled(known, kept, trace.entropy[scale, layer])
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("cfg_rows", ["shared", "cond", "per_row"])
-@pytest.mark.parametrize("restore", ["cache", "residual"])
+@pytest.mark.parametrize(
+    ("name", "cfg_rows", "restore"), crossed(["shared", "cond", "per_row"], ["cache", "residual"])
+)
 def test_a_layer_ranks_itself(name, cfg_rows, restore):
     options = {"keep": {4: 0.5, 5: {1: 0.25, 3: 0.4}}, "entropy_source": "same_layer"}
     options |= {"cfg_rows": cfg_rows, "restore": restore}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from unittest import mock
 
 import pytest
 import torch
@@ -38,11 +38,13 @@ def spare(monkeypatch) -> list[bool]:
 
 def pruned_graphs(options: dict[str, object]) -> list[fx.GraphModule]:
     """The graphs of pruned blocks that these options lead to."""
-    model = replace(traced("infinity"), programs={})
-    model(options)
+    model = traced("infinity")
+    with mock.patch.object(model, "programs", {}):
+        model(options)
+        made = list(model.programs.values())
     return [
         region.graph
-        for program in model.programs.values()
+        for program in made
         if isinstance(program, StepProgram)
         for region in program.regions
         if "K tokens" in region.name and "in place" not in region.name

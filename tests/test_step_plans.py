@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch
 
@@ -54,16 +52,11 @@ def decisions(monkeypatch) -> Decisions:
     return Decisions(monkeypatch)
 
 
-@pytest.fixture(scope="module")
-def traced_once() -> Traced:
-    return replace(traced("infinity"), programs={})
-
-
 @pytest.fixture
-def model(traced_once) -> Traced:
+def model(monkeypatch) -> Traced:
     """A model whose programs hold no plans yet."""
-    traced_once.programs.clear()
-    return traced_once
+    monkeypatch.setattr(traced("infinity"), "programs", {})
+    return traced("infinity")
 
 
 def assert_same(found: Outcome, expected: Outcome) -> None:

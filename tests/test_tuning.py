@@ -13,6 +13,8 @@ import torch
 from toprovar_fx.__main__ import main
 from toprovar_fx.backend import toprovar
 from toprovar_fx.errors import OptionError
+from toprovar_fx.models.configs import CONFIGS
+from toprovar_fx.models.infinity import Infinity
 from toprovar_fx.options import Options
 from toprovar_fx.pipeline import InfinityPipeline
 from toprovar_fx.tuning import search
@@ -28,7 +30,10 @@ POINTS = [
 
 @pytest.fixture(scope="module")
 def pipe() -> InfinityPipeline:
-    return InfinityPipeline.from_pretrained("scenes")
+    """The demo model with fewer and narrower layers; prices are told from graphs, not from weights."""
+    whole = InfinityPipeline.untrained("scenes", device="cpu")
+    config = replace(CONFIGS["scenes"], depth=6, width=64, heads=2)
+    return InfinityPipeline(Infinity(config).eval(), whole.vae, whole.text_encoder, whole.schedule)
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import product
 
 import pytest
 import torch
@@ -84,9 +85,17 @@ def both(name: str, options: dict[str, object], **given: object) -> tuple[Outcom
     return traced(name)({**settings, "unit": "step"}, **given), traced(name)(settings, **given)
 
 
-@pytest.mark.parametrize("code", ["shared", "fused"])
-@pytest.mark.parametrize("name", ["infinity", "prenorm-separate-absolute"])
-@pytest.mark.parametrize("options", DECIDED.values(), ids=DECIDED)
+def crossed() -> Iterator[object]:
+    """Each of the options with either model and either code; with all pairs of them by night."""
+    models, codes = ("infinity", "prenorm-separate-absolute"), ("shared", "fused")
+    for at, (label, options) in enumerate(DECIDED.items()):
+        for (model, name), (kind, code) in product(enumerate(models), enumerate(codes)):
+            rare = at > 1 and (at + model + kind) % 2
+            marks = [pytest.mark.nightly] if rare else []
+            yield pytest.param(name, options, code, id=f"{label}-{name}-{code}", marks=marks)
+
+
+@pytest.mark.parametrize(("name", "options", "code"), crossed())
 def test_a_whole_step_is_its_blocks(name, options, code):
     settings = {**OPEN, **options}
     found = traced(name)({**settings, "unit": "step", "step_code": code})
@@ -147,16 +156,17 @@ def test_what_a_policy_leaves_alone_runs_whole(options, by_blocks):
     assert list(found.controller.ledger.notes) == by_blocks
 
 
-def test_a_wrong_rewrite_runs_dense_and_is_reported(without_table_gather):
-    model = replace(traced("infinity"), programs={})
-    found = model({**OPEN, "keep": {-2: 0.5, -1: 0.5}, **BEFORE, "unit": "step"})
+def test_a_wrong_rewrite_runs_dense_and_is_reported(without_table_gather, monkeypatch):
+    monkeypatch.setattr(traced("infinity"), "programs", {})
+    found = traced("infinity")({**OPEN, "keep": {-2: 0.5, -1: 0.5}, **BEFORE, "unit": "step"})
     assert identical(found.logits, eager("infinity").logits)
     assert {why.reason for why in found.controller.ledger.fallbacks} == {Reason.VERIFICATION}
 
 
 def test_layers_alike_share_one_graph(monkeypatch):
     """Scales that group their layers alike run one graph: pruned scales here, whatever their K."""
-    model = replace(traced("infinity"), programs={})
+    model = traced("infinity")
+    monkeypatch.setattr(model, "programs", {})
     keep = {scale: {1: 0.5, 2: 0.25, 3: 0.25} for scale in (2, 3, 4, 5)}
     options = {"keep": keep, **BEFORE, "ranking_depth": 0.0}
     model({**OPEN, **options, "unit": "step", "step_code": "fused"})

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
+from unittest import mock
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from benchmarks.upstream_models import randomise
 from benchmarks.upstream_oracle import PlainPruning
+from toprovar_fx import accelerate
+from toprovar_fx._torch_private import compile_apart
 from toprovar_fx.accelerate import Accelerated
+from toprovar_fx.adapters import step
+from toprovar_fx.backend import toprovar
+from toprovar_fx.options import Options
 
 from .like_infinity import LikeInfinity
 from .like_var import LikeVAR
@@ -61,6 +67,60 @@ class Case:
         """A generation pruned without the backend."""
         with torch.no_grad(), PlainPruning(self.blocks(), [(side, side) for side in SIDES], keeps):
             return self.generate(**arguments)
+
+
+class TracedOnce(Case):
+    """A stand-in whose step Dynamo traces once in a session; the backend rewrites it for each test."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__(kind)
+        self.step: Callable[..., Any] | None = None
+        self.handle: Accelerated | None = None
+        self.running: tuple[dict[int, Any], Options] = {}, Options()
+
+    def accelerate(self, options: Mapping[str, object]) -> Accelerated:
+        """As `toprovar_fx.accelerate`."""
+        with mock.patch.object(step, "compile_apart", self._compile):
+            self.handle = accelerate(self.model, options)
+        return self.handle
+
+    def restore(self) -> None:
+        """Undo what the test before left accelerated."""
+        if self.handle is not None:
+            self.handle.restore()
+
+    def _compile(
+        self, function: Callable[..., Any], backend: object, options: Mapping[str, object], limit: int
+    ) -> Callable[..., Any]:
+        if self.step is None:
+            self.step = compile_apart(function, self._backend, {}, limit)
+        traced, running = self.step, ({}, Options.parse(options))
+
+        def call(*arguments: Any) -> Any:
+            self.running = running
+            return traced(*arguments)
+
+        return call
+
+    def _backend(self, gm: fx.GraphModule, inputs: list[Any], options: object = None) -> Callable[..., Any]:
+        def run(*arguments: Any) -> Any:
+            programs, options = self.running
+            if id(gm) not in programs:
+                programs[id(gm)] = toprovar(gm, inputs, options=options)
+            return programs[id(gm)](*arguments)
+
+        return run
+
+
+_TRACED: dict[str, TracedOnce] = {}
+
+
+def traced_once(kind: str) -> TracedOnce:
+    """The session's stand-in of a kind, not accelerated."""
+    if kind not in _TRACED:
+        _TRACED[kind] = TracedOnce(kind)
+    _TRACED[kind].restore()
+    return _TRACED[kind]
 
 
 def same(left: list[Tensor], right: list[Tensor]) -> bool:

@@ -6,6 +6,7 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from toprovar_fx.runtime.controller import Controller
 from toprovar_fx.runtime.generation import Generation, generation
 from toprovar_fx.schedules import Schedule
 
+from .lasting import own_forward
 from .prenorm import Cache, PreNorm
 
 SQUARE = Schedule(tuple((side, side) for side in (1, 2, 3, 4, 6, 8)))
@@ -44,7 +46,8 @@ OPEN = {"preset": "criterion", "protected_layers_first": 1, "protected_layers_la
 # Four pruned scales in a row, other counts in every layer; layer 3 is skipped once.
 MANY = {2: 0.5, 3: {1: 0.25, 2: 0.75, 3: 0.5}, 4: {1: 0.5, 2: 0.1, 3: 0.0}, 5: {1: 0.3, 2: 0.6, 3: 0.2}}
 # Variants of a model share a code object, and with it Dynamo's limit; after a hit they would run eagerly.
-MANY_GRAPHS = torch._dynamo.config.patch(fail_on_recompile_limit_hit=True, recompile_limit=256)
+_LIMITS = {"fail_on_recompile_limit_hit": True, "recompile_limit": 256}
+MANY_GRAPHS = torch._dynamo.config.patch(**_LIMITS)
 
 
 @dataclass
@@ -98,6 +101,14 @@ class Subject(ABC):
         source = torch.Generator().manual_seed(1000 * seed + scale)
         tokens = torch.randn(2 * images, schedule.tokens[scale], self.width, generator=source)
         return tokens.to(self.parameter)
+
+    def under(self, options: Mapping[str, object], **dynamo: Any) -> Callable[..., Any]:
+        """As `torch.compile` of the model with options of the backend; one trace serves all of them."""
+        known: dict[object, Traced] = vars(self).setdefault("known_traces", {})
+        how = tuple(sorted(dynamo.items()))
+        if how not in known:
+            known[how] = Traced(self, dynamo={"fullgraph": False, **dynamo})
+        return known[how].under(options)
 
 
 class TinyInfinity(Subject):
@@ -241,13 +252,15 @@ class Traced:
     programs: dict[Any, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.compiled = self._compile(self._backend)
+        self.forward = own_forward(self.subject.model)
+        self.compiled = self._compile(self.forward, self._backend)
+        # What `through` compiles with, and what that made so far.
+        self.other: tuple[Callable[..., Any], dict[int, Callable[..., Any]]] | None = None
 
-    def _compile(self, backend: Callable[..., Any]) -> Callable[..., Any]:
-        return torch.compile(self.subject.model, backend=backend, fullgraph=True, **self.dynamo)
+    def _compile(self, forward: Callable[..., Any], backend: Callable[..., Any]) -> Callable[..., Any]:
+        return torch.compile(forward, backend=backend, **{"fullgraph": True, **self.dynamo})
 
     def _at_once(self, gm: fx.GraphModule, example_inputs: list[Any]) -> Callable[..., Any]:
-        self.graphs.append(gm)
         return toprovar(gm, example_inputs, options=self.options)
 
     def _backend(self, gm: fx.GraphModule, example_inputs: list[Any]) -> Callable[..., Any]:
@@ -255,6 +268,11 @@ class Traced:
         at = len(self.graphs)
 
         def run(*arguments: Any) -> Any:
+            if self.other is not None:
+                backend, made = self.other
+                if at not in made:
+                    made[at] = backend(gm, example_inputs)
+                return made[at](*arguments)
             if self.program is not None and gm.code == self.dynamic.code:
                 return self.program(*arguments)
             key = at, Options.parse(self.options)
@@ -274,12 +292,27 @@ class Traced:
         self.options = {"lowering": "eager", "preset": "criterion", **(options or {})}
         compiled = self.compiled
         if self.options["lowering"] != "eager":
-            torch.compiler.reset()
-            self.graphs.clear()
-            self.programs.clear()
-            compiled = self._compile(self._at_once)
-        with MANY_GRAPHS:
+            compiled = self._compile(own_forward(self.subject.model), self._at_once)
+        with torch._dynamo.config.patch(**_LIMITS):  # torch 2.11 enters one patch once
             return generate(self.subject, compiled, **given)
+
+    def through(self, backend: Callable[..., Any]) -> Callable[..., Any]:
+        """As `torch.compile` of the model with this backend, from the trace that there is. One thread's."""
+        made: dict[int, Callable[..., Any]] = {}
+
+        def forward(*arguments: Any) -> Any:
+            self.other = backend, made
+            try:
+                with torch._dynamo.config.patch(**_LIMITS):
+                    return self.compiled(*arguments)
+            finally:
+                self.other = None
+
+        return forward
+
+    def under(self, options: Mapping[str, object]) -> Callable[..., Any]:
+        """As `torch.compile` of the model with these options of the backend and programs of its own."""
+        return self.through(partial(toprovar, options=options))
 
 
 class Recorder(nn.Module):
