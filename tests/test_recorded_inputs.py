@@ -121,7 +121,7 @@ def draw(subject: Kept, forward: Any) -> list[Tensor]:
 
 def test_nothing_is_left_to_copy_when_the_decision_is_known(recorder, monkeypatch):
     """Layers that leave no new map, since nobody ranks by it, do not move the inputs of the others."""
-    subject, late, waits = Kept(depth=6), list[str](), [False]
+    subject, late, waits = Kept(), list[str](), [False]
     options = {**ONLINE, "depth": "fixed", "depth_scale": 2, "protected_layers_first": 2, "verify": "never"}
     stage, fill, run = StepRuns.stage, Buffers.fill, WholeStep.run
 
