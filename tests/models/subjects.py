@@ -108,7 +108,10 @@ class Subject(ABC):
         how = tuple(sorted(dynamo.items()))
         if how not in known:
             known[how] = Traced(self, dynamo={"fullgraph": False, **dynamo})
-        return known[how].under(options)
+        forward = known[how].under(options)
+        # Its programs live as long as the subject, as those in Dynamo's cache would.
+        vars(self).setdefault("known_forwards", []).append(forward)
+        return forward
 
 
 class TinyInfinity(Subject):
