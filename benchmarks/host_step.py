@@ -50,7 +50,7 @@ class NothingRecorder:
 @contextmanager
 def recorded_on_a_cpu() -> Iterator[None]:
     """Programs that are made in the block record their steps, on any device."""
-    users = ("toprovar_fx.runtime.whole_step", "toprovar_fx.dense_program")
+    users = ("toprovar_fx.runtime.step_parts", "toprovar_fx.dense_program")
     with ExitStack() as patches:
         for user in users:
             memory = lambda options, device: GraphMemory(NothingRecorder(), required=False)  # noqa: E731

@@ -144,6 +144,6 @@ def recorder(monkeypatch: pytest.MonkeyPatch, fresh_dynamo: None) -> object:
     from .models.recorders import CpuRecorder
 
     made = CpuRecorder()
-    for user in ("toprovar_fx.runtime.whole_step", "toprovar_fx.dense_program"):
+    for user in ("toprovar_fx.runtime.step_parts", "toprovar_fx.dense_program"):
         monkeypatch.setattr(f"{user}.graph_memory", lambda options, device: GraphMemory(made, False))
     return made

@@ -41,7 +41,7 @@ def test_it_is_what_the_functions_give(rule, scoped, ranked_by):
     maps, weight = maps_of((0, *LAYERS)), scale_weight(4, 6)
     measured = torch.rand(4)
     scope = Scope(tuple(maps), SIDE, False, 0.02) if scoped else None
-    coming = Coming(LAYERS, ranked_by, (SIDE, NEXT), weight, (1, 2, 3))
+    coming = Coming(5, LAYERS, ranked_by, (SIDE, NEXT), weight, (1, 2, 3))
     telling = Telling((2, 3), scope, coming, 1, weighing)
     assert telling.takes_detail is not scoped
     given = tuple(maps), torch.stack(list(maps.values()))
@@ -63,10 +63,10 @@ def test_it_is_what_the_functions_give(rule, scoped, ranked_by):
 
 
 def test_without_a_scope_every_layer_weighs_one():
-    coming = Coming(LAYERS, LAYERS, (SIDE, NEXT), 0.8, None)
+    coming = Coming(5, LAYERS, LAYERS, (SIDE, NEXT), 0.8, None)
     maps = torch.stack(list(maps_of(LAYERS).values()))
     told = Telling((), None, coming, 1, RULE)(LAYERS, maps, None)
-    ones = Coming(LAYERS, LAYERS, (SIDE, NEXT), 0.8, (0, 0, 0))
+    ones = Coming(5, LAYERS, LAYERS, (SIDE, NEXT), 0.8, (0, 0, 0))
     expected = Telling((), None, ones, 1, RULE)(LAYERS, maps, torch.ones(1))
     assert torch.equal(told[0], expected[0]) and len(told[0]) == 3
 
@@ -125,14 +125,14 @@ def test_counts_that_were_told_are_for_their_scale_and_layers():
     plans = controller._plans
     told = Reading(torch.tensor([0.2, 0.2, 0.2]))
     plans.hear(4, LAYERS, told.part(0, 3))
-    weighed = plans.counts(hidden)
+    weighed = plans.counts(range(4), hidden)
     assert weighed is not None and [layer for layer, _ in weighed] == [1, 2, 3], "told of scale 4, not of 3"
     run.begin_scale(4)
     (wanted,) = wanted_counts(controller.options, [0.2], 36)
-    assert plans.counts(torch.zeros(2, 36, 8)) == tuple((layer, wanted) for layer in LAYERS)
+    assert plans.counts(range(4), torch.zeros(2, 36, 8)) == tuple((layer, wanted) for layer in LAYERS)
     plans.end_scale()
     controller.leave_out_unconditional()
-    assert plans.counts(torch.zeros(1, 36, 8)) != tuple((layer, wanted) for layer in LAYERS)
+    assert plans.counts(range(4), torch.zeros(1, 36, 8)) != tuple((layer, wanted) for layer in LAYERS)
 
 
 def compiled_options() -> Options:

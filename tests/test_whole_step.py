@@ -57,7 +57,7 @@ UNDECIDED = {
         {"keep": MANY, "score": "frequency", "sampling": "bernoulli"},
         "score='frequency'",
     ),
-    "eq. 6": ({"min_scale": 2}, "K by eq. 6"),
+    "eq. 6": ({"min_scale": 2, "entropy_source": "previous_layer"}, "K by eq. 6"),
     "own entropies": ({"keep": MANY, "entropy_source": "same_layer"}, "OwnEntropyGate"),
     "sparsevar": ({"policy": "sparsevar", "min_scale": 3}, "policy='sparsevar'"),
     "scope of tokens": ({"scope_of": "tokens", **BEFORE, "min_scale": 2}, "layer scope"),
@@ -95,7 +95,7 @@ def crossed() -> Iterator[object]:
             yield pytest.param(name, options, code, id=f"{label}-{name}-{code}", marks=marks)
 
 
-@pytest.mark.parametrize(("name", "options", "code"), crossed())
+@pytest.mark.parametrize(("name", "options", "code"), list(crossed()))
 def test_a_whole_step_is_its_blocks(name, options, code):
     settings = {**OPEN, **options}
     found = traced(name)({**settings, "unit": "step", "step_code": code})

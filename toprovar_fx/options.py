@@ -192,6 +192,11 @@ class Options(OptionFields):
         return self.score == "entropy" and self.entropy_source == "previous_scale"
 
     @property
+    def ranks_by_dense_layer(self) -> bool:
+        """Whether entropies of the last layer before that ran whole, at the same scale, rank the tokens."""
+        return self.score == "entropy" and self.entropy_source == "dense_layer"
+
+    @property
     def foreseen(self) -> bool:
         """Whether nothing that is measured decides which layers run on how many tokens."""
         if not self.by_score or self.compacts or self.budget is not None:

@@ -36,7 +36,7 @@ from .runtime.short_caches import refuse_short_caches
 from .runtime.silence import warn_outside_generation
 from .runtime.step_caches import StepCaches
 from .runtime.step_graphs import step_graphs
-from .runtime.whole_step import WholeStep
+from .runtime.step_parts import StepParts
 from .schedules import Schedule
 
 
@@ -75,7 +75,7 @@ class StepProgram:
         self._weights = KnownWeights(step.graph, len(step.sites))
         self._branches = any(isinstance(step.module(site), GraphGate) for site in step.sites)
         wants_whole = options.runs_steps(suited=replays_well(step))
-        self._whole = WholeStep(step, options, lowering, self._step_hints) if wants_whole else None
+        self._whole = StepParts.of(step, options, lowering, self._step_hints) if wants_whole else None
         self._caches = StepCaches(step)
         self._budget: StepBudget | None = None
         if options.budget is not None:

@@ -32,7 +32,7 @@ def join_step(
     Args:
         step: the graph that calls the blocks.
         sites: layer by the name of the submodule that runs it.
-        layers: how every layer runs.
+        layers: how every layer runs, from the first of the model to the last of the step.
         selection: how tokens are selected from maps.
     """
     return Joiner(step, sites, layers, selection).run()

@@ -99,6 +99,10 @@ class Controller:
         """Note that the current scale runs in a compiled graph."""
         self._generation.enter_compiled()
 
+    def part_from(self, begin: int) -> range:
+        """The layers from `begin` on whose K is known before any of them runs at this scale."""
+        return self._outlook.part_from(begin)
+
     @property
     def ran(self) -> bool:
         """Whether a step ran since the scale began; what is known of a layer is that of one call."""

@@ -1,4 +1,4 @@
-"""How the scale stands that is about to run: all that its decisions follow from."""
+"""How the layers stand that are about to run: all that the decisions about them follow from."""
 
 from __future__ import annotations
 
@@ -52,12 +52,13 @@ class Footing:
         """Whether `standing` has to wait for what a step told."""
         return self._deciders.depth.waits or self._plans.waits
 
-    def standing(self, hidden: Tensor) -> Hashable | None:
-        """What all decisions about the scale follow from; None where more decides than that.
+    def standing(self, part: range, hidden: Tensor) -> Hashable | None:
+        """What all decisions about some layers follow from; None where more decides than that.
 
         Where K is measured, its layers are planned now, and the host waits for the device.
 
         Args:
+            part: the layers; they run after all before them.
             hidden: a tensor of the shape and device of the hidden state.
         """
         counts: Hashable | None = ()
@@ -65,7 +66,7 @@ class Footing:
             if not self._options.by_entropies:
                 return None
             # Scales that nothing can prune yet follow from D alone.
-            counts = self._plans.counts(hidden) if self._prunes else ()
+            counts = self._plans.counts(part, hidden) if self._prunes else ()
         if counts is None:
             return None
         running, deciders, memory = self._generation, self._deciders, self._left

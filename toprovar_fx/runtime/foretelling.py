@@ -1,4 +1,4 @@
-"""Asks the recorded step of a scale for what the next one will want to know, and hands it on."""
+"""Asks a recorded step for what decides about the layers that run after it, and hands it on."""
 
 from __future__ import annotations
 
@@ -44,12 +44,13 @@ class Foretelling:
         self._options, self._generation, self._deciders = options, generation, deciders
         self._outlook, self._plans, self._left = outlook, plans, left
 
-    def telling(self, measured: Sequence[int], updated: Collection[int]) -> Telling | None:
-        """What the step of this scale can tell, or None for nothing.
+    def telling(self, measured: Sequence[int], updated: Collection[int], end: int) -> Telling | None:
+        """What a step of this scale can tell, or None for nothing.
 
         Args:
             measured: layers whose entropies the step tells, in order.
             updated: layers that leave an update.
+            end: behind the last of its layers; others of this scale may follow.
         """
         options, scale = self._options, self._generation.scale
         if not measured or not options.by_entropies:
@@ -60,36 +61,52 @@ class Foretelling:
         scope = None
         if tracker.wants_entropy(scale):
             scope = Scope(tuple(measured), side, options.scope_centre, options.beta)
-        coming = self._coming(measured, updated, scope)
+        coming = None
+        if options.sampling == "topk" and options.ranks_by_dense_layer and end < self._deciders.layers:
+            coming = self._coming_here(measured, end)
+        elif options.sampling == "topk" and options.ranks_from_before:
+            coming = self._coming_next(measured, updated, scope)
         if not rho and scope is None and coming is None:
             return None
         return Telling(rho, scope, coming, self._generation.images, options.weighing)
 
-    def _coming(
+    def _coming_here(self, measured: Sequence[int], begin: int) -> Coming | None:
+        """Of the layers from `begin` on, which the last one that was measured ranks."""
+        scale = self._generation.scale
+        layers = self._outlook.pruning(self._outlook.part_from(begin))
+        return self._weighed(layers, [measured[-1]] * len(layers), scale, self._deciders.scope.measured)
+
+    def _coming_next(
         self, measured: Sequence[int], updated: Collection[int], scope: Scope | None
     ) -> Coming | None:
+        """Of the layers of the next scale."""
         options, running = self._options, self._generation
-        if (
-            not options.ranks_from_before
-            or options.sampling != "topk"
-            or running.scale + 1 >= len(running.schedule)
-        ):
+        if running.scale + 1 >= len(running.schedule):
             return None
         layers = [layer for layer in range(self._deciders.layers) if self._outlook.may_prune_next(layer)]
         if options.restore == "cache":
             layers = [layer for layer in layers if layer in updated or layer in self._left.updates]
         ranked_by = [self._left.maps.ranked_by(layer, None) for layer in layers]
-        if not layers or not set(ranked_by) <= set(measured):
+        if not set(ranked_by) <= set(measured):
+            return None
+        known = self._deciders.scope.measured if scope is None else scope.layers
+        return self._weighed(layers, ranked_by, running.scale + 1, known)
+
+    def _weighed(
+        self, layers: Sequence[int], ranked_by: Sequence[int], scale: int, known: Sequence[int] | None
+    ) -> Coming | None:
+        """What is weighed for layers at a scale; None where their R are not among those of `known` layers."""
+        options, running = self._options, self._generation
+        if not layers:
             return None
         roles = None
         if options.prune_layers and options.layer_scope != "off":
-            known = self._deciders.scope.measured if scope is None else scope.layers
             if options.scope_values is not None or known is None or not set(layers) <= set(known):
                 return None
             roles = tuple(known.index(layer) for layer in layers)
-        sides = running.schedule.sides[running.scale : running.scale + 2]
-        weight = scale_weight(running.scale + 1, len(running.schedule))
-        return Coming(tuple(layers), tuple(ranked_by), (sides[0], sides[1]), weight, roles)
+        sides = running.schedule.sides[running.scale], running.schedule.sides[scale]
+        weight = scale_weight(scale, len(running.schedule))
+        return Coming(scale, tuple(layers), tuple(ranked_by), sides, weight, roles)
 
     @property
     def detail(self) -> Tensor | None:
@@ -98,7 +115,7 @@ class Foretelling:
         return None if scope.measured is None else scope.on_device
 
     def hear(self, telling: Telling, told: Sequence[Tensor]) -> None:
-        """Take what the step of this scale told, which nothing writes to afterwards."""
+        """Take what a step of this scale told, which nothing writes to afterwards."""
         reading = Reading(told[0])
         wanted = 0 if telling.coming is None else len(telling.coming.layers)
         measured = 0 if telling.scope is None else len(telling.scope.layers)
@@ -109,5 +126,4 @@ class Foretelling:
             detail = told[0][end - measured : end], reading.part(end - measured, end)
             self._deciders.scope.hear(telling.scope.layers, told[1], *detail)
         if telling.coming is not None:
-            scale = self._generation.scale + 1
-            self._plans.hear(scale, telling.coming.layers, reading.part(end, end + wanted))
+            self._plans.hear(telling.coming.scale, telling.coming.layers, reading.part(end, end + wanted))

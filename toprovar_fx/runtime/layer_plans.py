@@ -66,15 +66,15 @@ class LayerPlans:
             self._plans.update(zip(layers, plans, strict=True))
         return self._plans[layer]
 
-    def counts(self, hidden: Tensor) -> tuple[tuple[int, int], ...] | None:
-        """(layer, K) of all layers that may be pruned, where one wait gives them; else None."""
-        if not self._from_before:
+    def counts(self, part: range, hidden: Tensor) -> tuple[tuple[int, int], ...] | None:
+        """(layer, K) of the layers of `part` that may be pruned, where one wait gives them; else None."""
+        if not self._together:
             return None
-        layers = self._outlook.pruning(range(self._deciders.layers))
+        layers = self._outlook.pruning(part)
         if self._told is not None and self._told[:2] == (self._generation.scale, tuple(layers)):
             self._counts = self._told_counts(layers, self._told[2], hidden.device)
             return tuple(self._counts.items())
-        if any(self._reranked(layer, after=0) for layer in layers):
+        if any(self._reranked(layer, after=part.start) for layer in layers):
             return None
         return tuple((layer, self.plan(layer, hidden).count) for layer in layers)
 
@@ -84,7 +84,7 @@ class LayerPlans:
         return self.plan(layer, hidden).count if told is None else told
 
     def hear(self, scale: int, layers: tuple[int, ...], shares: ReadingPart) -> None:
-        """Take the shares of tokens that `layers` want to keep at the next scale, `scale`."""
+        """Take the shares of tokens that `layers` want to keep at `scale`, where they are yet to run."""
         self._told = scale, layers, shares
 
     @property
@@ -105,12 +105,14 @@ class LayerPlans:
         return dict(zip(layers, wanted_counts(self._options, shares.tolist(), length), strict=True))
 
     @property
-    def _from_before(self) -> bool:
-        """Whether maps of earlier scales decide."""
-        return self._options.ranks_from_before
+    def _together(self) -> bool:
+        """Whether one map ranks several layers, or each its own of an earlier scale."""
+        return self._options.ranks_from_before or self._options.ranks_by_dense_layer
 
     def _reranked(self, layer: int, after: int) -> bool:
         """Whether the map that ranks `layer` is measured anew at this scale, by a layer from `after` on."""
+        if self._options.ranks_by_dense_layer:
+            return any(map(self._outlook.taps, range(after, layer)))
         ranking = self._left.maps.ranked_by(layer, None)
         return after <= ranking < layer and self._outlook.taps(ranking)
 
@@ -126,8 +128,11 @@ class LayerPlans:
     def _planned_with(self, layer: int) -> list[int]:
         """`layer`, and the later ones whose plans nothing can change any more until they run."""
         layers = self._deciders.layers
-        if not self._from_before:
+        if not self._together:
             return [layer]
+        if self._options.ranks_by_dense_layer:
+            layers = next((at + 1 for at in range(layer, layers) if self._outlook.taps(at)), layers)
+            return [layer, *self._outlook.pruning(range(layer + 1, layers))]
         later = (
             each
             for each in range(layer + 1, layers)

@@ -41,6 +41,7 @@ class Outlook:
     ) -> None:
         self._options, self._generation, self._deciders = options, generation, deciders
         self._rations, self._left = rations, left
+        self._pruned: tuple[int, int, frozenset[int]] = (-1, 0, frozenset())
 
     def ratio(self, layer: int) -> float | None:
         """The explicit keep ratio of `layer` at this scale, given or solved for, or None."""
@@ -54,15 +55,45 @@ class Outlook:
 
     def pruning(self, layers: Iterable[int]) -> list[int]:
         """Those of `layers` that may compute fewer tokens at this scale."""
-        policy, bare = self._deciders.policy, self._options.restore != "cache"
-        able = [layer for layer in layers if policy.is_open(layer) and (bare or layer in self._left.updates)]
+        if self._options.by_entropies:
+            pruned = self._pruned_here()
+            return [layer for layer in layers if layer in pruned]
+        able = [layer for layer in layers if self._is_able(layer)]
         ratios = [self.ratio(layer) for layer in able]
-        others = None in ratios and policy.prunes(self._generation.scale)
+        others = None in ratios and self._deciders.policy.prunes(self._generation.scale)
         return [
             layer
             for layer, ratio in zip(able, ratios, strict=True)
             if (others if ratio is None else ratio < 1)
         ]
+
+    def _is_able(self, layer: int) -> bool:
+        """Whether a layer may be pruned, and left what tokens get that it does not compute."""
+        restores = self._options.restore == "cache"
+        return self._deciders.policy.is_open(layer) and (not restores or layer in self._left.updates)
+
+    def _pruned_here(self) -> frozenset[int]:
+        """Those that may be pruned at this scale, where no ratio is given; asked for again and again."""
+        scale, layers = self._generation.scale, self._deciders.layers
+        if self._pruned[:2] != (scale, layers):
+            prunes = self._deciders.policy.prunes(scale)
+            able = frozenset(filter(self._is_able, range(layers if prunes else 0)))
+            self._pruned = scale, layers, able
+        return self._pruned[2]
+
+    def part_from(self, begin: int) -> range:
+        """The layers from `begin` on whose K is known before any of them runs; most often all that follow.
+
+        K of a layer behind one that is measured at this scale, to rank it, is known once that one has run.
+        """
+        options, layers = self._options, self._deciders.layers
+        waits = options.ranks_by_dense_layer and options.by_entropies
+        # Where all are measured, every layer is ranked by the one before it.
+        if not waits or self._deciders.scope.wants_entropy(self._generation.scale):
+            return range(begin, layers)
+        pruned = self._pruned_here()
+        ends = (layer for layer in range(begin + 1, layers) if layer in pruned and layer - 1 not in pruned)
+        return range(begin, next(ends, layers))
 
     def taps(self, layer: int) -> bool:
         """Whether somebody needs the entropies of `layer` at this scale."""

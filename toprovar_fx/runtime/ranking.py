@@ -18,13 +18,16 @@ class Ranking(ScaleMaps):
     Args:
         options: the settings.
         schedule: the scales.
+
+    Attributes:
+        latest: the layer that was the last to measure at the scale that runs, or None.
     """
 
     def __init__(self, options: Options, schedule: Schedule) -> None:
         super().__init__(schedule, updates=False)
         self._options = options
         self._layers = 0
-        self._latest: int | None = None
+        self.latest: int | None = None
 
     def adopt(self, layers: int) -> None:
         """Learn the number of layers of the model."""
@@ -33,7 +36,7 @@ class Ranking(ScaleMaps):
     def put(self, scale: int, values: Mapping[int, Tensor]) -> None:
         """Take the maps [R, L] of layers at the scale that runs, in the order in which they were measured."""
         super().put(scale, values)
-        self._latest = [self._latest, *values][-1]
+        self.latest = [self.latest, *values][-1]
 
     def ranked_by(self, layer: int, latest: int | None) -> int:
         """The layer whose map ranks the tokens of `layer`; `latest` was the last measured at this scale."""
@@ -49,9 +52,9 @@ class Ranking(ScaleMaps):
 
     def map_for(self, layer: int, scale: int) -> Tensor | None:
         """The map [R, L] that ranks the tokens of `layer` at `scale`, as measured so far, or None."""
-        return self.map_of(self.ranked_by(layer, self._latest), scale)
+        return self.map_of(self.ranked_by(layer, self.latest), scale)
 
     def end_scale(self) -> None:
         """Free what was resized for the scale that ran."""
         super().end_scale()
-        self._latest = None
+        self.latest = None

@@ -139,7 +139,8 @@ class _Decider:
         self.controller, self.options, self.hidden = controller, controller.options, hidden
         self.length = hidden.shape[1]
         self.measured: set[int] = set()
-        self.latest: int | None = None
+        # An earlier part of the step may have measured.
+        self.latest = controller.left.maps.latest
 
     def run(self, sites: Sequence[SiteArms]) -> list[LayerDecision]:
         found = []

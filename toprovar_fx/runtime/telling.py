@@ -29,16 +29,18 @@ class Scope:
 
 @dataclass(frozen=True)
 class Coming:
-    """What is weighed for the next scale.
+    """What is weighed for layers of the next scale, or for those of this one that run after the step.
 
     Attributes:
-        layers: those that it may prune.
+        scale: of these layers.
+        layers: those that may be pruned.
         ranked_by: for each of them, the layer whose map ranks its tokens.
-        sides: of this scale and the next.
-        weight: phi of the next scale (eq. 5).
+        sides: of this scale and of theirs.
+        weight: phi of their scale (eq. 5).
         roles: where the R of each layer stands among those measured; None: R is 1.
     """
 
+    scale: int
     layers: tuple[int, ...]
     ranked_by: tuple[int, ...]
     sides: tuple[Size, Size]
@@ -58,7 +60,7 @@ class Telling:
     Attributes:
         rho: layers whose maps make rho; none where it is not asked for.
         scope: what makes R, or None.
-        coming: what is weighed for the next scale, or None.
+        coming: what is weighed for layers that run later, or None.
         images: B.
         weighing: settings.
     """
@@ -84,7 +86,7 @@ class Telling:
 
         Returns:
             One vector of float32: rho of every image or row, R of every measured layer, the share of tokens
-            that every layer of the next scale wants to keep; then, if R is measured, ``sigma1 / sigma2``
+            that every coming layer wants to keep; then, if R is measured, ``sigma1 / sigma2``
             [N, R].
         """
         numbers, others = [], []
@@ -104,7 +106,9 @@ class Telling:
         """The shares [N] of the layers."""
         ranking = coming.ranking
         chosen = _of(maps, layers, ranking)
-        resized = upsample_map(chosen.flatten(0, 1), *coming.sides).unflatten(0, chosen.shape[:2])
+        resized = chosen
+        if coming.sides[0] != coming.sides[1]:
+            resized = upsample_map(chosen.flatten(0, 1), *coming.sides).unflatten(0, chosen.shape[:2])
         statistics = _of(resized, ranking, coming.ranked_by).transpose(0, 1)
         if coming.roles is None:
             roles = torch.ones(len(coming.layers), device=maps.device)

@@ -1,4 +1,4 @@
-"""Runs a decided scale step as one call: decide, call, account."""
+"""Runs a scale step, or a part of one, as one call: decide, call, account."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ..lowering.region import Region
 from ..lowering.rest import RegionModule
 from ..options import Options
 from .controller import Controller
-from .cuda_recorder import graph_memory
+from .cuda_graphs import GraphMemory
 from .failures import on_failure
 from .maps import Block
 from .statistics import Statistics
@@ -43,7 +43,7 @@ class _Numbers:
     """A scale's hidden state [R, L, C] without its values, and every layer's first cache row in the trace."""
 
     hidden: Tensor
-    starts: list[int | None]
+    starts: Mapping[int, int | None]
 
 
 class WholeStep:
@@ -54,9 +54,12 @@ class WholeStep:
         options: settings.
         lowering: "eager" or "inductor".
         hints: largest sizes that a generation asks of a joined graph.
+        memory: of what is recorded, shared with other parts of the step; None where nothing is.
     """
 
-    def __init__(self, step: Step, options: Options, lowering: str, hints: Hints) -> None:
+    def __init__(
+        self, step: Step, options: Options, lowering: str, hints: Hints, memory: GraphMemory | None
+    ) -> None:
         self._step, self._options, self._lowering, self._hints = step, options, lowering, hints
         nodes = step.graph.graph.nodes
         self._calls = {str(node.target): node for node in nodes if node.op == "call_module"}
@@ -70,10 +73,12 @@ class WholeStep:
             self._sites = [read_site(site.layer, step.module(site)) for site in step.sites]
         except Undecided as verdict:
             self._refusal = verdict
-        memory = self._memory = graph_memory(options, self._hidden.device)
+        self._layers = range(step.sites[0].layer, step.sites[-1].layer + 1)
+        self._memory = memory
         self._statistics = Statistics.recorded(memory)
         self._runs = StepRuns(memory)
-        self._starts = [self._start(arms) for arms in self._sites]
+        names = {site.layer: site.name for site in step.sites}
+        self._starts = {arms.layer: self._start(names[arms.layer], arms) for arms in self._sites}
         self._known: dict[tuple[tuple[sympy.Symbol, int], ...], _Numbers] = {}
 
     @property
@@ -81,17 +86,22 @@ class WholeStep:
         """Every joined graph that was compiled or is about to be."""
         return [pattern.region for pattern in self._patterns.values() if pattern.call is pattern.region]
 
-    def _start(self, arms: SiteArms) -> sympy.Expr | None:
+    @property
+    def refuses(self) -> bool:
+        """Whether its blocks have to run one by one at every scale."""
+        return self._refusal is not None
+
+    def _start(self, name: str, arms: SiteArms) -> sympy.Expr | None:
         """First cache row that the traced model writes in a layer, in the symbols of the trace."""
         at = None if arms.dense is None else arms.dense.start
         if at is None or isinstance(at, tuple):
             return None if at is None else sympy.Integer(at[0])
-        return size_of(self._calls[self._step.sites[arms.layer].name].args[at])
+        return size_of(self._calls[name].args[at])
 
     def run(
         self, controller: Controller, arguments: tuple[Any, ...], sizes: dict[sympy.Symbol, int]
     ) -> tuple[Any, ...] | None:
-        """Run the scale as one graph.
+        """Run its layers as one graph.
 
         Args:
             controller: of the generation.
@@ -99,7 +109,7 @@ class WholeStep:
             sizes: values of the trace's size symbols.
 
         Returns:
-            The step's results; None, with a note in the ledger, where its blocks have to run one by one.
+            Its results; None, with a note in the ledger, where its blocks have to run one by one.
         """
         controller.footing.measure_with(self._statistics)
         if self._refusal is not None:
@@ -107,7 +117,7 @@ class WholeStep:
             return None
         hidden = self._numbers(sizes).hidden
         staged = self._runs.stage(arguments, controller) if controller.footing.waits else None
-        standing = controller.footing.standing(hidden)
+        standing = controller.footing.standing(self._layers, hidden)
         key = None if standing is None else (controller.options, standing, tuple(sizes.items()))
         plan = self._plans.find(key)
         try:
@@ -130,7 +140,7 @@ class WholeStep:
         return tuple(ran.values[: joined.results])
 
     def _plan(self, controller: Controller, hidden: Tensor, sizes: dict[sympy.Symbol, int]) -> StepPlan:
-        """Decide the scale.
+        """Decide the layers.
 
         Raises:
             Undecided: its blocks have to run one by one.
@@ -148,18 +158,20 @@ class WholeStep:
         telling = None if self._memory is None else self._telling(controller, decisions)
         return StepPlan(decisions, distinct, pattern, account, telling, chosen, keeps)
 
-    @staticmethod
-    def _telling(controller: Controller, decisions: Sequence[LayerDecision]) -> Telling | None:
+    def _telling(self, controller: Controller, decisions: Sequence[LayerDecision]) -> Telling | None:
         measured = [one.site.layer for one in decisions if one.measures]
         updated = {one.site.layer for one in decisions if one.update}
-        return controller.foretelling.telling(measured, updated)
+        return controller.foretelling.telling(measured, updated, self._layers.stop)
 
     def _numbers(self, sizes: Mapping[sympy.Symbol, int]) -> _Numbers:
         """What the symbols of the trace stand for at these sizes."""
         key = tuple(sizes.items())
         if key not in self._known:
             values = {symbol: sympy.Integer(value) for symbol, value in sizes.items()}
-            starts = [None if start is None else int(start.xreplace(values)) for start in self._starts]
+            starts = {
+                layer: None if start is None else int(start.xreplace(values))
+                for layer, start in self._starts.items()
+            }
             assert self._hidden.shape is not None
             shape = tuple(int(size.xreplace(values)) for size in self._hidden.shape)
             one = torch.empty((), dtype=self._hidden.dtype, device=self._hidden.device)
@@ -179,9 +191,10 @@ class WholeStep:
         distinct: Sequence[Group],
         sizes: Mapping[sympy.Symbol, int],
     ) -> Pattern:
-        layers = tuple(
+        own = (
             _joined_layer(one, distinct.index(group)) for one, group in zip(decisions, groups, strict=True)
         )
+        layers = (*(JoinedLayer() for _ in range(self._layers.start)), *own)
         if layers not in self._patterns:
             sites = {site.name: site.layer for site in self._step.sites}
             keep_low = self._options.scoring.keeps_low(self._options.keep_low)
