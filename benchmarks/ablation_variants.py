@@ -7,8 +7,9 @@ from collections.abc import Mapping
 Row = Mapping[str, object]
 
 # The budget at which rankings and restorations are compared: the last scale keeps 20% of its tokens, the one
-# before 50%, in all layers but the first two and the last.
-BUDGET: Row = {"preset": "criterion", "keep": {-1: 0.2, -2: 0.5}}
+# before 50%, in all layers but the first two and the last; the second of them ranks.
+DENSE: Row = {"entropy_source": "dense_layer"}
+BUDGET: Row = {"preset": "criterion", **DENSE, "keep": {-1: 0.2, -2: 0.5}}
 # The three axes: D from the last scale but two, tokens ranked by one middle layer's map of the scale before.
 BASE: Row = {"preset": "criterion", "entropy_source": "previous_scale", "ranking_depth": 0.615, "beta": 0.005}
 RANKED: Row = {"entropy_source": "previous_scale", "ranking_depth": 0.615}
@@ -119,6 +120,11 @@ GROUPS: Mapping[str, Mapping[str, Row]] = {
         "late dense layer": {**BUDGET, "protected_layers_first": 5},
         "random, 5 first layers dense": {**BUDGET, "protected_layers_first": 5, "score": "random"},
         "frequency, 5 first layers dense": {**BUDGET, "protected_layers_first": 5, "score": "frequency"},
+    },
+    "online": {
+        "last dense layer": {"preset": "criterion", **DENSE},
+        "own layer, scale before": {"preset": "criterion", "entropy_source": "previous_scale"},
+        "random": {"preset": "criterion", "policy": "random"},
     },
     "restoration": {
         "low entropy, residual": {**BUDGET, "restore": "residual"},

@@ -30,11 +30,12 @@ from toprovar_fx.cli.variants import parse_variant, room_for_graphs
 from toprovar_fx.runtime.report import GenerationReport
 from toprovar_fx.scenes.prompts import eval_prompts
 
-# The default criterion, the same with fine buckets, and with pruning that may begin half-way.
+# The default criterion, the same with fine buckets, with pruning that may begin half-way, and by another map.
 VARIANTS = (
     "criterion",
     "criterion:buckets=(.1,.2,.3,.4,.5,.6,.7,.8,.9)",
     "criterion:min_scale=4:beta=0.005",
+    "criterion:entropy_source=dense_layer",
 )
 SEEDS_APART = 1_000_000
 SHOWN = 8

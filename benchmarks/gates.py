@@ -31,6 +31,7 @@ from toprovar_fx.schedules import Schedule
 Row = Mapping[str, object]
 BRANCHES: Row = {
     "preset": "criterion",
+    "entropy_source": "dense_layer",
     "buckets": (0.5,),
     "alpha_min": 0.4,
     "beta": 0.005,

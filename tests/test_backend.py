@@ -21,7 +21,8 @@ from toprovar_fx.program import StepProgram
 from .models import odd
 from .models.subjects import MANY_GRAPHS, OPEN, SQUARE, TinyInfinity, TinyPreNorm, generate, identical
 
-PRUNING = {**OPEN, "lowering": "eager", "keep": {3: 0.5, 4: 0.5, 5: {1: 0.25, 2: 0.0, 3: 0.7}}}
+KEEP = {3: 0.5, 4: 0.5, 5: {1: 0.25, 2: 0.0, 3: 0.7}}
+PRUNING = {**OPEN, "lowering": "eager", "keep": KEEP, "entropy_source": "dense_layer"}
 
 
 @pytest.fixture(autouse=True)

@@ -123,8 +123,14 @@ def test_a_profile_decides_without_measuring_anything_but_the_ranking(profile: s
     ledger = outcome.controller.ledger
     assert not ledger.rho
     assert not ledger.sigma_ratios
-    # The protected first layer ranks the others; nothing else is tapped.
-    assert {place for place in ledger.maps} == {(scale, 0) for scale in found.kept}
+    # A layer that may be pruned ranks itself at the next scale; nothing else is tapped.
+    ranked = [
+        (scale - 1, layer)
+        for scale, row in found.kept.items()
+        for layer, count in enumerate(row)
+        if count < SQUARE.tokens[scale]
+    ]
+    assert sorted(ledger.maps) == ranked
 
 
 def test_equal_decisions_give_equal_results(profile: str) -> None:

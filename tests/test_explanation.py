@@ -16,7 +16,12 @@ from .models import odd
 from .models.subjects import MANY_GRAPHS, OPEN, SQUARE, TinyPreNorm, generate
 
 # Layer 1 is skipped at 6x6; the others are pruned at 4x4 and 8x8.
-PRUNING = {**OPEN, "lowering": "eager", "keep": {3: 0.5, 4: {1: 0.0}, 5: 0.25}}
+PRUNING = {
+    **OPEN,
+    "lowering": "eager",
+    "keep": {3: 0.5, 4: {1: 0.0}, 5: 0.25},
+    "entropy_source": "dense_layer",
+}
 
 
 @pytest.fixture(scope="module")

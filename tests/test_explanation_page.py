@@ -65,6 +65,7 @@ def test_a_page_of_branches(tmp_path, fresh_dynamo):
     """Graphs that hold a `torch.cond` are shown like all others."""
     subject = TinyPreNorm(True, True, depth=2)
     options = {**OPEN, "gate": "graph", "buckets": (0.5,), "min_scale": 2, "lowering": "eager"}
+    options |= {"entropy_source": "dense_layer"}
     with MANY_GRAPHS, toprovar_fx.explaining("branches") as report:
         generate(subject, torch.compile(subject.model, backend="toprovar", options=options))
     text = report.to_html(tmp_path / "page.html").read_text()

@@ -34,7 +34,14 @@ TOKENS = [
     {"entropy_source": "same_layer"},
 ]
 # One K per scale; how much is pruned and skipped differs from layer to layer and from model to model.
-ONE = {**OPEN, "buckets": (0.5,), "min_scale": 2, "alpha_min": 0.5, "tau": 0.3}
+ONE = {
+    **OPEN,
+    "entropy_source": "dense_layer",
+    "buckets": (0.5,),
+    "min_scale": 2,
+    "alpha_min": 0.5,
+    "tau": 0.3,
+}
 BRANCHES = [
     {},
     {"tau": 0.47, "score": "frequency"},

@@ -20,7 +20,8 @@ from .models.subjects import MANY_GRAPHS, OPEN, Outcome, Subject, TinyInfinity, 
 pytestmark = pytest.mark.slow
 
 # Many different K, in several scales and layers, and layers whose entropies rank the others.
-PRUNING = {**OPEN, "keep": {3: 0.5, 4: {1: 0.25, 2: 0.7}, 5: {1: 0.3, 2: 0.6}}}
+KEEP = {3: 0.5, 4: {1: 0.25, 2: 0.7}, 5: {1: 0.3, 2: 0.6}}
+PRUNING = {**OPEN, "keep": KEEP, "entropy_source": "dense_layer"}
 Compile = Callable[[dict[str, object]], tuple[Outcome, Callable[..., torch.Tensor]]]
 
 

@@ -25,7 +25,7 @@ from .models.fixtures import NAMES, traced
 from .models.subjects import OPEN
 
 LOSSLESS = Options(preset="lossless")
-KEEP = Options(**OPEN, keep={-1: 0.5})
+KEEP = Options(**OPEN, keep={-1: 0.5}, entropy_source="dense_layer")
 
 
 def context() -> PassContext:

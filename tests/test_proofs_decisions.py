@@ -100,6 +100,7 @@ def test_counts_follow_equation_6(name, how):
     buckets = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
     options = {"depth": "fixed", "depth_scale": 3, "normalise": how, "buckets": buckets}
     options |= {
+        "entropy_source": "dense_layer",
         "layer_scope": "fixed",
         "scope_values": (1.0, 0.9, 0.2, 0.6),
         "alpha_min": 0.2,

@@ -72,7 +72,7 @@ def check_against_oracle(model: Traced, outcome: Outcome, images: int, schedule)
 
 
 def test_batch_and_resolution_may_change_and_change_back(model):
-    options = {**OPEN, "keep": {-2: 0.5, -1: {1: 0.25, 2: 0.0, 3: 0.6}}}
+    options = {**OPEN, "keep": {-2: 0.5, -1: {1: 0.25, 2: 0.0, 3: 0.6}}, "entropy_source": "dense_layer"}
     first = model(options)
     for images, schedule in ((3, SQUARE), (1, WIDE), (2, WIDE), (1, SQUARE.first(4))):
         outcome = model(options, images=images, schedule=schedule)

@@ -91,7 +91,8 @@ def filled(base: Tensor, keep: Tensor, values: Tensor) -> Tensor:
 @pytest.mark.parametrize(("name", "keys", "keep_low"), crossed(["all", "scale"], [True, False]))
 def test_the_last_dense_layer_ranks(name, keys, keep_low):
     keep = {4: {2: 0.5, 3: 0.25}, 5: {1: 0.5, 3: 0.3}}
-    outcome, trace = compare(name, {"keep": keep, "entropy_keys": keys, "keep_low": keep_low})
+    options = {"keep": keep, "entropy_source": "dense_layer", "entropy_keys": keys, "keep_low": keep_low}
+    outcome, trace = compare(name, options)
     maps = trace.entropy if keys == "all" else trace.scale_entropy
     source = {(4, 2): (4, 1), (4, 3): (4, 1), (5, 1): (5, 0), (5, 3): (5, 2)}
     found = outcome.controller.ledger.keep_sets
@@ -161,7 +162,7 @@ def test_random_ranks_by_seed_scale_and_layer():
 
 def test_bernoulli_draws_by_keep_probability():
     settings = {"keep": {5: 0.5}, "sampling": "bernoulli", "seed": 9, "alpha_min": 0.1, "alpha_max": 0.9}
-    outcome, trace = compare("infinity", settings)
+    outcome, trace = compare("infinity", {**settings, "entropy_source": "dense_layer"})
     normalised = normalise_entropy(join_cfg_rows(trace.entropy[5, 0], 1, "shared"))
     for layer in (1, 2, 3):
         chance = keep_probability(normalised, 1.0, scale_weight(5, 6), 0.1, 0.9)

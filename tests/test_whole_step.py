@@ -37,7 +37,7 @@ DECIDED = {
     "lossless": {"preset": "lossless"},
     "previous scale": {"keep": MANY, **BEFORE},
     "one layer ranks all": {"keep": MANY, **BEFORE, "ranking_depth": 0.5},
-    "last dense layer": {"keep": MANY},
+    "last dense layer": {"keep": MANY, "entropy_source": "dense_layer"},
     "previous layer": {"keep": MANY, "entropy_source": "previous_layer"},
     "frequency": {"keep": MANY, "score": "frequency"},
     "frequency, nothing restored": {"keep": MANY, "score": "frequency", "restore": "residual"},

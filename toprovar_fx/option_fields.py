@@ -150,9 +150,9 @@ class OptionFields:
         check.choice("topk", "bernoulli"),
         "Keep the K best tokens, or draw K by their keep probability.",
     )
-    entropy_source: Literal["dense_layer", "previous_layer", "previous_scale", "same_layer"] = _option(
-        "dense_layer",
-        check.choice("dense_layer", "previous_layer", "previous_scale", "same_layer"),
+    entropy_source: Literal["previous_scale", "dense_layer", "previous_layer", "same_layer"] = _option(
+        "previous_scale",
+        check.choice("previous_scale", "dense_layer", "previous_layer", "same_layer"),
         "Whose entropies rank a layer's tokens; 'same_layer' prunes cross-attention and FFN only.",
     )
     ranking_depth: float | None = _option(

@@ -30,7 +30,6 @@ _PRESETS: dict[str, dict[str, object]] = {
     "balanced": {
         **_TUNED,
         "keep": {-2: 0.5416, -1: 0.1083},
-        "entropy_source": "previous_scale",
         "ranking_depth": 0.615,
     },
     # `toprovar tune --target 5x`: the last scale is not run, the one before computes the tokens furthest from
@@ -44,7 +43,6 @@ _PRESETS: dict[str, dict[str, object]] = {
         "protected_layers_last": 0,
         "normalise": "literal",
         "sampling": "bernoulli",
-        "entropy_source": "previous_scale",
         "restore": "residual",
         "cfg_rows": "per_row",
     },

@@ -176,7 +176,8 @@ def wanted_counts(options: Options, shares: Sequence[float], length: int) -> lis
     settings = options.buckets, options.min_keep, options.layer_skip_below
     counts = round_to_buckets(shares, length, *settings)
     if options.prune_tokens:
-        return [_not_too_few(count, length) for count in counts]
+        fewest = min(FEWEST_TOKENS, length)
+        return [count and max(count, fewest) for count in counts]
     return [length if count else 0 for count in counts]
 
 

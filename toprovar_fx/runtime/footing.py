@@ -18,6 +18,25 @@ if TYPE_CHECKING:
     from .generation import Generation
 
 
+class Ground:
+    """What decisions follow from besides what is measured; its hash is known before the host waits.
+
+    Args:
+        values: hashable each.
+    """
+
+    __slots__ = ("_hash", "_values")
+
+    def __init__(self, *values: Hashable) -> None:
+        self._values, self._hash = values, hash(values)
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Ground) and self._values == other._values
+
+
 class Footing:
     """Of the generations whose layers the host decides about.
 
@@ -52,8 +71,20 @@ class Footing:
         """Whether `standing` has to wait for what a step told."""
         return self._deciders.depth.waits or self._plans.waits
 
+    def ground(self, sizes: Hashable) -> Ground:
+        """What decisions follow from that no device has to be asked for.
+
+        Args:
+            sizes: of the step that is about to run.
+        """
+        self._plans.look_ahead()
+        running, deciders, memory = self._generation, self._deciders, self._left
+        known = running.scale, running.schedule, running.images, deciders.layers, deciders.scope.measured
+        left = memory.maps.layers, memory.updates.layers, tuple(self._caches.dropped.items())
+        return Ground(self._options, sizes, *known, *left)
+
     def standing(self, part: range, hidden: Tensor) -> Hashable | None:
-        """What all decisions about some layers follow from; None where more decides than that.
+        """What decisions about some layers follow from besides the ground; None where more decides than that.
 
         Where K is measured, its layers are planned now, and the host waits for the device.
 
@@ -67,13 +98,7 @@ class Footing:
                 return None
             # Scales that nothing can prune yet follow from D alone.
             counts = self._plans.counts(part, hidden) if self._prunes else ()
-        if counts is None:
-            return None
-        running, deciders, memory = self._generation, self._deciders, self._left
-        rows = tuple(self._caches.dropped.items())
-        known = running.scale, running.schedule, running.images, deciders.layers
-        left = memory.maps.layers, memory.updates.layers, rows, deciders.scope.measured
-        return *known, *left, deciders.depth.depth, counts
+        return None if counts is None else (self._deciders.depth.depth, counts)
 
     @property
     def _prunes(self) -> bool:

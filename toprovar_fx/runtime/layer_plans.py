@@ -78,6 +78,10 @@ class LayerPlans:
             return None
         return tuple((layer, self.plan(layer, hidden).count) for layer in layers)
 
+    def look_ahead(self) -> None:
+        """Find what is to be asked for once D and K are known, and does not depend on them."""
+        self._outlook.able_here()
+
     def count(self, layer: int, hidden: Tensor) -> int:
         """K of `layer`, as told or planned."""
         told = self._counts.get(layer)

@@ -41,7 +41,7 @@ class Outlook:
     ) -> None:
         self._options, self._generation, self._deciders = options, generation, deciders
         self._rations, self._left = rations, left
-        self._pruned: tuple[int, int, frozenset[int]] = (-1, 0, frozenset())
+        self._able: tuple[int, int, frozenset[int]] = (-1, 0, frozenset())
 
     def ratio(self, layer: int) -> float | None:
         """The explicit keep ratio of `layer` at this scale, given or solved for, or None."""
@@ -74,12 +74,14 @@ class Outlook:
 
     def _pruned_here(self) -> frozenset[int]:
         """Those that may be pruned at this scale, where no ratio is given; asked for again and again."""
+        return self.able_here() if self._deciders.policy.prunes(self._generation.scale) else frozenset()
+
+    def able_here(self) -> frozenset[int]:
+        """Those that may be pruned at this scale if it is past the depth, which need not be known yet."""
         scale, layers = self._generation.scale, self._deciders.layers
-        if self._pruned[:2] != (scale, layers):
-            prunes = self._deciders.policy.prunes(scale)
-            able = frozenset(filter(self._is_able, range(layers if prunes else 0)))
-            self._pruned = scale, layers, able
-        return self._pruned[2]
+        if self._able[:2] != (scale, layers):
+            self._able = scale, layers, frozenset(filter(self._is_able, range(layers)))
+        return self._able[2]
 
     def part_from(self, begin: int) -> range:
         """The layers from `begin` on whose K is known before any of them runs; most often all that follow.

@@ -116,9 +116,10 @@ class WholeStep:
             controller.ledger.note(controller.scale, self._refusal.fallback)
             return None
         hidden = self._numbers(sizes).hidden
+        ground = controller.footing.ground(tuple(sizes.items()))
         staged = self._runs.stage(arguments, controller) if controller.footing.waits else None
         standing = controller.footing.standing(self._layers, hidden)
-        key = None if standing is None else (controller.options, standing, tuple(sizes.items()))
+        key = None if standing is None else (ground, standing)
         plan = self._plans.find(key)
         try:
             if plan is None:
