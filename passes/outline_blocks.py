@@ -11,7 +11,7 @@ from ..analysis.blocks import Block, read_step
 from ..analysis.caches import refuse_shared
 from ..analysis.in_place import refuse_aliased_writes, refuse_moved_writes
 from ..analysis.reasons import Fallback, Unsupported
-from ..analysis.signature import external_inputs, signature
+from ..analysis.signature import external_inputs
 from ..analysis.sublayers import split_blocks
 from ..declaration import declare
 from ..lowering.known_sizes import fold_known_sizes
@@ -75,10 +75,9 @@ def _outlined(
     outlines, sites, modules = [], [], {}
     for block in blocks:
         outline = Outline(_name(block.layer, parts), block.entry, block.nodes)
-        key = signature(block.entry, block.nodes)
-        if key not in known:
-            known[key] = read(extract(outline), block.attention is not None)
-        own = _unless_shared(known[key], captured, block)
+        if block.structure not in known:
+            known[block.structure] = read(extract(outline), block.attention is not None)
+        own = _unless_shared(known[block.structure], captured, block)
         if own.facts is None:
             refuse_aliased_writes(external_inputs(block.entry, block.nodes), block.nodes)
         outlines.append(outline)

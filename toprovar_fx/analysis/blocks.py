@@ -7,8 +7,9 @@ The last block ends where its structure equals that of the block before it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import sympy
 import torch
@@ -43,6 +44,11 @@ class Block:
     exit: fx.Node
     nodes: tuple[fx.Node, ...]
     attention: AttentionCall | None
+
+    @cached_property
+    def structure(self) -> Hashable:
+        """Equal for blocks that compute the same of inputs of the same kinds."""
+        return signature(self.entry, self.nodes)
 
 
 @dataclass(frozen=True)
@@ -203,10 +209,10 @@ def _last_block(
     before: Sequence[Block],
 ) -> Block:
     later = [cut for cut in cuts if cut.op != "placeholder" and order[cut] > order[call.node]]
-    known = [signature(block.entry, block.nodes) for block in before]
+    known = {block.structure for block in before}
     for leave in reversed(later):
         block = _block(graph, layer, call, entry, leave, dependent, order)
-        if signature(entry, block.nodes) in known:
+        if block.structure in known:
             return block
     # A single block, or a last one of its own kind: it ends with the last sum that adds to the stream.
     # Another sum, such as the shift of a head's modulation, does not end it.

@@ -13,7 +13,7 @@ import torch
 from torch import fx
 
 from .operators import fetched_graph
-from .shapes import as_size, value_of
+from .shapes import Size, as_size, value_of
 
 
 def external_inputs(entry: fx.Node, nodes: Sequence[fx.Node]) -> list[fx.Node]:
@@ -64,11 +64,12 @@ def _target(node: fx.Node) -> Hashable:
 def _kind(node: fx.Node, symbols: dict[sympy.Symbol, sympy.Symbol]) -> Hashable:
     """Type and sizes of an input; `symbols` numbers the size symbols in the order in which they appear."""
 
-    def size(value: object) -> str:
+    def size(value: object) -> Size:
         own = as_size(value)
-        for symbol in sorted(own.free_symbols, key=str):
+        free = own.free_symbols
+        for symbol in sorted(free, key=str) if free - symbols.keys() else ():
             symbols.setdefault(symbol, sympy.Symbol(f"n{len(symbols)}"))
-        return str(own.xreplace(symbols))
+        return own.xreplace(symbols) if free else own
 
     value = value_of(node)
     if isinstance(value, torch.Tensor):

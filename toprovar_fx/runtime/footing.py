@@ -25,16 +25,16 @@ class Ground:
         values: hashable each.
     """
 
-    __slots__ = ("_hash", "_values")
+    __slots__ = ("_hash", "values")
 
     def __init__(self, *values: Hashable) -> None:
-        self._values, self._hash = values, hash(values)
+        self.values, self._hash = values, hash(values)
 
     def __hash__(self) -> int:
         return self._hash
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Ground) and self._values == other._values
+        return isinstance(other, Ground) and self.values == other.values
 
 
 class Footing:

@@ -80,7 +80,8 @@ class LayerPlans:
 
     def look_ahead(self) -> None:
         """Find what is to be asked for once D and K are known, and does not depend on them."""
-        self._outlook.able_here()
+        if self._options.by_entropies:
+            self._outlook.able_here()
 
     def count(self, layer: int, hidden: Tensor) -> int:
         """K of `layer`, as told or planned."""
