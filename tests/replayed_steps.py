@@ -22,10 +22,17 @@ def compiled(subject: TinyInfinity, options: dict[str, object], **more: object) 
 
 
 class Kept(TinyInfinity):
-    """The model of all sessions' traces; its caches stay in place from one generation to the next."""
+    """The model of all sessions' traces, or one of its own on a device; its caches stay in place.
 
-    def __init__(self) -> None:
-        vars(self).update(vars(traced("infinity").subject))
+    Args:
+        given: where the model is, and of which type; with none of it the model is that of the traces.
+    """
+
+    def __init__(self, **given: Any) -> None:
+        if given:
+            super().__init__(**given)
+        else:
+            vars(self).update(vars(traced("infinity").subject))
 
     def state(self, images: int, schedule: Any) -> State:
         fresh = super().state(images, schedule)

@@ -28,6 +28,15 @@ def test_an_online_generation_replays_and_measures_its_scope_by_a_recording(reco
     assert len(depths) == 3
 
 
+def test_a_model_of_another_type_is_one_of_its_own():
+    """So is one on a device."""
+    subject = Kept(device="cpu", dtype=torch.float64)
+    assert subject.parameter.dtype is torch.float64
+    assert Kept().model is traced("infinity").subject.model is not subject.model
+    states = [subject.state(1, SQUARE) for _ in range(2)]
+    assert states[0].cache is states[1].cache
+
+
 @pytest.mark.parametrize("options", [LOSSLESS, DECIDED], ids=["lossless", "pruned"])
 def test_replays_are_the_calls(recorder, options):
     subject = Kept()

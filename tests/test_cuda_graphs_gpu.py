@@ -22,6 +22,7 @@ pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("many_graphs")]
 
 ONLINE = {**OPEN, "entropy_source": "previous_scale", "min_scale": 2}
 FEW = {**DECIDED, "keep": {-2: {1: 0.5}, -1: {1: 0.25}}, "ranking_depth": 0.0}
+WAITING = {**ONLINE, "entropy_source": "dense_layer"}
 CASES = {
     "dense": ("eager", torch.float32, LOSSLESS, 1e-5),
     "pruned in bf16": ("eager", torch.bfloat16, DECIDED, 1e-2),
@@ -101,9 +102,10 @@ def test_statistics_that_are_recorded_are_the_statistics(request, size, others, 
     assert len(recorded._recordings) == 1 and None not in recorded._recordings.values()
 
 
-def test_what_is_decided_online_is_what_blocks_decide():
+@pytest.mark.parametrize("online", [ONLINE, WAITING], ids=["one call a scale", "two calls a scale"])
+def test_what_is_decided_online_is_what_blocks_decide(online):
     """The host runs ahead of the device: D, R and K are read when they are asked for."""
-    options = {**ONLINE, "tau": 0.5}
+    options = {**online, "tau": 0.5}
     subject = Kept(device="cuda")
     steps = compiled(subject, {**options, "unit": "step"}, cuda_graphs=True)
     blocks = compiled(subject, {**options, "unit": "block"})
@@ -158,12 +160,13 @@ def test_cuda_graphs_in_two_threads():
         assert one is not None and identical(one.logits, other.logits)
 
 
-def test_steps_staged_in_two_threads(monkeypatch):
+@pytest.mark.parametrize("online", [ONLINE, WAITING], ids=["one call a scale", "two calls a scale"])
+def test_steps_staged_in_two_threads(online, monkeypatch):
     """One program and its buffers: what one thread staged, the other may have overwritten by its replay."""
     monkeypatch.setattr(Reading, "arrived", False)
     subjects = [Kept(device="cuda"), Kept(device="cuda")]
     subjects[1].model = subjects[0].model
-    forward, seeds = compiled(subjects[0], {**ONLINE, "unit": "step"}, cuda_graphs=True), (1, 12)
+    forward, seeds = compiled(subjects[0], {**online, "unit": "step"}, cuda_graphs=True), (1, 12)
     expected = [generate(subject, forward, seed=seed) for subject, seed in zip(subjects, seeds, strict=True)]
     assert any(outcome.counts(5) != [SQUARE.tokens[5]] * subjects[0].layers for outcome in expected)
     for _ in range(6):
