@@ -63,7 +63,8 @@ def _why_no_branches(options: Options) -> str | None:
     if options.score == "frequency":
         return None
     if options.entropy_source != "dense_layer":
-        return f"entropy_source={options.entropy_source!r} ranks by a map that depends on earlier branches"
+        source = f"entropy_source={options.entropy_source!r}"
+        return f"{source} ranks by a map that depends on earlier branches, expected 'dense_layer'"
     if options.protected_layers_first < 1:
         return "the ranking map has to come from a layer that is never pruned (protected_layers_first >= 1)"
     return None
