@@ -86,12 +86,15 @@ class ScaleMaps:
         Whoever asks for fewer layers then most often finds the same blocks in the same places. None where the
         values of a layer are in no block.
         """
+        lefts = map(self._known.get, layers)
+        holding = [left.block for left in lefts if left is not None and left.block is not None]
+        if len(holding) < len(layers):
+            return None
+        if len(set(holding)) == 1:  # mostly
+            return ((holding[0], tuple(layers)),)
         found: dict[Block, list[int]] = {}
-        for layer in layers:
-            left = self._known.get(layer)
-            if left is None or left.block is None:
-                return None
-            found.setdefault(left.block, []).append(layer)
+        for block, layer in zip(holding, layers, strict=True):
+            found.setdefault(block, []).append(layer)
         by_age = sorted(found.items(), key=lambda each: -each[0].scale)
         return tuple((block, tuple(own)) for block, own in by_age)
 

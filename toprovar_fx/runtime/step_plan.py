@@ -45,9 +45,9 @@ class Pattern:
     unrepeatable: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class StepPlan:
-    """One scale.
+    """One scale. A plan is itself alone: what it runs as is looked up by it.
 
     Attributes:
         decisions: one per layer.

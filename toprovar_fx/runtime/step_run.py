@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from torch import Tensor
 
@@ -27,6 +28,7 @@ _MOST_BUNDLES = 4
 
 # A pattern, what it tells, and the sides of the map that values which enter are resized to.
 _Place = tuple[Region, Telling | None, Size | None]
+_Recorded = dict[Bundles, RecordedStep]
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,9 @@ class StepRuns:
         self._memory = memory
         # The step's own arguments; its first plan most often writes the caches of all layers.
         self._inputs: Inputs | None = None
-        self._recorded: dict[_Place, dict[Bundles, RecordedStep]] = {}
+        self._recorded: dict[_Place, _Recorded] = {}
+        # A place is long to hash, and the card may be waiting.
+        self._by_plan: WeakKeyDictionary[StepPlan, dict[Size | None, _Recorded]] = WeakKeyDictionary()
 
     def stage(self, arguments: tuple[Any, ...], controller: Controller) -> Found | None:
         """Copy what plans need of the step's arguments, while nobody knows yet which of them will run.
@@ -105,15 +109,23 @@ class StepRuns:
             given = [_value(extra, controller, plan, chosen) for extra in extras]
             return Ran(chosen, plan.pattern.call(*arguments, *given))
         blocks, bundles = self._bundles(plan.pattern.joined, controller, hidden)
-        known = self._recorded.setdefault((plan.pattern.region, plan.telling, bundles.side), {})
-        if bundles not in known and len(known) >= _MOST_BUNDLES:
-            blocks, bundles = [], bundles.alone()
+        known = self._known(plan, bundles.side)
         recorded = known.get(bundles)
+        if recorded is None and len(known) >= _MOST_BUNDLES:
+            blocks, bundles = [], bundles.alone()
+            recorded = known.get(bundles)
         if recorded is None:
             recorded = known[bundles] = self._record(plan, bundles, len(arguments), self._memory)
         given = [_value(extra, controller, plan, chosen) for extra in recorded.others]
         given += recorded.shared(controller, blocks)
         return Ran(chosen, *recorded((*arguments, *given), controller, staged))
+
+    def _known(self, plan: StepPlan, side: Size | None) -> _Recorded:
+        """What was recorded for whatever runs as this plan does."""
+        by_side = self._by_plan.setdefault(plan, {})
+        if side not in by_side:
+            by_side[side] = self._recorded.setdefault((plan.pattern.region, plan.telling, side), {})
+        return by_side[side]
 
     @staticmethod
     def _bundles(joined: JoinedStep, controller: Controller, hidden: Tensor) -> tuple[list[Tensor], Bundles]:
