@@ -57,16 +57,7 @@ class StepParts:
     def run(
         self, controller: Controller, arguments: tuple[Any, ...], sizes: dict[sympy.Symbol, int]
     ) -> tuple[Any, ...] | None:
-        """Run the step.
-
-        Args:
-            controller: of the generation.
-            arguments: of the step.
-            sizes: values of the trace's size symbols.
-
-        Returns:
-            Its results; None, with a note in the ledger, where its blocks have to run one by one.
-        """
+        """As `WholeStep.run`, in as many calls as K asks for; where there are several, never None."""
         end = controller.part_from(self._step.sites[0].layer).stop
         found = None
         if end <= self._step.sites[-1].layer and not self._whole.refuses:
