@@ -77,7 +77,7 @@ def test_without_baselines_there_are_no_ratios(capsys: pytest.CaptureFixture[str
 
 def test_what_there_is_when_the_time_is_up_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
     """One variant is timed, once, whatever `--seconds` says."""
-    given = ["bench", "--variants", "eager,lossless", "--repeats", "3", "--seconds", "0.001", "--json"]
+    given = ["bench", "--variants", "eager,lossless", "--repeats", "3", "--seconds", "1e-6", "--json"]
     assert main(given) == 0
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert [row["name"] for row in result["variants"]] == ["eager"]
