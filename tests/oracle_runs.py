@@ -7,7 +7,7 @@ from torch import Tensor
 from toprovar_fx.criteria import (
     expand_cfg_rows,
     join_cfg_rows,
-    prunability,
+    ranking_score,
     select_tokens,
 )
 
@@ -42,4 +42,4 @@ def compare(
 
 def ranked(statistic: Tensor, count: int, rule: str = "shared", keep_low: bool = True) -> Tensor:
     joined = join_cfg_rows(statistic, len(statistic) // 2, rule)
-    return expand_cfg_rows(select_tokens(-prunability(joined, keep_low), count), len(statistic))
+    return expand_cfg_rows(select_tokens(ranking_score(joined, keep_low), count), len(statistic))

@@ -17,6 +17,7 @@ from toprovar_fx.criteria import (
     low_entropy_ratio,
     normalise_entropy,
     prunability,
+    ranking_score,
     select_tokens,
     sigma_ratio,
 )
@@ -46,7 +47,7 @@ STATISTICS: dict[str, Callable[[Tensor], object]] = {
     "rank": lambda maps: normalise_entropy(maps.flatten(1), "rank"),
     "minmax": lambda maps: normalise_entropy(maps.flatten(1), "minmax"),
     "literal": lambda maps: normalise_entropy(maps.flatten(1), "literal"),
-    "high entropy kept": lambda maps: select_tokens(-prunability(maps.flatten(1), False), 4),
+    "high entropy kept": lambda maps: select_tokens(ranking_score(maps.flatten(1), False), 4),
     "drawn": lambda maps: bernoulli_tokens(maps.flatten(1).softmax(-1), 4, 3, 1),
     "frequency": frequency_score,
 }

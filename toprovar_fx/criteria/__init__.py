@@ -10,7 +10,7 @@ from .restore import restore_delta, upsample_map
 from .rows import expand_cfg_rows, join_cfg_rows
 from .saliency import keep_probability, normalise_entropy, scale_weight
 from .scope import layer_detail, sigma_ratio
-from .scores import frequency_score, prunability, random_score
+from .scores import frequency_score, prunability, random_score, ranking_score
 from .selection import bernoulli_tokens, retention, round_to_bucket, select_tokens
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "normalise_entropy",
     "prunability",
     "random_score",
+    "ranking_score",
     "restore_delta",
     "retention",
     "round_to_bucket",

@@ -37,10 +37,23 @@ def prunability(statistic: Tensor, keep_low: bool) -> Tensor:
             their range, ``max + min - x``, as for the frequency score.
 
     Returns:
-        float32, ``[..., L]``; its negative is the score for :func:`select_tokens`.
+        float32, ``[..., L]``.
     """
     statistic = statistic.float()
     if keep_low:
         return statistic
     low, high = statistic.aminmax(dim=-1, keepdim=True)
     return high - (statistic - low)
+
+
+def ranking_score(statistic: Tensor, keep_low: bool) -> Tensor:
+    """Return the score whose highest tokens are kept, the order of :func:`prunability` without its rounding.
+
+    Args:
+        statistic: ``[..., L]``.
+        keep_low: Tokens with low values are to be kept.
+
+    Returns:
+        ``[..., L]``, for :func:`select_tokens` and :func:`rank_tokens`.
+    """
+    return -statistic if keep_low else statistic

@@ -74,7 +74,7 @@ def _bucket_counts(length: int, buckets: tuple[float, ...]) -> tuple[int, ...]:
 def select_tokens(score: Tensor, count: int) -> Tensor:
     """Return the ``count`` tokens of highest score; among equals the lower index wins.
 
-    Rank by the statistic itself (``-prunability``), not by the clipped ``P_keep``: clipping, and R = 0, make
+    Rank by the statistic itself (``ranking_score``), not by the clipped ``P_keep``: clipping, and R = 0, make
     tokens equal, and the tie rule would then keep the top of the image.
 
     Args:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .rows import Rule, join_cfg_rows
 from .saliency import Normalisation, keep_probability, normalise_entropy
-from .scores import prunability
+from .scores import prunability, ranking_score
 from .selection import BatchRule, rank_tokens, retention
 
 
@@ -40,15 +40,13 @@ def weigh_layers(statistics: Tensor, rates: Tensor, images: int, rule: Weighing)
     Returns:
         P_keep of eq. 6, float32, ``[B or R, N, L]``; the retention of every layer, float32, ``[N]``.
     """
-    normalised = normalise_entropy(_saliency(statistics, images, rule), rule.normalise)
+    joined = join_cfg_rows(statistics.float(), images, rule.cfg_rows)
+    normalised = normalise_entropy(prunability(joined, rule.keep_low), rule.normalise)
     p_keep = keep_probability(normalised, rates, 1.0, rule.alpha_min, rule.alpha_max)
     return p_keep, retention(p_keep, rule.batch_rule)
 
 
 def rank_layers(statistics: Tensor, images: int, rule: Weighing) -> Tensor:
     """All tokens of every layer, those to keep first: int64, ``[B or R, N, L]``; arguments as above."""
-    return rank_tokens(-_saliency(statistics, images, rule))
-
-
-def _saliency(statistics: Tensor, images: int, rule: Weighing) -> Tensor:
-    return prunability(join_cfg_rows(statistics.float(), images, rule.cfg_rows), rule.keep_low)
+    joined = join_cfg_rows(statistics.float(), images, rule.cfg_rows)
+    return rank_tokens(ranking_score(joined, rule.keep_low))

@@ -62,10 +62,17 @@ class Extra(NamedTuple):
 
 @dataclass(frozen=True)
 class Selection:
-    """How tokens are selected from entropies: the rule for guidance rows, and the sign."""
+    """How tokens are selected.
+
+    Attributes:
+        rule: for guidance rows.
+        keep_low: whether low scores are kept.
+        frequency: scores the tokens of layers that rank them by frequency; None where none does.
+    """
 
     rule: str
     keep_low: bool
+    frequency: Region | None = None
 
 
 class SelectedKeep(NamedTuple):

@@ -15,7 +15,6 @@ from torch import fx, nn
 
 from .._torch_private import graph_to_read
 from ..analysis.graph_sizes import spec_of
-from ..criteria.scores import frequency_score
 from ..input_specs import IMAGES, InputSpec, group_count, group_offset, tensor_spec
 from ..ops import select_tokens  # noqa: F401 - registers the operators called here
 from .joined_layers import Extra, JoinedLayer, JoinedStep, SelectedKeep, Selection, ranked_from_before
@@ -207,7 +206,8 @@ class Joiner:
             return self.extra[Extra("keep", at)]
         assert layer.count is not None
         if layer.ranked_by is None:
-            ranking = self.graph.call_function(frequency_score, (hidden,))
+            assert self.selection.frequency is not None
+            ranking = self.run_region(self.selection.frequency, (hidden,))
         else:
             ranking = self.maps.known[layer.ranked_by]
         if (ranking, layer.count) not in self.selected:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..criteria.rows import expand_cfg_rows, join_cfg_rows
-from ..criteria.scores import prunability
+from ..criteria.scores import ranking_score
 from ..criteria.selection import select_tokens as select
 from .triton_found import has_triton
 
@@ -15,7 +15,7 @@ from .triton_found import has_triton
 def select_tokens(entropy: Tensor, count: int, images: int, rule: str, keep_low: bool) -> Tensor:
     """Return the `count` tokens to keep in every row.
 
-    On CUDA two kernels, which count instead of sorting; they join the guidance rows of low entropies, too.
+    On CUDA two kernels, which count instead of sorting; they join the guidance rows, too.
     Elsewhere a sort. The results are equal, index for index.
 
     Args:
@@ -28,10 +28,10 @@ def select_tokens(entropy: Tensor, count: int, images: int, rule: str, keep_low:
     Returns:
         Indices int64 `[R, K]`, ascending in every row.
     """
-    if keep_low and _has_kernels(entropy, count, images):
-        return _lowest(entropy, count, images, rule)
+    if _has_kernels(entropy, count, images):
+        return _by_kernels(entropy, count, images, rule, keep_low)
     joined = join_cfg_rows(entropy, images, rule)  # type: ignore[arg-type]
-    keep = _highest(-prunability(joined, keep_low), count)
+    keep = select(ranking_score(joined, keep_low), count)
     return expand_cfg_rows(keep, entropy.shape[0]).clone()
 
 
@@ -58,10 +58,10 @@ def select_tokens_by_layer(
     Returns:
         Indices int64 `[N, R, K]`, contiguous.
     """
-    if keep_low and _has_kernels(entropies[0], count, images):
-        return _lowest(torch.stack(entropies), count, images, rule)
+    if _has_kernels(entropies[0], count, images):
+        return _by_kernels(torch.stack(entropies), count, images, rule, keep_low)
     joined = join_cfg_rows(torch.stack(entropies, dim=1), images, rule)  # type: ignore[arg-type]
-    keep = _highest(-prunability(joined, keep_low), count)
+    keep = select(ranking_score(joined, keep_low), count)
     return keep.transpose(0, 1).repeat(1, len(entropies[0]) // len(keep), 1)
 
 
@@ -81,21 +81,11 @@ def _on_kernels(score: Tensor) -> bool:
     return score.is_cuda and has_triton()
 
 
-def _lowest(entropy: Tensor, count: int, images: int, rule: str) -> Tensor:
+def _by_kernels(entropy: Tensor, count: int, images: int, rule: str, keep_low: bool) -> Tensor:
     """Keep sets `[..., R, K]` of maps `[..., R, L]` on CUDA."""
     from .triton_select import launch
 
     rows = entropy.shape[-2]
     joined = rows if rule == "per_row" else images
     with torch.cuda.device(entropy.device):
-        return launch(entropy, count, joined, low=True, mean=rule == "shared" and rows > images)
-
-
-def _highest(score: Tensor, count: int) -> Tensor:
-    """As `criteria.selection.select_tokens`, by the kernels where they run."""
-    if not (_on_kernels(score) and 0 <= count <= score.shape[-1]):
-        return select(score, count)
-    from .triton_select import launch
-
-    with torch.cuda.device(score.device):
-        return launch(score, count)
+        return launch(entropy, count, joined, low=keep_low, mean=rule == "shared" and rows > images)

@@ -17,6 +17,7 @@ from .cuda_graphs import GraphMemory
 from .maps import Block, Blocks
 from .recorded_inputs import Found, Inputs
 from .recorded_step import DETAIL, Bundles, Origin, RecordedStep, names_of_blocks
+from .step_account import Leavings
 from .step_plan import StepPlan
 from .telling import Telling
 
@@ -47,6 +48,13 @@ class Ran:
     maps: Block | None = None
     updates: Block | None = None
     told: Sequence[Tensor] = ()
+
+    def leavings(self, joined: JoinedStep) -> Leavings:
+        """What the step leaves; its maps and updates are among its values unless they are blocks."""
+        values = list(self.values[joined.results :])
+        maps = _parts(self.maps, joined.maps, values)
+        updates = _parts(self.updates, joined.updates, values)
+        return Leavings(maps, updates, self.maps, self.updates, joined.keeps, values)
 
 
 class StepRuns:
@@ -170,3 +178,10 @@ def _value(extra: Extra, controller: Controller, plan: StepPlan, chosen: Mapping
         case "map":
             return controller.left.map_of(extra.at)
     return controller.left.restored(extra.at)
+
+
+def _parts(block: Block | None, layers: Sequence[int], values: list[Tensor]) -> Mapping[int, Tensor]:
+    """The tensors of layers; without a block they are the first of `values`, and are taken away."""
+    if block is not None:
+        return block.parts
+    return {layer: values.pop(0) for layer in layers}

@@ -13,22 +13,22 @@ from torch import Tensor
 from ..analysis.graph_sizes import spec_of
 from ..analysis.repeatable import obstacle_to_repeating
 from ..analysis.shapes import size_of
-from ..lowering.joined_layers import JoinedLayer, JoinedStep, Selection
+from ..lowering.joined_layers import JoinedLayer, Selection
 from ..lowering.joined_step import join_step
 from ..lowering.linked_step import link_step
 from ..lowering.region import Region
 from ..lowering.rest import RegionModule
+from ..lowering.token_scores import frequency_graph
 from ..options import Options
 from .controller import Controller
 from .cuda_graphs import GraphMemory
 from .failures import on_failure
-from .maps import Block
 from .statistics import Statistics
-from .step_account import Leavings, Places, prepare, write
+from .step_account import Places, prepare, write
 from .step_check import pruned_graphs_hold
 from .step_decision import LayerDecision, SiteArms, Undecided, decide, read_site
 from .step_plan import Group, Pattern, Plans, StepPlan
-from .step_run import Ran, StepRuns
+from .step_run import StepRuns
 from .telling import Telling
 
 if TYPE_CHECKING:
@@ -67,6 +67,7 @@ class WholeStep:
         self._patterns: dict[tuple[JoinedLayer, ...], Pattern] = {}
         self._plans = Plans()
         self._sites: list[SiteArms] = []
+        self._frequency: Region | None = None
         self._refusal: Undecided | None = None
         self._hidden = spec_of(self._calls[step.sites[0].name].args[0])  # type: ignore[arg-type]
         try:
@@ -83,8 +84,9 @@ class WholeStep:
 
     @property
     def regions(self) -> list[Region]:
-        """Every joined graph that was compiled or is about to be."""
-        return [pattern.region for pattern in self._patterns.values() if pattern.call is pattern.region]
+        """Every joined graph that was compiled or is about to be, and what scores tokens between blocks."""
+        joined = [pattern.region for pattern in self._patterns.values() if pattern.call is pattern.region]
+        return joined if self._frequency is None else [*joined, self._frequency]
 
     @property
     def refuses(self) -> bool:
@@ -134,7 +136,7 @@ class WholeStep:
         joined = plan.pattern.joined
         for rest in self._rest:
             controller.ledger.ran_outside(controller.scale, rest.region, rest.region.sizes_from(sizes))
-        left = _leavings(joined, ran)
+        left = ran.leavings(joined)
         write(plan.account, controller, ran.chosen, left, told=bool(ran.told))
         if plan.telling is not None and ran.told:
             controller.foretelling.hear(plan.telling, ran.told)
@@ -199,7 +201,9 @@ class WholeStep:
         if layers not in self._patterns:
             sites = {site.name: site.layer for site in self._step.sites}
             keep_low = self._options.scoring.keeps_low(self._options.keep_low)
-            given = self._step.graph, sites, layers, Selection(self._options.cfg_rows, keep_low)
+            frequency = self._scores(sizes) if any(layer.by_frequency for layer in layers) else None
+            selection = Selection(self._options.cfg_rows, keep_low, frequency)
+            given = self._step.graph, sites, layers, selection
             joined = join_step(*given)
             more = {f"K{at}": group.count for at, group in enumerate(distinct) if group.count is not None}
             variants = sorted({one.arm for one in decisions})
@@ -216,6 +220,19 @@ class WholeStep:
             obstacle = obstacle_to_repeating(joined.graph.graph)
             self._patterns[layers] = Pattern(joined, region, call, obstacle)
         return self._patterns[layers]
+
+    def _scores(self, sizes: Mapping[sympy.Symbol, int]) -> Region:
+        """What scores tokens by frequency, compiled once for all layers."""
+        if self._frequency is None:
+            self._frequency = Region(
+                frequency_graph(self._hidden),
+                self._lowering,
+                self._hints(sizes, {}),
+                "frequency scores",
+                static=self._options.step_sizes == "static",
+                on_failure=on_failure(self._options),
+            )
+        return self._frequency
 
 
 def _joined_layer(one: LayerDecision, group: int) -> JoinedLayer:
@@ -236,18 +253,3 @@ def _joined_layer(one: LayerDecision, group: int) -> JoinedLayer:
         restored=one.restored,
         update=one.update,
     )
-
-
-def _leavings(joined: JoinedStep, ran: Ran) -> Leavings:
-    """What a step leaves; its maps and updates are among its values unless they are blocks."""
-    values = list(ran.values[joined.results :])
-    maps = _parts(ran.maps, joined.maps, values)
-    updates = _parts(ran.updates, joined.updates, values)
-    return Leavings(maps, updates, ran.maps, ran.updates, joined.keeps, values)
-
-
-def _parts(block: Block | None, layers: Sequence[int], values: list[Tensor]) -> Mapping[int, Tensor]:
-    """The tensors of layers; without a block they are the first of `values`, and are taken away."""
-    if block is not None:
-        return block.parts
-    return {layer: values.pop(0) for layer in layers}
