@@ -2,10 +2,11 @@
 
     python -m benchmarks.attention --out attention.json
     python -m benchmarks.attention --heads 16 --shapes 205,10521 --ranges 2,3,4,6,8
+    python -m benchmarks.attention --few                        # the first scales, and all over a padded text
 
 Candidates are CUDA graphs, replayed in random order, as in `benchmarks.attention_entropy`. "ours" is the
-operator with the number of ranges that it chooses, which is printed at the end of the line (0: stock). The
-last line is the record as JSON.
+operator with what it chooses, which is printed at the end of the line: stock attention, the kernel for few
+keys, or a number of ranges. The last line is the record as JSON.
 """
 
 from __future__ import annotations
@@ -24,12 +25,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.attention_timing import STOCK, Problem, medians, stock
-from toprovar_fx.ops import attention
+from benchmarks.attention_timing import STOCK, Problem, medians, padding, stock
+from toprovar_fx.ops import attention, triton_few_keys
 from toprovar_fx.ops.attention_launch import launch, ranges_for
 
 # Whole scales of a generation at 1024x1024, the first ones apart; then scales of which few tokens are kept.
-FIRST = ((16, 21), (36, 57), (64, 121), (144, 265))
+FIRST = ((1, 1), (4, 5), (16, 21), (36, 57), (64, 121), (144, 265))
 DENSE = ((256, 521), (400, 921), (576, 1497), (1024, 2521), (1600, 4121), (2304, 6425), (4096, 10521))
 PRUNED = (
     (51, 1700),
@@ -41,6 +42,8 @@ PRUNED = (
     (512, 3000),
     (205, 10521),
 )
+# Queries of scales, whole and pruned, over a text of 64 tokens, and of few over a long one.
+TEXT = (*((queries, 64) for queries in (1, 4, 16, 36, 64, 144, 256, 400, 576, 1024, 51, 205)), (51, 512))
 Call = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
@@ -83,20 +86,44 @@ def checked(ranges: Sequence[int]) -> list[int]:
     return [] if message else list(ranges)
 
 
-def measure(problem: Problem, own: dict[str, Call], rounds: int) -> dict[str, Any]:
+def choice(problem: Problem, mask: Tensor | None) -> str:
+    """What the operator takes at these sizes."""
+    inputs = problem.sets()[0]
+    ranges = ranges_for(*inputs, 1.0) if mask is None else 0
+    return str(ranges) if ranges else "few" if triton_few_keys.takes(*inputs, mask) else "stock"
+
+
+def measure(
+    problem: Problem, own: dict[str, Call], rounds: int, mask: Tensor | None = None
+) -> dict[str, Any]:
     """Time every candidate at one shape, and print a line of the table."""
-    times, errors = medians({name: stock(backend) for name, backend in STOCK.items()} | own, problem, rounds)
+    library = {name: stock(backend, mask) for name, backend in STOCK.items()}
+    times, errors = medians(library | own, problem, rounds)
     best = min((times[name] for name in STOCK if name in times), default=float("nan"))
-    chosen = ranges_for(*problem.sets()[0], 1.0)
+    chosen = choice(problem, mask)
     cells = " ".join(f"{times.get(name, float('nan')):9.1f}" for name in (*STOCK, *own))
     ratio = times.get("ours", float("nan")) / best
-    print(
-        f"{problem.heads:5} {problem.queries:5},{problem.keys:6} {cells}  {ratio:6.3f} {chosen:6}", flush=True
-    )
+    sizes = f"{problem.heads:5} {problem.queries:5},{problem.keys:6}"
+    print(f"{sizes} {cells}  {ratio:6.3f} {chosen:>6}", flush=True)
     for name, message in errors.items():
         print(f"      {name}: {message}", flush=True)
     found = {"heads": problem.heads, "queries": problem.queries, "keys": problem.keys}
-    return {**found, "us": times, "errors": errors, "chosen": chosen, "ratio": ratio}
+    what = {"masked": mask is not None, "chosen": chosen, "ratio": ratio}
+    return {**found, **what, "us": times, "errors": errors}
+
+
+def measure_few(batch: int, heads: int, rounds: int) -> list[dict[str, Any]]:
+    """The sizes of few keys: of a cache, and of a text of which two fifths count."""
+    results = []
+    for queries, keys in FIRST:
+        problem = Problem(batch, heads, queries, keys, 128)
+        results.append(measure(problem, own_calls([]), rounds))
+    for queries, keys in TEXT:
+        problem = Problem(batch, heads, queries, keys, 128)
+        mask = padding(problem, keys * 2 // 5)
+        masked: dict[str, Call] = {"ours": partial(attention, scale=1.0, mask=mask)}
+        results.append(measure(problem, masked, rounds, mask))
+    return results
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -107,6 +134,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--ranges", default="1,2,4,8", help="numbers of key ranges (default: %(default)s)")
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=13, help="interleaved replays per candidate")
+    parser.add_argument("--few", action="store_true", help="few keys alone, those of a text with a mask")
     parser.add_argument("--check", action="store_true", help="compare with float64 and measure nothing")
     parser.add_argument("--out", type=Path, help="write the JSON here too")
     arguments = parser.parse_args(argv)
@@ -119,11 +147,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     pairs = arguments.shapes.split(":") if arguments.shapes else ()
     shapes = [tuple(map(int, pair.split(","))) for pair in pairs] or [*PRUNED, *FIRST, *DENSE]
     started = time.perf_counter()
-    own = own_calls(checked(ranges))
+    own = own_calls([] if arguments.few else checked(ranges))
     names = " ".join(f"{name:>9}" for name in (*STOCK, *own))
-    print(f"us of a call\nheads    Lq,    Lk {names}  ours/best stock, ranges chosen", flush=True)
+    print(f"us of a call\nheads    Lq,    Lk {names}  ours/best stock, chosen", flush=True)
     results = []
     for heads in map(int, arguments.heads.split(",")):
+        if arguments.few:
+            results += measure_few(arguments.batch, heads, arguments.rounds)
+            continue
         for queries, keys in shapes:
             problem = Problem(arguments.batch, heads, queries, keys, 128)
             results.append(measure(problem, own, arguments.rounds))

@@ -51,10 +51,17 @@ class Problem:
         return found
 
 
-def stock(backend: SDPBackend) -> Call:
+def padding(problem: Problem, length: int) -> Tensor:
+    """A number per key, -inf behind `length` of them: `[B, 1, 1, Lk]` in the dtype of the operands."""
+    mask = torch.zeros(problem.batch, 1, 1, problem.keys, device="cuda", dtype=torch.bfloat16)
+    mask[..., length:] = float("-inf")
+    return mask
+
+
+def stock(backend: SDPBackend, mask: Tensor | None = None) -> Call:
     def call(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         with sdpa_kernel(backend):
-            return F.scaled_dot_product_attention(q, k, v, scale=1.0)
+            return F.scaled_dot_product_attention(q, k, v, mask, scale=1.0)
 
     return call
 
@@ -87,8 +94,8 @@ def timed(run: Callable[[], Any]) -> float:
 def medians(calls: dict[str, Call], problem: Problem, rounds: int) -> tuple[dict[str, float], dict[str, str]]:
     """Microseconds per call of every candidate that runs, and the error of those that do not."""
     sets = problem.sets()
-    # About half a millisecond per replay, so that launching it is noise.
-    repeats = max(1, round(0.5e-3 * 500e12 / problem.flops / len(sets)))
+    # About half a millisecond per replay, so that launching it is noise; no kernel takes less than two us.
+    repeats = max(1, round(0.5e-3 / max(problem.flops / 500e12, 2e-6) / len(sets)))
     graphs, errors = {}, {}
     for name, call in calls.items():
         try:

@@ -97,6 +97,18 @@ def rotation_kernel(width: int = 128, dtype: str = "bf16") -> dict[str, Any]:
     )
 
 
+def few_keys_kernel(width: int, tiles: Any, dtype: str = "bf16") -> dict[str, Any]:
+    """Report of `few_keys_kernel` with a mask and these tiles."""
+    from toprovar_fx.ops import triton_few_keys
+
+    types = {**dict.fromkeys(("q", "k", "v", "mask", "out"), f"*{dtype}"), "factor": "fp32"}
+    chosen = {"MASKED": True, "D": width, "BLOCK_M": tiles.queries, "BLOCK_N": tiles.keys}
+    chosen |= {"STAGES": tiles.stages, "group": 1}
+    whole = ["q", "k", "v", "out", *(f"{x}_{axis}" for x in "qkvo" for axis in "bhn")]
+    source = _source(ASTSource, triton_few_keys.few_keys_kernel, chosen, types, whole)
+    return assembler_report(source, num_warps=4)
+
+
 def selection_kernels(dtype: str = "fp32", mean: bool = True) -> list[dict[str, Any]]:
     """Reports of the two kernels of `select_tokens`, with pointers and sizes as unspecialized as they are."""
     from toprovar_fx.ops import triton_select as of

@@ -29,7 +29,7 @@ def hopper(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def graph_of(
     call: Callable[..., Any], q: tuple[int, ...] = Q, kv: tuple[int, ...] = KV, device: str = "cuda",
-    dtype: torch.dtype = torch.bfloat16,
+    dtype: torch.dtype = torch.bfloat16, mask: tuple[int, ...] | None = None,
 ) -> fx.GraphModule:  # fmt: skip
     """A traced call, its inputs on `device`; types and shapes from a run on a CPU."""
     graph = fx.symbolic_trace(call)
@@ -37,7 +37,7 @@ def graph_of(
         "q": torch.randn(q),
         "k": torch.randn(kv),
         "v": torch.randn(kv),
-        "mask": torch.zeros(q[-2], kv[-2]),
+        "mask": torch.zeros(mask or (q[-2], kv[-2])),
     }
     for node in graph.graph.find_nodes(op="placeholder"):
         value = node.meta["example_value"] = given[node.target].to(dtype)
@@ -98,6 +98,34 @@ def masked(q, k, v, mask):
 
 def named_mask(q, k, v, mask):
     return sdpa(q, k, v, attn_mask=mask)
+
+
+@pytest.mark.parametrize("call", [masked, named_mask])
+@pytest.mark.parametrize("rows", [1, 2])
+@pytest.mark.parametrize("known_by", ["toprovar_spec", "example_value"])
+def test_a_number_per_key_goes_along(call: Callable[..., Any], rows: int, known_by: str) -> None:
+    graph = graph_of(call, mask=(rows, 1, 1, 9))
+    (mask,) = [node for node in graph.graph.nodes if node.target == "mask"]
+    mask.meta = {known_by: mask.meta[known_by]}
+    replaced = with_attentions(graph)
+    (node,) = ours(replaced)
+    assert node.args[4].target == "mask"
+    given = [torch.randn(Q), torch.randn(KV), torch.randn(KV), torch.randn(rows, 1, 1, 9)]
+    given[3][0, ..., 3] = -math.inf
+    assert torch.equal(replaced(*given), graph(*given))
+
+
+@pytest.mark.parametrize("mask", [(2, 4, 1, 9), (2, 1, 5, 9), (1, 5, 9), (9,)], ids=str)
+def test_other_masks_stay(mask: tuple[int, ...]) -> None:
+    graph = graph_of(masked, mask=mask)
+    assert with_attentions(graph) is graph
+
+
+def test_a_mask_of_truth_values_stays() -> None:
+    graph = graph_of(masked, mask=(2, 1, 1, 9))
+    (node,) = [node for node in graph.graph.nodes if node.target == "mask"]
+    node.meta = {"example_value": torch.ones(2, 1, 1, 9, dtype=torch.bool)}
+    assert with_attentions(graph) is graph
 
 
 def causal(q, k, v):
@@ -165,6 +193,15 @@ def test_autocast_keeps_stock_attention() -> None:
         enter = torch.amp.autocast_mode._enter_autocast
         graph.graph.call_function(enter, ("cuda", torch.bfloat16, True, True))
     assert with_attentions(graph) is graph
+
+
+def test_a_mask_that_was_computed() -> None:
+    graph = graph_of(lambda q, k, v, mask: sdpa(q, k, v, mask * 2), mask=(1, 1, 1, 9))
+    assert with_attentions(graph) is graph, "nobody recorded it"
+    (doubled,) = graph.graph.find_nodes(op="call_function", target=operator.mul)
+    doubled.meta["example_value"] = torch.zeros(1, 1, 1, 9)
+    (node,) = ours(with_attentions(graph))
+    assert node.args[4].target is operator.mul
 
 
 def test_one_of_two_attentions() -> None:

@@ -117,6 +117,8 @@ def test_the_kernels_of_a_block_do_not_grow_in_number(regions, name):
     # Each cache is written in its place: a copy of one would take longer than all the rest.
     assert sum(launch.name == "toprovar.rotated_qkv" for launch in found) == 1
     assert not any("clone" in launch.name for launch in found)
+    # Over the cache and over the padded text.
+    assert sum(launch.name.startswith("toprovar.attention") for launch in found) == 2
 
 
 def other_dtype(graph: fx.GraphModule) -> None:

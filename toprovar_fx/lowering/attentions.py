@@ -13,7 +13,7 @@ from torch import fx
 
 from ..analysis.attention_forms import FORMS, form_of, named_arguments
 from ..analysis.contexts import is_context
-from ..analysis.graph_sizes import graph_specs
+from ..analysis.graph_sizes import graph_specs, spec_of
 from ..analysis.shapes import as_size, same, value_of
 from ..ops import attention  # noqa: F401 - registers the operator called here
 from ..ops.cards import HOPPER, capability
@@ -23,7 +23,9 @@ _HALF = (torch.bfloat16, torch.float16)
 
 
 def with_attentions(graph: fx.GraphModule) -> fx.GraphModule:
-    """A copy of a graph that calls `toprovar::attention` for every attention without a mask or dropout.
+    """A copy of a graph that calls `toprovar::attention` for every attention that it computes.
+
+    Those without dropout, and with no mask or one that is a number per key.
 
     Args:
         graph: for one CUDA device; for others than Hopper cards it comes back as it is.
@@ -57,14 +59,15 @@ def _on_hopper(graph: fx.Graph) -> bool:
     return bool(cards) and all(capability(card) == HOPPER for card in cards)
 
 
-def _plain_call(node: fx.Node) -> tuple[fx.Node, fx.Node, fx.Node, float] | None:
-    """Queries, keys, values and scale of an attention in half precision that is no more than that."""
+def _plain_call(node: fx.Node) -> tuple[fx.Node | float, ...] | None:
+    """Queries, keys, values, scale and any mask of an attention in half precision; None where it is more."""
     if form_of(node) is not _SDPA:
         return None
     given = named_arguments(node, _SDPA)
     operands = [given.pop(name, None) for name in _SDPA.parameters[:3]]
     scale, grouped = given.pop(_SDPA.scale, None), given.pop(_SDPA.grouped, False)
-    neutral: dict[str, Any] = {_SDPA.mask: None, _SDPA.dropout: 0, _SDPA.causal: False}
+    mask = given.pop(_SDPA.mask, None)
+    neutral: dict[str, Any] = {_SDPA.dropout: 0, _SDPA.causal: False}
     if any(name not in neutral or value != neutral[name] for name, value in given.items()):
         return None
     if not all(isinstance(operand, fx.Node) for operand in operands) or not isinstance(grouped, bool):
@@ -80,4 +83,24 @@ def _plain_call(node: fx.Node) -> tuple[fx.Node, fx.Node, fx.Node, float] | None
     sizes = zip(queries.shape[:2], attended.shape[:2], strict=True)
     if not isinstance(scale, (int, float)) or not all(same(as_size(a), as_size(b)) for a, b in sizes):
         return None
-    return query, key, value, float(scale)  # type: ignore[return-value]
+    if mask is None:
+        return query, key, value, float(scale)  # type: ignore[return-value]
+    return (query, key, value, float(scale), mask) if _is_of_keys(mask) else None  # type: ignore[return-value]
+
+
+def _is_of_keys(mask: object) -> bool:
+    """Whether a mask [B or 1, 1, 1, Lk] is added to the logits of all heads and queries alike."""
+    if not isinstance(mask, fx.Node):
+        return False
+    if mask.op == "placeholder":
+        # What a pass made an input has a spec alone.
+        spec = spec_of(mask)
+        shape, dtype = spec.shape, spec.dtype
+    else:
+        value = value_of(mask)
+        if not isinstance(value, torch.Tensor):
+            return False
+        shape, dtype = tuple(map(as_size, value.shape)), value.dtype
+    if shape is None or len(shape) != 4 or dtype is None or not dtype.is_floating_point:
+        return False
+    return shape[1] == shape[2] == 1
