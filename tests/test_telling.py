@@ -144,7 +144,8 @@ def test_a_part_of_a_reading():
     assert part.tolist() == [1.0, 2.0]
 
 
-def test_copies_of_many_tensors_are_fresh_and_alike():
+@pytest.mark.parametrize("more", [0, 6])
+def test_copies_of_many_tensors_are_fresh_and_alike(more):
     large = torch.rand(600, 512)
     values = (
         torch.rand(3, 4).mT,
@@ -154,6 +155,7 @@ def test_copies_of_many_tensors_are_fresh_and_alike():
         large,
         torch.rand(2).bfloat16(),
         torch.rand(4, 1),
+        *torch.rand(more, 5),
     )
     found = clone_all(values)
     assert found[1:3] == (7, None)
