@@ -46,28 +46,32 @@ def rotation_kernel(
     position = at
     if KEEP:
         position = tl.load(keep + token)
-    cosine = tl.load(cos + row * c_r + position * c_n + pairs * c_d)[None, :]
-    sine = tl.load(sin + row * s_r + position * s_n + pairs * s_d)[None, :]
     source = qkv + token * (3 * H * D) + place
     half = query.dtype.element_ty
 
-    bias = tl.load(q_bias + place, mask=inside, other=0.0).to(tl.float32)
-    q = tl.load(source, mask=inside, other=0.0).to(tl.float32) + bias
+    # All that is read is read first: a store might write to it, for all that the compiler knows, and reading
+    # is what takes long.
+    cosine = tl.load(cos + row * c_r + position * c_n + pairs * c_d)[None, :]
+    sine = tl.load(sin + row * s_r + position * s_n + pairs * s_d)[None, :]
+    q = tl.load(source, mask=inside, other=0.0).to(tl.float32)
+    k = tl.load(source + H * D, mask=inside, other=0.0).to(tl.float32)
+    v = tl.load(source + 2 * H * D, mask=inside, other=0.0).to(tl.float32)
+    to_q = tl.load(q_bias + place, mask=inside, other=0.0).to(tl.float32)
+    to_v = tl.load(v_bias + place, mask=inside, other=0.0)
     logs = tl.load(log_factor + heads, mask=heads < H, other=0.0).to(tl.float32)
+
     # A NaN stays one, unlike in minimum().
     logs = tl.where(logs > max_log_factor, max_log_factor, logs)
-    q = rotate_pairs(to_unit(q) * tl.exp(logs)[:, None], cosine, sine, HEADS, D)
+    q = rotate_pairs(to_unit(q + to_q) * tl.exp(logs)[:, None], cosine, sine, HEADS, D)
     tl.store(query + token * (H * D) + place, q.to(half), mask=inside)
 
     slot = start + at
-    k = tl.load(source + H * D, mask=inside, other=0.0).to(tl.float32)
     k = rotate_pairs(to_unit(k), cosine, sine, HEADS, D)
     to = keys + row * k_r + slot * k_n + heads[:, None] * k_h + channels[None, :] * k_d
     tl.store(to, k.to(half), mask=inside)
 
     # The bias is rounded before it is added, as in the model.
-    bias = tl.load(v_bias + place, mask=inside, other=0.0).to(half).to(tl.float32)
-    v = tl.load(source + 2 * H * D, mask=inside, other=0.0).to(tl.float32) + bias
+    v += to_v.to(half).to(tl.float32)
     to = values + row * v_r + slot * v_n + heads[:, None] * v_h + channels[None, :] * v_d
     tl.store(to, v.to(half), mask=inside)
 
