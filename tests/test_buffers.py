@@ -57,6 +57,11 @@ def test_tensors_that_take_turns_under_one_name():
     assert apart is not shared and copied == 1
     assert passed(buffers, text=one)[1] == 0
     assert passed(buffers, text=longer)[1] == 0
+    (half,), copied = passed(buffers, text=one.half())
+    assert half.dtype == torch.float16 and copied == 1
+    assert passed(buffers, text=one) == ([shared], 0)
+    square = torch.rand(2, 2)
+    assert passed(buffers, text=square)[0][0] is not passed(buffers, text=square.mT)[0][0]
 
 
 def test_a_new_tensor_is_not_taken_for_one_that_died():

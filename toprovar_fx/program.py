@@ -112,17 +112,25 @@ class StepProgram:
             controller.branch(self._branches and not running.dense)
             # Scales may have programs of their own.
             controller.ledger.add_fallbacks(self._fallbacks)
-        if controller is not None and not controller.ledger.prunable:
-            self._recognise(controller, arguments)
+        first = controller is not None and not controller.ledger.prunable
+        calibrated = self.options.calibrated is not None
+        if controller is not None and first:
             controller.ledger.prunable = True
+            if calibrated:
+                self._recognise(controller, arguments)
         if controller is not None and self._budget is not None:
             controller.ration(self._budget, self._traced.counted(sizes))
+        results = None
         if controller is not None and self._whole is not None:
             results = self._whole.run(controller, arguments, sizes)
             if results is not None:
                 self._caches.hold(controller.caches, arguments, results)
-                return results
-        return self.step.graph(*arguments)
+        if results is None:
+            results = self.step.graph(*arguments)
+        if controller is not None and first and not calibrated:
+            # By now the device has something to do.
+            self._recognise(controller, arguments)
+        return results
 
     def _run_apart(
         self, running: Generation, arguments: tuple[Any, ...], reason: Reason, detail: str = ""

@@ -39,6 +39,10 @@ class _Source(NamedTuple):
             and tensor.stride() == self.strides
         )
 
+    def lay_like(self, tensor: Tensor) -> bool:
+        """Whether it had the shape and strides of `tensor`."""
+        return tensor.shape == self.shape and tensor.stride() == self.strides
+
 
 class Stale(NamedTuple):
     """A buffer that does not hold what its source does, at the source's version."""
@@ -60,8 +64,8 @@ class Buffers:
         self.fills = 0
         self._known: dict[_Key, Tensor] = {}
         self._holds: dict[_Key, _Source] = {}
-        # What came last under a name, and the buffer that holds it: most inputs stay the same.
-        self._last: dict[str, tuple[_Source, Tensor]] = {}
+        # What came last under a name, and where it is: most inputs stay the same, or come in the same layout.
+        self._last: dict[str, tuple[_Source, _Key, Tensor]] = {}
 
     def find(self, names: Sequence[str], sources: Sequence[Tensor]) -> tuple[list[Tensor], list[Stale]]:
         """The buffers of inputs, and those that do not hold what the sources do.
@@ -74,16 +78,22 @@ class Buffers:
         last = self._last
         for name, source in zip(names, sources, strict=True):
             known = last.get(name)
-            if known is not None and known[0].is_still(source):
-                found.append(known[1])
-                continue
+            if known is not None:
+                before, key, buffer = known
+                if before.is_still(source):
+                    found.append(buffer)
+                    continue
+                if before.lay_like(source) and key[3] == source.dtype:
+                    stale.append(Stale(key, buffer, source, version_of(source)))
+                    found.append(buffer)
+                    continue
             key = name, tuple(source.shape), source.stride(), source.dtype
             buffer = self._at(key, source)
             holds = self._holds.get(key)
             if holds is None or not holds.is_still(source):
                 stale.append(Stale(key, buffer, source, version_of(source)))
             else:
-                last[name] = holds, buffer
+                last[name] = holds, key, buffer
             found.append(buffer)
         return found, stale
 
@@ -100,13 +110,20 @@ class Buffers:
         if not stale:
             return
         self.fills += 1
-        for one in stale:
-            self._holds.pop(one.key, None)
-            self._last.pop(one.key[0], None)
-        copy_all([one.buffer for one in stale], [one.source for one in stale])
-        # Only now: a copy that failed is made again.
-        for one in stale:
-            if one.version is not None:
-                holds = _Source.of(one.source, one.version)
-                self._holds[one.key] = holds
-                self._last[one.key[0]] = holds, one.buffer
+        try:
+            copy_all([one.buffer for one in stale], [one.source for one in stale])
+        except BaseException:
+            # A copy that failed is made again.
+            for one in stale:
+                self._forget(one.key)
+            raise
+        for key, buffer, source, version in stale:
+            if version is None:
+                self._forget(key)
+            else:
+                holds = self._holds[key] = _Source.of(source, version)
+                self._last[key[0]] = holds, key, buffer
+
+    def _forget(self, key: _Key) -> None:
+        self._holds.pop(key, None)
+        self._last.pop(key[0], None)
