@@ -6,7 +6,11 @@
 Small scales of a recorded generation wait for the host, not for the card. Timed are, from the outside in: the
 compiled model (Dynamo's guards and some twenty arguments a layer), our program, and the replay (finding the
 recording, copying the inputs that changed; nothing is computed). Sizes of the model are small and the values
-wrong. Medians over all scales but the first, in microseconds; the last line is JSON.
+wrong. Medians over all scales but the first, in microseconds.
+
+`wait` is from the call of the model to the replay: what an idle card waits for. It is given for the first two
+scales and the others apart: of one token there is another program, and each of the two gets the text. The
+last line is JSON.
 """
 
 from __future__ import annotations
@@ -16,6 +20,7 @@ import json
 import platform
 import statistics
 import time
+from bisect import bisect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
@@ -32,7 +37,14 @@ from toprovar_fx.runtime.cuda_graphs import GraphedCall, GraphMemory, Recording
 
 
 class NothingRecorder:
-    """Runs a call once and hands out its results ever after."""
+    """Runs a call once and hands out its results ever after.
+
+    Args:
+        replayed: gets the time of every replay.
+    """
+
+    def __init__(self, replayed: list[float]) -> None:
+        self._replayed = replayed
 
     def accepts(self, tensor: Tensor) -> bool:
         return True
@@ -41,21 +53,22 @@ class NothingRecorder:
         return ()
 
     def record(self, call: Callable[..., Any], arguments: Sequence[Any]) -> Recording:
-        return Recording(lambda: None, tuple(call(*arguments)))
+        return Recording(lambda: self._replayed.append(time.perf_counter()), tuple(call(*arguments)))
 
     def in_order(self) -> AbstractContextManager[None]:
         return nullcontext()
 
 
 @contextmanager
-def recorded_on_a_cpu() -> Iterator[None]:
-    """Programs that are made in the block record their steps, on any device."""
+def recorded_on_a_cpu() -> Iterator[list[float]]:
+    """Programs that are made in the block record their steps, on any device; gives the times of replays."""
+    replayed: list[float] = []
     users = ("toprovar_fx.runtime.step_parts", "toprovar_fx.dense_program")
     with ExitStack() as patches:
         for user in users:
-            memory = lambda options, device: GraphMemory(NothingRecorder(), required=False)  # noqa: E731
+            memory = lambda options, device: GraphMemory(NothingRecorder(replayed), required=False)  # noqa: E731
             patches.enter_context(mock.patch(f"{user}.graph_memory", memory))
-        yield
+        yield replayed
 
 
 @contextmanager
@@ -74,8 +87,29 @@ def timed(owner: type, method: str, seconds: list[float]) -> Iterator[None]:
         yield
 
 
-def measure(layers: int, variant: str, rounds: int) -> dict[str, float]:
-    """Microseconds per scale by what is timed."""
+class Called:
+    """A transformer that notes when it is called."""
+
+    def __init__(self, transformer: Any, calls: list[float]) -> None:
+        self._transformer, self._calls = transformer, calls
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transformer, name)
+
+    def __call__(self, *given: Any) -> Any:
+        self._calls.append(time.perf_counter())
+        return self._transformer(*given)
+
+
+def waits(calls: Sequence[float], replayed: Sequence[float], scales: int) -> dict[str, float]:
+    """Median seconds from the call of the model to the next replay, by scale."""
+    each = [replayed[bisect(replayed, called)] - called for called in calls]
+    first, second, *others = (statistics.median(each[at::scales]) for at in range(scales))
+    return {"wait, first": first, "wait, second": second, "wait, others": statistics.median(others)}
+
+
+def measure(layers: int, variant: str, rounds: int, replayed: list[float]) -> dict[str, float]:
+    """Microseconds per scale by what is timed; `replayed` gets the times of replays."""
     problem = Problem("tiny", "cpu", torch.float32, model=(replace(TINY, depth=layers), TINY_SCHEDULE))
     made = transformers(problem, "eager")
     if variant not in made or not variant.startswith(("lossless", "50-10", "25-5", "criterion")):
@@ -90,8 +124,14 @@ def measure(layers: int, variant: str, rounds: int) -> dict[str, float]:
     with timed(StepProgram, "__call__", program), timed(GraphedCall, "__call__", replay):
         for _ in range(rounds):
             model += [ms / 1e3 for ms in generate(problem, transformer, 1).step_ms[1:]]
+    calls: list[float] = []
+    replayed.clear()
+    for _ in range(rounds):
+        generate(problem, Called(transformer, calls), 1)
     parts = {"model": model, "program": program, "replay": replay}
-    return {name: round(1e6 * statistics.median(times), 1) for name, times in parts.items() if times}
+    found = {name: statistics.median(times) for name, times in parts.items() if times}
+    found |= waits(calls, replayed, len(problem.schedule))
+    return {name: round(1e6 * seconds, 1) for name, seconds in found.items()}
 
 
 def main(given: Sequence[str] | None = None) -> None:
@@ -105,11 +145,12 @@ def main(given: Sequence[str] | None = None) -> None:
     chosen = parser.parse_args(given)
     torch.set_num_threads(1)
     torch._dynamo.config.recompile_limit = 64
-    with recorded_on_a_cpu():
-        found = [measure(chosen.layers, chosen.variant, chosen.rounds) for _ in range(chosen.repeats)]
+    with recorded_on_a_cpu() as replayed:
+        settings = chosen.layers, chosen.variant, chosen.rounds, replayed
+        found = [measure(*settings) for _ in range(chosen.repeats)]
     print(f"{chosen.variant}, {chosen.layers} layers: us of a scale, {chosen.rounds} generations at a time")
     for name in found[0]:
-        print(f"  {name:<8}", *(f"{each[name]:>8.1f}" for each in found))
+        print(f"  {name:<12}", *(f"{each[name]:>8.1f}" for each in found))
     print(
         json.dumps(
             {

@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from benchmarks.host_step import main
+from benchmarks.host_step import main, waits
 
 
 @pytest.fixture(autouse=True)
@@ -26,6 +26,15 @@ def test_what_is_inside_takes_less(variant, capsys):
     out = json.loads(capsys.readouterr().out.splitlines()[-1])
     (found,) = out["us_per_scale"]
     assert 0 < found["replay"] < found["program"] < found["model"]
+    assert all(found[f"wait, {which}"] > 0 for which in ("first", "second", "others"))
+    assert found["wait, others"] < 2 * found["model"]
+
+
+def test_what_an_idle_card_waits_for():
+    """Two generations of three scales, of which the second replays twice in its last scale."""
+    calls = [0.0, 1.0, 2.0, 10.0, 11.0, 12.0]
+    replayed = [0.5, 1.25, 2.125, 10.25, 11.25, 12.125, 12.5]
+    assert waits(calls, replayed, 3) == {"wait, first": 0.375, "wait, second": 0.25, "wait, others": 0.125}
 
 
 def test_an_unknown_variant_is_refused():
