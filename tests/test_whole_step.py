@@ -242,19 +242,28 @@ def subject() -> Iterator[TinyInfinity]:
     torch.compiler.reset()
 
 
-# Variants: dense and tapped; pruned and tapped; pruned.
+# Variants: dense and tapped; pruned and tapped; pruned. In `LAST` none is pruned and tapped.
 FEW = {"keep": {-2: {1: 0.5}, -1: {1: 0.25}}, **BEFORE, "ranking_depth": 0.0}
+LAST = {**FEW, "keep": {-1: {1: 0.25}}}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sizes", ["symbolic", pytest.param("static", marks=pytest.mark.nightly)])
-def test_inductor_computes_the_same_from_few_compilations(subject, sizes):
-    options = {**OPEN, **FEW, "unit": "step", "step_sizes": sizes, "step_code": "fused"}
+@pytest.mark.parametrize(
+    ("settings", "sizes"),
+    [
+        pytest.param(LAST, "symbolic", id="last scale-symbolic"),
+        pytest.param(FEW, "symbolic", id="two scales-symbolic", marks=pytest.mark.nightly),
+        pytest.param(FEW, "static", id="two scales-static", marks=pytest.mark.nightly),
+    ],
+)
+def test_inductor_computes_the_same_from_few_compilations(subject, settings, sizes):
+    options = {**OPEN, **settings, "unit": "step", "step_sizes": sizes, "step_code": "fused"}
     forward = torch.compile(subject.model, backend="toprovar", options=options)
     found = generate(subject, forward)
     plain = torch.compile(subject.model, backend="toprovar", options={**options, "lowering": "eager"})
     expected = generate(subject, plain)
-    assert found.keeps.keys() == expected.keeps.keys() == {(4, 1), (5, 1)}
+    pruned = {(len(found.logits) + scale, 1) for scale in settings["keep"]}
+    assert found.keeps.keys() == expected.keeps.keys() == pruned
     assert worst(found.logits, expected.logits) < 1e-4
     assert not found.controller.ledger.notes
     (step,) = (p for p in programs(Options.parse(options)) if isinstance(p, StepProgram))
