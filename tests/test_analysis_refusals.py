@@ -17,6 +17,7 @@ from .dynamo_errors import cause
 from .models import odd, odd_attention, odd_caches, odd_packed
 from .models.refused import REASONS
 from .models.subjects import SQUARE, Outcome, generate, identical
+from .models.traced import under
 
 pytestmark = pytest.mark.usefixtures("many_graphs")
 
@@ -34,7 +35,7 @@ def reasons(outcome: Outcome) -> set[Reason]:
 
 
 def compiled(subject: odd.OddSubject, **options: object):
-    return subject.under({**PRUNING, **options})
+    return under(subject, {**PRUNING, **options})
 
 
 def compiled_at_once(subject: odd.OddSubject, **options: object):

@@ -21,7 +21,8 @@ from toprovar_fx.runtime.report import GenerationReport, report_of
 from toprovar_fx.schedules import Schedule
 
 from .models.fixtures import traced
-from .models.subjects import OPEN, SQUARE, Outcome, TinyInfinity, Traced, generate, identical
+from .models.subjects import OPEN, SQUARE, Outcome, TinyInfinity, generate, identical
+from .models.traced import Traced
 
 WIDE_OPEN = {**OPEN, "min_scale": 2, "min_keep": 0.02}
 

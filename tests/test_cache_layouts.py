@@ -24,18 +24,8 @@ from toprovar_fx.runtime.report import report_of
 from toprovar_fx.schedules import Schedule
 
 from .host_pages import HostPages
-from .models.subjects import (
-    CONFIG,
-    MANY,
-    MANY_GRAPHS,
-    OPEN,
-    SQUARE,
-    State,
-    TinyInfinity,
-    Traced,
-    generate,
-    identical,
-)
+from .models.subjects import CONFIG, MANY, MANY_GRAPHS, OPEN, SQUARE, State, TinyInfinity, generate, identical
+from .models.traced import Traced
 from .small_pipelines import PROMPTS, build
 
 on_linux = pytest.mark.skipif(sys.platform != "linux", reason="maps memory by Linux's calls")

@@ -18,7 +18,8 @@ from toprovar_fx.errors import OptionError, ProfileError
 from toprovar_fx.program import StepProgram
 
 from .models.fixtures import traced
-from .models.subjects import OPEN, SQUARE, WIDE, Outcome, TinyInfinity, Traced, identical, worst
+from .models.subjects import OPEN, SQUARE, WIDE, Outcome, TinyInfinity, identical, worst
+from .models.traced import Traced
 
 NAMES = ["infinity", "prenorm-fused-rope"]
 FINE = {"buckets": tuple(part / 10 for part in range(1, 10)), "min_scale": 2, "beta": 0.1}

@@ -24,7 +24,8 @@ from .models import family_caches as caches
 from .models.families import Family
 from .models.family_combinations import COMBINATIONS, EVERY_LAYER, label
 from .models.fixtures import NAMES, eager, traced
-from .models.subjects import BUILDERS, OPEN, SQUARE, Traced, generate, identical, worst
+from .models.subjects import BUILDERS, OPEN, SQUARE, generate, identical, worst
+from .models.traced import Traced
 from .oracles import replay
 
 KEEP = {"keep": {-2: 0.5, -1: {1: 0.25, 2: 0.5, 3: 0.0}}, "entropy_source": "previous_scale"}

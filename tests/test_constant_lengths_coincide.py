@@ -20,7 +20,8 @@ from .models import odd, odd_caches, odd_packed
 from .models.coincidences import CoincidentSubject, Sizes, plainly
 from .models.family_combinations import EVERY_LAYER
 from .models.refused import PACKED_ROWS, REASONS
-from .models.subjects import MANY_GRAPHS, SQUARE, Traced, generate, identical, worst
+from .models.subjects import MANY_GRAPHS, SQUARE, generate, identical, worst
+from .models.traced import Traced
 
 
 @st.composite

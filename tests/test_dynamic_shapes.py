@@ -14,7 +14,8 @@ from toprovar_fx.options import Options
 from toprovar_fx.runtime.report import report_of
 
 from .models.fixtures import NAMES, eager, traced
-from .models.subjects import OPEN, Traced, generate, identical, worst
+from .models.subjects import OPEN, generate, identical, worst
+from .models.traced import Traced
 from .oracles import replay
 
 OFTEN = ("infinity", "prenorm-separate-absolute")

@@ -23,7 +23,8 @@ from .models import families as parts
 from .models import family_caches as caches
 from .models.families import Family, plainly
 from .models.family_combinations import COMBINATIONS, EVERY_LAYER, label
-from .models.subjects import SQUARE, Outcome, Traced, generate, identical, worst
+from .models.subjects import SQUARE, Outcome, generate, identical, worst
+from .models.traced import Traced
 
 
 def of(kind: type) -> Traced:

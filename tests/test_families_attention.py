@@ -15,7 +15,8 @@ from .models.flex_attentions import FLEX
 from .models.handwritten_attentions import CROSS, HANDWRITTEN
 from .models.packaged_attentions import LIBRARIES
 from .models.packed_attentions import PACKED
-from .models.subjects import Outcome, Traced, generate, identical, worst
+from .models.subjects import Outcome, generate, identical, worst
+from .models.traced import Traced
 from .oracle_attentions import replay
 
 WRITTEN = (*FUSED, *GROUPED, *LIBRARIES, *HANDWRITTEN, *CROSS)

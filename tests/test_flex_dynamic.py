@@ -6,7 +6,8 @@ import pytest
 
 from .models.attentions import AttendingSubject
 from .models.flex_attentions import FLEX
-from .models.subjects import WIDE, Traced, generate, identical, worst
+from .models.subjects import WIDE, generate, identical, worst
+from .models.traced import Traced
 from .oracle_attentions import replay
 
 OPEN = {"preset": "criterion", "protected_layers_first": 0, "protected_layers_last": 0, "restore": "residual"}

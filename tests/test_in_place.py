@@ -14,6 +14,7 @@ from .grammar.judge import all_tokens_in_random_order
 from .models import odd_writes
 from .models.odd import OddSubject, Plain
 from .models.subjects import SQUARE, Outcome, generate, identical, worst
+from .models.traced import under
 
 pytestmark = [
     pytest.mark.usefixtures("many_graphs"),
@@ -58,7 +59,7 @@ class WritingSubject(OddSubject):
 
 
 def run(subject: OddSubject, schedule: Schedule = SQUARE, dynamic: bool | None = None, **options) -> Outcome:
-    return generate(subject, subject.under({**PRUNING, **options}, dynamic=dynamic), schedule=schedule)
+    return generate(subject, under(subject, {**PRUNING, **options}, dynamic=dynamic), schedule=schedule)
 
 
 def reasons(outcome: Outcome) -> set[Reason]:

@@ -16,6 +16,7 @@ from toprovar_fx.schedules import Schedule
 
 from .models.odd import HEADS, WIDTH, OddSubject, Plain
 from .models.subjects import OPEN, SQUARE, Lists, Outcome, State, generate, identical
+from .models.traced import under
 
 pytestmark = pytest.mark.usefixtures("many_graphs")
 
@@ -86,7 +87,7 @@ def run(subject: MixedSubject, call: Any) -> Outcome:
 
 def compiled(subject: MixedSubject, **options: object) -> Any:
     settings = {"lowering": "eager", **OPEN, "protected_layers_first": 0, **options}
-    return subject.under(settings)
+    return under(subject, settings)
 
 
 @pytest.mark.parametrize("more", [{}, {"unit": "step", "step_code": "shared"}, {"unit": "step"}], ids=str)

@@ -17,7 +17,8 @@ from toprovar_fx.runtime.arms import Arm
 from toprovar_fx.runtime.verify import PermutationCheck
 
 from .models.fixtures import NAMES, eager, traced
-from .models.subjects import OPEN, identical, record_inputs
+from .models.subjects import OPEN, identical
+from .models.traced import record_inputs
 
 PLANS = [RowPlan(where, restored=restored) for where in GatherAt for restored in (False, True)]
 ROTATED = [name for name in NAMES if "absolute" not in name]

@@ -18,11 +18,11 @@ from .models.subjects import (
     Outcome,
     TinyInfinity,
     TinyPreNorm,
-    Traced,
     generate,
     identical,
     worst,
 )
+from .models.traced import Traced
 from .oracles import replay
 from .side_by_side import in_threads
 

@@ -14,7 +14,8 @@ from toprovar_fx.lowering.rows_in_place import with_rows_in_place
 from toprovar_fx.program import StepProgram
 
 from .models.fixtures import eager, traced
-from .models.subjects import OPEN, Traced, identical, worst
+from .models.subjects import OPEN, identical, worst
+from .models.traced import Traced
 
 KEEP = {3: 0.5, 4: {1: 0.25, 2: 0.0, 3: 0.7}, 5: {0: 1.0, 1: 0.3, 2: 0.6}}
 OPTIONS = {**OPEN, "protected_layers_first": 0, "keep": KEEP, "entropy_source": "previous_scale"}

@@ -11,7 +11,8 @@ from toprovar_fx.runtime.report import report_of
 from toprovar_fx.runtime.step_plan import Plans
 
 from .models.fixtures import traced
-from .models.subjects import OPEN, SQUARE, WIDE, Outcome, Traced, identical
+from .models.subjects import OPEN, SQUARE, WIDE, Outcome, identical
+from .models.traced import Traced
 
 KEEP = {3: 0.5, 4: {1: 0.25, 2: 0.0, 3: 0.7}, 5: {1: 0.3, 2: 0.6}}
 GIVEN = {**OPEN, "keep": KEEP, "entropy_source": "previous_scale"}

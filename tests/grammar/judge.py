@@ -16,7 +16,8 @@ from toprovar_fx.options import Options
 from toprovar_fx.policies import policy as policy_module
 from toprovar_fx.policies.layer_plan import LayerPlan, LayerQuestion
 
-from ..models.subjects import Outcome, Traced, generate, identical
+from ..models.subjects import Outcome, generate, identical
+from ..models.traced import Traced
 from .model import STAGES
 from .reference import replay
 from .sites import Sites, sites_of

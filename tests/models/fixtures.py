@@ -8,7 +8,8 @@ from contextlib import contextmanager
 import torch
 
 from .lasting import forget, outlive_resets
-from .subjects import BUILDERS, SQUARE, Outcome, Traced, generate
+from .subjects import BUILDERS, SQUARE, Outcome, generate
+from .traced import Traced
 
 NAMES = tuple(BUILDERS)
 _TRACED: dict[str, Traced] = {}
