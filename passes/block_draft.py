@@ -10,6 +10,7 @@ import sympy
 import torch
 from torch import fx
 
+from .._torch_private import graph_to_read
 from ..analysis.block_facts import BlockFacts
 from ..analysis.contexts import is_context
 from ..analysis.graph_sizes import spec_of
@@ -71,7 +72,7 @@ class BlockDraft:
         self.graph.eliminate_dead_code(is_impure_node=_is_impure)
         select = self._drop_unused_inputs()
         self.graph.lint()
-        graph = fx.GraphModule(self._attributes(), self.graph, class_name="Block")
+        graph = graph_to_read(self._attributes(), self.graph, "Block")
         return BlockArm(graph, select, self._start())
 
     def _own_inputs(self) -> None:

@@ -7,7 +7,7 @@ is another one, and no layer that does not exist.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,13 +22,14 @@ from .step import PassResult, Step
 class StepState:
     """What of a step must not change while a pass reads it."""
 
-    code: str
+    nodes: Sequence[tuple[object, ...]]
     modules: Mapping[str, nn.Module]
 
     @classmethod
     def of(cls, step: Step) -> StepState:
         """The state now."""
-        return cls(step.graph.code, dict(step.graph.named_children()))
+        nodes = [(node, node.target, node.args, dict(node.kwargs)) for node in step.graph.graph.nodes]
+        return cls(nodes, dict(step.graph.named_children()))
 
 
 def check_result(done: Pass[Any, Any], step: Step, before: StepState, result: object) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Hashable
 
 from torch import fx
 
+from .._torch_private import graph_to_read
 from ..analysis.block_facts import read_block
 from ..analysis.blocks import Block, read_step
 from ..analysis.caches import refuse_shared
@@ -90,7 +91,7 @@ def _outlined(
         modules[outline.name] = extract(outline)
     refuse_moved_writes(captured, [outline.nodes for outline in outlines])
     graph = replace_by_calls(captured, outlines)
-    module = fx.GraphModule({**dict(traced.named_children()), **modules}, graph, class_name="Step")
+    module = graph_to_read({**dict(traced.named_children()), **modules}, graph, "Step")
     return Step(module, tuple(sites), parts, fallback)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import fx, nn
 
-from .._torch_private import keep_source
+from .._torch_private import graph_to_read, keep_source
 from ..analysis.block_facts import BlockFacts
 from ..analysis.reasons import Fallback
 
@@ -68,7 +68,7 @@ class Step:
 
     def with_modules(self, modules: Mapping[str, nn.Module]) -> Step:
         """A copy in which the named sites run other modules."""
-        graph = fx.GraphModule(self.graph, copy_graph(self.graph.graph))
+        graph = graph_to_read(self.graph, copy_graph(self.graph.graph), "Step")
         for name, module in modules.items():
             graph.add_submodule(name, module)
         return replace(self, graph=graph)

@@ -53,6 +53,19 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.skip(reason="runs with --nightly"))
 
 
+@pytest.fixture(autouse=True, scope="session")
+def guards_are_not_timed(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Dynamo times the guards of every graph for its log, and flushes the processor's caches before."""
+    if request.config.getoption("--nightly"):
+        yield
+        return
+    import torch._dynamo.guards
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch._dynamo.guards, "profile_guard_manager", lambda *_: 0.0)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def fixed_random_state() -> None:
     """Every test starts from the same random state, so that it passes alone and in any order."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from torch import fx
+from torch import fx, nn
 from torch.fx._lazy_graph_module import _LazyGraphModule
 
 # (pred, true branch, false branch, operands): the node that Dynamo makes of `torch.cond`.
@@ -36,12 +36,20 @@ def add_inputs(graph: fx.GraphModule, count: int) -> None:
     graph.recompile()
 
 
-def graph_to_read(modules: Mapping[str, object], graph: fx.Graph, name: str) -> fx.GraphModule:
+def graph_to_read(
+    attributes: nn.Module | Mapping[str, object], graph: fx.Graph, name: str = "GraphModule"
+) -> fx.GraphModule:
     """A graph module whose Python code is written when it is called: most are read alone.
 
     The code of a step of 32 layers takes longer to write than the step to copy.
+
+    Args:
+        attributes: what the graph's nodes may name, or the module that has it; what they do not name is left.
+        graph: becomes the module's own.
+        name: of the class that the code is written for.
     """
-    return _LazyGraphModule(dict(modules), graph, class_name=name)
+    root = attributes if isinstance(attributes, nn.Module) else dict(attributes)
+    return _LazyGraphModule(root, graph, class_name=name)
 
 
 def keep_source(new: fx.Node, old: fx.Node) -> None:

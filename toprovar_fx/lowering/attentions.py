@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from .._torch_private import graph_to_read
 from ..analysis.attention_forms import FORMS, form_of, named_arguments
 from ..analysis.contexts import is_context
 from ..analysis.graph_sizes import graph_specs, spec_of
@@ -50,7 +51,7 @@ def with_attentions(graph: fx.GraphModule) -> fx.GraphModule:
             made.meta = dict(node.meta)
         else:
             mapped[node] = copied.node_copy(node, lambda operand: mapped[operand])
-    return fx.GraphModule(graph, copied)
+    return graph_to_read(graph, copied)
 
 
 def _on_hopper(graph: fx.Graph) -> bool:

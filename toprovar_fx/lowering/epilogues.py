@@ -10,6 +10,7 @@ import torch
 from torch import fx
 from torch.nn import functional as F
 
+from .._torch_private import graph_to_read
 from ..analysis.contexts import is_context
 from ..analysis.graph_sizes import spec_of
 from ..ops import linear_gelu  # noqa: F401 - registers the operator called here
@@ -45,7 +46,7 @@ def with_epilogues(graph: fx.GraphModule) -> fx.GraphModule:
             mapped[node] = copied.call_function(torch.ops.toprovar.linear_gelu.default, arguments)
         elif node not in skipped:
             mapped[node] = copied.node_copy(node, lambda operand: mapped[operand])
-    return fx.GraphModule(graph, copied)
+    return graph_to_read(graph, copied)
 
 
 def _linear_of(node: fx.Node) -> fx.Node | None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from .._torch_private import keep_source
+from .._torch_private import graph_to_read, keep_source
 from ..analysis.signature import external_inputs
 
 
@@ -40,7 +40,7 @@ def extract(outline: Outline) -> fx.GraphModule:
     output = graph.output(leaving[0] if len(leaving) == 1 else tuple(leaving))
     output.meta = {}
     # Constants and the graphs of higher-order operators are attributes of the module that was traced.
-    return fx.GraphModule(outline.nodes[0].graph.owning_module or {}, graph, class_name=outline.name)
+    return graph_to_read(outline.nodes[0].graph.owning_module or {}, graph, outline.name)
 
 
 def _short(name: str) -> str:

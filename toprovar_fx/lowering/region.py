@@ -10,7 +10,7 @@ from typing import Any
 import sympy
 from torch import fx
 
-from .._torch_private import CompiledGraph, SymbolicInputs, compile_with_inductor, restarts
+from .._torch_private import CompiledGraph, SymbolicInputs, compile_with_inductor, graph_to_read, restarts
 from ..analysis.caches import written_caches
 from ..analysis.graph_sizes import graph_specs
 from ..analysis.reasons import Fallback, Reason
@@ -208,7 +208,7 @@ def with_constants(graph: fx.GraphModule, numbers: Mapping[int, int]) -> fx.Grap
             mapped[node] = constants[node]
         else:
             mapped[node] = copied.node_copy(node, lambda operand: mapped[operand])
-    return fx.GraphModule(graph, copied)
+    return graph_to_read(graph, copied)
 
 
 def _as_tuple(result: Any) -> tuple[Any, ...]:

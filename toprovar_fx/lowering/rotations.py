@@ -13,6 +13,7 @@ import sympy
 import torch
 from torch import fx
 
+from .._torch_private import graph_to_read
 from ..analysis.contexts import is_context
 from ..analysis.graph_sizes import spec_of
 from ..analysis.operators import operator_name
@@ -77,7 +78,7 @@ def with_rotations(graph: fx.GraphModule) -> fx.GraphModule:
     output = copied.graph_copy(graph.graph, mapped)
     copied.output(output)
     rewritten = [_rewrite(copied, key, found) for key, found in _key_writes(copied)]
-    return fx.GraphModule(graph, copied) if any(rewritten) else graph
+    return graph_to_read(graph, copied) if any(rewritten) else graph
 
 
 def _key_writes(graph: fx.Graph) -> list[tuple[fx.Node, Found]]:

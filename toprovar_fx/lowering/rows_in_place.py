@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import fx
 
+from .._torch_private import graph_to_read
+
 
 def with_rows_in_place(graph: fx.GraphModule) -> fx.GraphModule | None:
     """A copy of a pruned block's graph that changes its first input instead of copying it.
@@ -37,7 +39,7 @@ def with_rows_in_place(graph: fx.GraphModule) -> fx.GraphModule | None:
         (mapped[hidden], (row, mapped[keep]), mapped[scatter.args[3]]),  # type: ignore[index]
     )
     copied.output(fx.map_arg(output.args[0], lambda operand: mapped[operand]))
-    return fx.GraphModule(graph, copied)
+    return graph_to_read(graph, copied)
 
 
 def _keep_set(scatter: fx.Node, hidden: fx.Node) -> fx.Node | None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import fx
 
+from .._torch_private import graph_to_read
 from ..analysis.shapes import is_tensor, size_of
 from ..analysis.writes import memory_of, written
 from ..lowering.rest import RegionModule
@@ -181,4 +182,4 @@ def _graph(
         mapped[node] = graph.node_copy(node, mapped.__getitem__)
     graph.output(fx.map_arg(results, mapped.__getitem__))
     graph.lint()
-    return fx.GraphModule(step.graph, graph, class_name="StepPart")
+    return graph_to_read(step.graph, graph, "StepPart")
