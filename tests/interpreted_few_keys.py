@@ -38,7 +38,9 @@ def padding(lengths: list[int], keys: int) -> Tensor:
 def exact(q: Tensor, k: Tensor, v: Tensor, scale: float, mask: Tensor | None) -> Tensor:
     keys, values = (x.double().repeat_interleave(q.shape[1] // k.shape[1], 1) for x in (k, v))
     logits = scale * q.double() @ keys.mT
-    return (logits if mask is None else logits + mask.double()).softmax(-1) @ values
+    logits = logits if mask is None else logits + mask.double()
+    # Like stock attention, zeros where no key counts.
+    return logits.softmax(-1).masked_fill(logits.isneginf().all(-1, keepdim=True), 0) @ values
 
 
 def cases() -> Iterator[tuple[str, Case, Tiles | None]]:

@@ -175,6 +175,16 @@ def test_what_is_not_a_number_stays_in_its_sample(taken) -> None:
 
 
 @pytest.mark.gpu
+def test_a_sample_without_keys_gets_zeros(taken) -> None:
+    q, k, v = on_card(torch.bfloat16, 70, 64)
+    mask = padding(64, torch.bfloat16, (0, 64))
+    assert taken(q, k, v, mask)
+    found = attention(q, k, v, 1.0, mask)
+    assert not found[0].any()
+    assert found[1].isfinite().all() and found[1].any()
+
+
+@pytest.mark.gpu
 @pytest.mark.parametrize(("queries", "keys"), [(1, 1), (64, 121), (205, 64)])
 def test_in_a_graph_and_compiled(taken, queries: int, keys: int, fresh_dynamo: None) -> None:
     inputs, mask = on_card(torch.bfloat16, queries, keys), padding(keys, torch.bfloat16, (keys, 1))

@@ -116,6 +116,8 @@ def few_keys_kernel(
         mass = mass * decay + tl.sum(p, 1)
         sums = tl.dot(p.to(values.dtype), values, sums * decay[:, None])
         peak = higher
+    # Zeros for a query to which the mask leaves no key, as in stock attention.
+    mass = tl.where(mass == 0.0, 1.0, mass)
     result = (sums / mass[:, None]).to(out.dtype.element_ty)
     tl.store(out + row * o_b + head * o_h + at[:, None].to(tl.int64) * o_n + channels, result, mask=own)
 
@@ -130,7 +132,7 @@ def launch(
         k: Keys ``[B, Hk, Lk, E]``, channels without gaps.
         v: Values, like keys.
         scale: Factor of the logits.
-        mask: Added to the logits, ``[B or 1, 1, 1, Lk]``; a query that it leaves no key gets NaN.
+        mask: Added to the logits, ``[B or 1, 1, 1, Lk]``; a query that it leaves no key gets zeros.
         tiles: By default `tiles_for`.
 
     Returns:
