@@ -119,20 +119,24 @@ def test_the_kernel_that_deals_out_keys_does_not_spill() -> None:
 
 
 def on_card(
-    dtype: torch.dtype, queries: int, keys: int, heads: int = 4, key_heads: int = 4, norm: float = 5.0
-) -> tuple[Tensor, Tensor, Tensor]:
+    dtype: torch.dtype, queries: int, keys: int, heads: int = 4, key_heads: int = 4, norm: float = 5.0,
+    width: int = 128,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Queries laid out as models make them, keys and values in front of what is not a number."""
-    q = norm * F.normalize(torch.randn(2, queries, heads, 128, device="cuda"), dim=-1)
-    cache = torch.full((2, 2, key_heads, keys + 70, 128), math.nan, device="cuda")
-    cache[0, :, :, :keys] = F.normalize(torch.randn(2, key_heads, keys, 128, device="cuda"), dim=-1)
-    cache[1, :, :, :keys] = torch.randn(2, key_heads, keys, 128, device="cuda")
+    q = norm * F.normalize(torch.randn(2, queries, heads, width, device="cuda"), dim=-1)
+    cache = torch.full((2, 2, key_heads, keys + 70, width), math.nan, device="cuda")
+    cache[0, :, :, :keys] = F.normalize(torch.randn(2, key_heads, keys, width, device="cuda"), dim=-1)
+    cache[1, :, :, :keys] = torch.randn(2, key_heads, keys, width, device="cuda")
     k, v = (x[:, :, :keys] for x in cache.to(dtype))
     return q.to(dtype).transpose(1, 2), k, v
 
 
-def error_of(found: Tensor, q: Tensor, k: Tensor, v: Tensor, scale: float = 1.0) -> float:
+def error_of(
+    found: Tensor, q: Tensor, k: Tensor, v: Tensor, scale: float = 1.0, mask: Tensor | None = None
+) -> float:
     keys, values = (x.double().repeat_interleave(q.shape[1] // k.shape[1], 1) for x in (k, v))
-    expected = (scale * q.double() @ keys.mT).softmax(-1) @ values
+    logits = scale * q.double() @ keys.mT
+    expected = (logits if mask is None else logits + mask.double()).softmax(-1) @ values
     assert found.transpose(1, 2).is_contiguous()
     assert found.dtype == q.dtype
     return float((found.double() - expected).abs().max())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -12,6 +13,8 @@ from torch.nn import functional as F
 from toprovar_fx.flops import flop_counter
 from toprovar_fx.ops import attention
 
+from .test_ops_attention import error_of
+from .test_ops_attention import on_card as with_heads
 from .triton_runs import interpreted, needs_triton
 
 # Sizes of scales of a model, over its cache and over the text.
@@ -114,29 +117,12 @@ def test_its_operations_are_counted() -> None:
     assert counter.get_total_flops() == 4 * 2 * 4 * 5 * 9 * 8
 
 
-def on_card(
-    dtype: torch.dtype, queries: int, keys: int, width: int = 128, norm: float = 5.0
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries laid out as models make them, keys and values in front of what is not a number."""
-    q = norm * F.normalize(torch.randn(2, queries, 16, width, device="cuda"), dim=-1)
-    cache = torch.full((2, 2, 16, keys + 70, width), math.nan, device="cuda")
-    cache[0, :, :, :keys] = F.normalize(torch.randn(2, 16, keys, width, device="cuda"), dim=-1)
-    cache[1, :, :, :keys] = torch.randn(2, 16, keys, width, device="cuda")
-    k, v = (x[:, :, :keys] for x in cache.to(dtype))
-    return q.to(dtype).transpose(1, 2), k, v
+on_card = partial(with_heads, heads=16, key_heads=16)
 
 
 def padding(keys: int, dtype: torch.dtype, lengths: tuple[int, int]) -> Tensor:
     padded = torch.arange(keys, device="cuda") >= torch.tensor(lengths, device="cuda")[:, None]
     return torch.zeros(padded.shape, device="cuda", dtype=dtype).masked_fill(padded, -math.inf)[:, None, None]
-
-
-def error_of(found: Tensor, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> float:
-    logits = q.double() @ k.double().mT
-    expected = (logits if mask is None else logits + mask.double()).softmax(-1) @ v.double()
-    assert found.transpose(1, 2).is_contiguous()
-    assert found.dtype == q.dtype
-    return float((found.double() - expected).abs().max())
 
 
 @pytest.fixture
@@ -158,11 +144,11 @@ def test_the_operator_equals_float64(taken, dtype: torch.dtype, width: int) -> N
             padding(keys, torch.float32, (keys, max(1, keys // 2))),
         ]
         for norm in (0.0, 5.0, 100.0):
-            inputs = on_card(dtype, queries, keys, width, norm)
+            inputs = on_card(dtype, queries, keys, width=width, norm=norm)
             for mask in masks:
                 assert taken(*inputs, mask)
                 found = attention(*inputs, 1.0, mask)
-                assert error_of(found, *inputs, mask) <= limit, (queries, keys, norm)
+                assert error_of(found, *inputs, mask=mask) <= limit, (queries, keys, norm)
 
 
 @pytest.mark.gpu
