@@ -1,7 +1,7 @@
 """The kernel behind `toprovar::attention` for few keys, in plain Triton: any CUDA card, and the interpreter.
 
-The first scales of a generation, and every scale over the text, attend to some dozens of keys. There a launch
-is what takes long, and libraries make two or three of it: they clear a buffer, and copy a mask, first.
+The first scales of a generation, and every scale over the text, attend to some dozens of keys, which takes
+little more than a launch.
 """
 
 from __future__ import annotations
