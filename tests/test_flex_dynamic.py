@@ -29,11 +29,13 @@ def test_one_dynamic_trace_keeps_all_and_prunes_at_any_size(name):
     kind = FLEX[name]
     model = Traced(AttendingSubject(kind), dynamo={"dynamic": True})
     subject = model.subject
+    # Traced second: a trace depends on which of torch's warnings were shown.
+    expected = generate(subject, subject.model)
     measured = {"tau": 1.0, "min_scale": 1, "depth_layers": "all", "pruned_kv": "keep"}
     tapped = model({**OPEN, **measured})
     assert not tapped.controller.ledger.fallbacks
     assert tapped.arms(5) == ["tapped", "tapped"]
-    assert identical(tapped.logits, generate(subject, subject.model).logits)
+    assert identical(tapped.logits, expected.logits)
     graphs = len(model.graphs)
     for where, options in SUBSETS.items():
         if kind.columns and where == "input":

@@ -21,6 +21,7 @@ HOST = {**OPEN, "keep": {3: 0.5, 4: 0.3, 5: 0.25}, "score": "frequency"}
 GRAPH = {
     **OPEN,
     "gate": "graph",
+    "entropy_source": "dense_layer",
     "buckets": (0.3,),
     "min_scale": 2,
     "tau": 0.3,
