@@ -102,8 +102,11 @@ class Called:
 
 
 def waits(calls: Sequence[float], replayed: Sequence[float], scales: int) -> dict[str, float]:
-    """Median seconds from the call of the model to the next replay, by scale."""
-    each = [replayed[bisect(replayed, called)] - called for called in calls]
+    """Median seconds from a call of the model to its replay, by scale; nothing if some call has none."""
+    first_of = [bisect(replayed, called) for called in calls]
+    if first_of[-1] == len(replayed) or len(set(first_of)) < len(calls):
+        return {}
+    each = [replayed[at] - called for at, called in zip(first_of, calls, strict=True)]
     first, second, *others = (statistics.median(each[at::scales]) for at in range(scales))
     return {"wait, first": first, "wait, second": second, "wait, others": statistics.median(others)}
 

@@ -142,11 +142,16 @@ def error_of(
     return float((found.double() - expected).abs().max())
 
 
-@pytest.fixture
-def launch():
+def for_hopper(module: str):
+    """A module of kernels, or no test where the card is another one."""
     if torch.cuda.get_device_capability() != (9, 0):
         pytest.skip("for compute capability 9.0")
-    return pytest.importorskip("toprovar_fx.ops.attention_launch").launch
+    return pytest.importorskip(f"toprovar_fx.ops.{module}")
+
+
+@pytest.fixture
+def launch():
+    return for_hopper("attention_launch").launch
 
 
 @pytest.mark.gpu

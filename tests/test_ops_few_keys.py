@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from toprovar_fx.flops import flop_counter
 from toprovar_fx.ops import attention
 
-from .test_ops_attention import error_of
+from .test_ops_attention import error_of, for_hopper
 from .test_ops_attention import on_card as with_heads
 from .triton_runs import interpreted, needs_triton
 
@@ -127,9 +127,7 @@ def padding(keys: int, dtype: torch.dtype, lengths: tuple[int, int]) -> Tensor:
 
 @pytest.fixture
 def taken():
-    if torch.cuda.get_device_capability() != (9, 0):
-        pytest.skip("for compute capability 9.0")
-    return pytest.importorskip("toprovar_fx.ops.triton_few_keys").takes
+    return for_hopper("triton_few_keys").takes
 
 
 @pytest.mark.gpu
