@@ -43,6 +43,12 @@ def test_table_is_the_definition(head_dim, schedule, grid):
     torch.testing.assert_close(table[..., 1], angle.sin(), atol=1e-5, rtol=0)
 
 
+def test_cosines_and_sines_lie_apart_in_memory():
+    for row in angles_of(rope_table(Schedule.named("scenes"), 16, 32)[:, :, 5:21]):
+        assert row.is_contiguous()
+        assert row.data_ptr() % 16 == 0
+
+
 def test_smaller_budget_shares_the_grid_of_the_largest():
     small = rope_table(Schedule.infinity("0.25M"), 32, 64)
     large = rope_table(Schedule.infinity("1M"), 32, 64)

@@ -34,7 +34,8 @@ def is_small(symbol: sympy.Symbol) -> bool:
 class InputSpec:
     """One input: an integer (`shape` is None and `value` its expression) or a tensor.
 
-    `renamed` are symbols of its sizes that stand for expressions in those of the trace.
+    `renamed` are symbols of its sizes that stand for expressions in those of the trace. A tensor that is
+    `misaligned` began within 16 bytes when it was traced, as every second of a table of pairs does.
     """
 
     value: sympy.Expr | None = None
@@ -43,6 +44,7 @@ class InputSpec:
     dtype: torch.dtype | None = None
     device: torch.device | None = None
     renamed: tuple[tuple[sympy.Symbol, sympy.Expr], ...] = ()
+    misaligned: bool = False
 
     @property
     def symbols(self) -> set[sympy.Symbol]:
@@ -73,4 +75,4 @@ def at_sizes(spec: InputSpec, values: dict[sympy.Symbol, int]) -> InputSpec:
         return InputSpec(value=number(spec.value))
     assert spec.shape is not None and spec.stride is not None
     shape, stride = tuple(map(number, spec.shape)), tuple(map(number, spec.stride))
-    return InputSpec(None, shape, stride, spec.dtype, spec.device)
+    return InputSpec(None, shape, stride, spec.dtype, spec.device, misaligned=spec.misaligned)

@@ -51,12 +51,14 @@ class SymbolicInputs:
         assert spec.shape is not None and spec.stride is not None
         # Fake values made in inference mode could not be written to while the graph is traced.
         with torch.inference_mode(False), self.mode:
-            return torch.empty_strided(
+            made = torch.empty_strided(
                 [self._size(size, hints) for size in spec.shape],
                 [self._size(step, hints) for step in spec.stride],
                 dtype=spec.dtype,
                 device=spec.device,
             )
+            # Inductor reads off the offset that it must not count on an address, and copies nothing then.
+            return made.as_strided(made.shape, made.stride(), 1) if spec.misaligned else made
 
     def _size(self, expression: sympy.Expr, hints: Mapping[sympy.Symbol, int]) -> int | torch.SymInt:
         from torch._dynamo.source import LocalSource

@@ -9,6 +9,9 @@ from torch import fx
 from ..input_specs import InputSpec
 from .shapes import as_size, as_traced, value_of
 
+# What compiled kernels assume of the addresses of their inputs.
+ALIGNMENT_BYTES = 16
+
 
 def spec_of(placeholder: fx.Node) -> InputSpec:
     """The spec that a pass attached, or the one read off Dynamo's example value."""
@@ -21,6 +24,7 @@ def spec_of(placeholder: fx.Node) -> InputSpec:
             stride=tuple(as_size(step) for step in value.stride()),
             dtype=value.dtype,
             device=value.device,
+            misaligned=_is_misaligned(value),
         )
     return InputSpec(value=as_size(value))
 
@@ -40,3 +44,12 @@ def traced_sizes(graph: fx.Graph) -> dict[sympy.Symbol, int]:
 def graph_specs(graph: fx.Graph) -> list[InputSpec]:
     """Specs of all placeholders in order."""
     return [spec_of(node) for node in graph.nodes if node.op == "placeholder"]
+
+
+def _is_misaligned(value: torch.Tensor) -> bool:
+    """Whether the first element of a tensor stood between the addresses that kernels read from fastest."""
+    if value.layout != torch.strided:
+        return False
+    offset = value.storage_offset()
+    known = offset.node.hint if isinstance(offset, torch.SymInt) else offset
+    return known is not None and int(known) * value.itemsize % ALIGNMENT_BYTES != 0

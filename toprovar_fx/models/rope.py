@@ -40,7 +40,7 @@ def rope_table(
         device: where to build the table.
 
     Returns:
-        Cosine and sine, ``[1, 1, L, head_dim / 2, 2]`` float32.
+        Cosine and sine, ``[1, 1, L, head_dim / 2, 2]`` float32, each without gaps in memory.
     """
     grid_height, grid_width = rope_grid(schedule, longer_side)
     half = head_dim // 2
@@ -53,7 +53,7 @@ def rope_table(
         by_column = torch.outer(columns, frequencies)[None, :, :].expand(height, -1, -1)
         angles.append(torch.cat((by_row, by_column), dim=-1).flatten(0, 1))
     angle = torch.cat(angles)
-    return torch.stack((angle.cos(), angle.sin()), dim=-1)[None, None]
+    return torch.stack((angle.cos(), angle.sin())).movedim(0, -1)[None, None]
 
 
 def angles_of(table: Tensor) -> Angles:
