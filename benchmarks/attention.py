@@ -27,7 +27,7 @@ from torch import Tensor
 
 from benchmarks.attention_timing import STOCK, Problem, medians, padding, stock
 from toprovar_fx.ops import attention, triton_few_keys
-from toprovar_fx.ops.attention_launch import launch, ranges_for
+from toprovar_fx.ops.attention_launch import launch, segments_for
 
 # Whole scales of a generation at 1024x1024, the first ones apart; then scales of which few tokens are kept.
 FIRST = ((1, 1), (4, 5), (16, 21), (36, 57), (64, 121), (144, 265))
@@ -89,8 +89,9 @@ def checked(ranges: Sequence[int]) -> list[int]:
 def choice(problem: Problem, mask: Tensor | None) -> str:
     """What the operator takes at these sizes."""
     inputs = problem.sets()[0]
-    ranges = ranges_for(*inputs, 1.0) if mask is None else 0
-    return str(ranges) if ranges else "few" if triton_few_keys.takes(*inputs, mask) else "stock"
+    segments = segments_for(*inputs, 1.0) if mask is None else ()
+    chosen = "+".join(str(segment.ranges) for segment in segments)
+    return chosen or "few" if triton_few_keys.takes(*inputs, mask) else "stock"
 
 
 def measure(

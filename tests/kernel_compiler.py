@@ -97,16 +97,41 @@ def rotation_kernel(width: int = 128, dtype: str = "bf16") -> dict[str, Any]:
     )
 
 
-def few_keys_kernel(width: int, tiles: Any, dtype: str = "bf16") -> dict[str, Any]:
+def few_keys_kernel(width: int, tiles: Any, parts: int = 1, dtype: str = "bf16") -> dict[str, Any]:
     """Report of `few_keys_kernel` with a mask and these tiles."""
     from toprovar_fx.ops import triton_few_keys
 
-    types = {**dict.fromkeys(("q", "k", "v", "mask", "out"), f"*{dtype}"), "factor": "fp32"}
-    chosen = {"MASKED": True, "D": width, "BLOCK_M": tiles.queries, "BLOCK_N": tiles.keys}
+    halves = ("q", "bias", "k", "v", "mask", "out")
+    types = {**dict.fromkeys(halves, f"*{dtype}"), "factor": "fp32"}
+    types["q"] = types["q"] if parts == 1 else "*fp32"
+    chosen = {
+        "PARTS": parts,
+        "BIAS": parts > 1,
+        "MASKED": True,
+        "MOST": 128,
+        "D": width,
+        "BLOCK_M": tiles.queries,
+        "BLOCK_N": tiles.keys,
+    }
     chosen |= {"STAGES": tiles.stages, "group": 1}
-    whole = ["q", "k", "v", "out", *(f"{x}_{axis}" for x in "qkvo" for axis in "bhn")]
+    whole = ["q", "bias", "k", "v", "out", "part", *(f"{x}_{axis}" for x in "qkvo" for axis in "bhn")]
     source = _source(ASTSource, triton_few_keys.few_keys_kernel, chosen, types, whole)
     return assembler_report(source, num_warps=4)
+
+
+def add_norm_kernel(width: int, rows: int, parts: int, warps: int, dtype: str = "bf16") -> dict[str, Any]:
+    """Report of `add_norm_kernel` with every operand that it takes."""
+    from toprovar_fx.ops import triton_add_norm
+
+    addends = [name for part in ("gate", "scale", "shift") for name in (part, f"{part}_2")]
+    halves = ("sums", "bias", *addends, "residual", "out", "normed")
+    types = {**dict.fromkeys(halves, f"*{dtype}"), "keep": "*i64", "eps": "fp32"}
+    types["sums"] = types["sums"] if parts == 1 else "*fp32"
+    chosen = {"PARTS": parts, "BIAS": True, "GATES": 2, "SCALES": 2, "SHIFTS": 2, "ONE": True, "KEEP": True}
+    chosen |= {"C": width, "ROWS": rows, "BLOCK": triton.next_power_of_2(width)}
+    steps = ("part", "x_r", "x_n", "h_r", "h_n", *(f"{name}_r" for name in addends))
+    source = _source(ASTSource, triton_add_norm.add_norm_kernel, chosen, types, [*halves, "keep", *steps])
+    return assembler_report(source, num_warps=warps)
 
 
 def selection_kernels(dtype: str = "fp32", mean: bool = True) -> list[dict[str, Any]]:

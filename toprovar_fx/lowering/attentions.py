@@ -14,10 +14,10 @@ from torch import fx
 from .._torch_private import graph_to_read
 from ..analysis.attention_forms import FORMS, form_of, named_arguments
 from ..analysis.contexts import is_context
-from ..analysis.graph_sizes import graph_specs, spec_of
+from ..analysis.graph_sizes import spec_of
 from ..analysis.shapes import as_size, same, value_of
 from ..ops import attention  # noqa: F401 - registers the operator called here
-from ..ops.cards import HOPPER, capability
+from .devices import on_hopper
 
 _SDPA = FORMS["scaled_dot_product_attention"]
 _HALF = (torch.bfloat16, torch.float16)
@@ -38,7 +38,7 @@ def with_attentions(graph: fx.GraphModule) -> fx.GraphModule:
     if torch.is_autocast_enabled("cuda") or any(is_context(node) for node in graph.graph.nodes):
         return graph
     found = {node: call for node in graph.graph.nodes if (call := _plain_call(node)) is not None}
-    if not found or not _on_hopper(graph.graph):
+    if not found or not on_hopper(graph.graph):
         return graph
     copied = fx.Graph()
     mapped: dict[fx.Node, fx.Node] = {}
@@ -52,12 +52,6 @@ def with_attentions(graph: fx.GraphModule) -> fx.GraphModule:
         else:
             mapped[node] = copied.node_copy(node, lambda operand: mapped[operand])
     return graph_to_read(graph, copied)
-
-
-def _on_hopper(graph: fx.Graph) -> bool:
-    devices = {spec.device for spec in graph_specs(graph) if spec.device is not None}
-    cards = [device for device in devices if device.type == "cuda"]
-    return bool(cards) and all(capability(card) == HOPPER for card in cards)
 
 
 def _plain_call(node: fx.Node) -> tuple[fx.Node | float, ...] | None:

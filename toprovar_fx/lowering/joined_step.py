@@ -165,6 +165,10 @@ class Joiner:
         """The nodes that compute what a region returns: those of its graph."""
         return self.copy(region.graph, arguments)
 
+    def run_whole(self, at: int, region: Region, arguments: Sequence[Any]) -> Any:
+        """As `run_region`, for a layer that computes all tokens."""
+        return self.run_region(region, arguments)
+
     def run_pruned(self, region: Region, arguments: Sequence[Any], spare: bool) -> Any:
         """As `run_region`, for a block that computes some rows; `spare`: nobody else needs the others."""
         return self.run_region(region, arguments)
@@ -191,7 +195,7 @@ class Joiner:
             arguments.append(keep)
             arguments += [] if restored is None else [restored]
         if keep is None:
-            result = self.run_region(layer.region, arguments)
+            result = self.run_whole(at, layer.region, arguments)
         else:
             result = self.run_pruned(layer.region, arguments, spare and not layer.update)
         if layer.entropy:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import sympy
 from torch import fx
@@ -17,7 +17,10 @@ from ..analysis.reasons import Fallback, Reason
 from ..cost.expressions import Cost, GraphCosts, Sizes
 from ..input_specs import at_sizes
 from .attentions import with_attentions
+from .carried_norms import with_carried_norm
 from .epilogues import with_epilogues
+from .projected_queries import with_projected_queries
+from .residuals import with_residuals
 from .rotations import with_rotations
 from .rows_in_place import with_rows_in_place
 from .size_reader import SizeReader
@@ -65,6 +68,7 @@ class Region:
         self.failure: Fallback | None = None
         self._hints = dict(hints or {})
         self._in_place: Region | None = None
+        self._carried: Carried | None = None
         self._compiled: list[CompiledGraph] = []
         self._chosen: dict[Sizes, Callable[..., Any]] = {}
         self.costs = GraphCosts(graph)
@@ -89,14 +93,30 @@ class Region:
         if self._in_place is None:
             graph = with_rows_in_place(self.graph)
             if graph is not None:
-                given = self._lowering, self._hints, f"{self.name}, in place", self._static, self._on_failure
-                self._in_place = Region(graph, *given)
+                self._in_place = self._alike(graph, "in place")
         return self._in_place
+
+    def carried(self) -> Carried | None:
+        """The same between blocks like it (`with_carried_norm`), or None."""
+        if self._carried is None:
+            found = with_carried_norm(self.graph)
+            if found is not None:
+                regions = (
+                    self._alike(found.graph, "norm carried on"),
+                    self._alike(found.norm, "its first norm"),
+                )
+                self._carried = Carried(*regions, found.modulations)
+        return self._carried
+
+    def _alike(self, graph: fx.GraphModule, how: str) -> Region:
+        given = self._lowering, self._hints, f"{self.name}, {how}", self._static, self._on_failure
+        return Region(graph, *given)
 
     @property
     def variants(self) -> list[Region]:
         """This region, and what was made of it."""
-        return [self] if self._in_place is None else [self, self._in_place]
+        carried = [] if self._carried is None else [self._carried.block, self._carried.norm]
+        return [self, *([] if self._in_place is None else [self._in_place]), *carried]
 
     def sizes(self, arguments: tuple[Any, ...]) -> Sizes:
         """Values of the size symbols at these arguments."""
@@ -184,6 +204,14 @@ class Region:
         return self.costs.at(sizes)
 
 
+class Carried(NamedTuple):
+    """The two graphs of `CarriedNorm`, and the positions of the modulations among the block's inputs."""
+
+    block: Region
+    norm: Region
+    modulations: tuple[int, ...]
+
+
 def not_compiled(name: str, error: Exception) -> Fallback:
     """What a compiler's error says, in a line."""
     message = next(iter(str(error).strip().splitlines()), "")
@@ -192,7 +220,7 @@ def not_compiled(name: str, error: Exception) -> Fallback:
 
 def for_device(graph: fx.GraphModule) -> fx.GraphModule:
     """A copy of a graph that calls what is faster on its device than Inductor's own kernels, or `graph`."""
-    return with_rotations(with_epilogues(with_attentions(graph)))
+    return with_residuals(with_rotations(with_epilogues(with_projected_queries(with_attentions(graph)))))
 
 
 def with_constants(graph: fx.GraphModule, numbers: Mapping[int, int]) -> fx.GraphModule:

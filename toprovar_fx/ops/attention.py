@@ -35,10 +35,10 @@ def attention(q: Tensor, k: Tensor, v: Tensor, scale: float, mask: Tensor | None
     if q.is_cuda and has_triton():
         from . import attention_launch, triton_few_keys
 
-        ranges = attention_launch.ranges_for(q, k, v, scale) if mask is None else 0
-        if ranges:
+        segments = attention_launch.segments_for(q, k, v, scale) if mask is None else ()
+        if segments:
             with torch.cuda.device(q.device):
-                return attention_launch.launch(q, k, v, scale, ranges)
+                return attention_launch.launch_segments(q, k, v, scale, segments)
         if triton_few_keys.takes(q, k, v, mask):
             with torch.cuda.device(q.device):
                 return triton_few_keys.launch(q, k, v, scale, mask)

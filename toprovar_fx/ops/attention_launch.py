@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import triton
@@ -29,10 +31,23 @@ LEAST_QUERIES = 16
 LEAST_KEYS = 512
 
 
-def choose_ranges(queries: int, keys: int, heads: int, multiprocessors: int) -> int:
-    """Number of key ranges that programs of the Hopper kernel should share a tile of queries in.
+class Segment(NamedTuple):
+    """Queries of every head that one launch attends for.
 
-    A multiprocessor runs one program at a time, so that the kernel takes ``waves * (START + steps)``.
+    Attributes:
+        queries: how many.
+        ranges: number of key ranges that programs share a tile of them in.
+    """
+
+    queries: int
+    ranges: int
+
+
+def choose_segments(queries: int, keys: int, heads: int, multiprocessors: int) -> tuple[Segment, ...]:
+    """How the Hopper kernel should be launched.
+
+    A multiprocessor runs one program at a time, so that the kernel takes ``waves * (START + steps)``. Where a
+    part of a tile would cost every multiprocessor another wave, a launch of its own shares its keys out.
 
     Args:
         queries: Queries of a head.
@@ -41,10 +56,21 @@ def choose_ranges(queries: int, keys: int, heads: int, multiprocessors: int) -> 
         multiprocessors: Of the card.
 
     Returns:
-        0 where stock attention should run, 1 for the kernel by itself, else the number of ranges.
+        One segment or two; none where stock attention should run.
     """
     if queries < LEAST_QUERIES or keys < LEAST_KEYS:
-        return 0
+        return ()
+    (ranges, cost), rest = _best(queries, keys, heads, multiprocessors), queries % QUERIES_PER_TILE
+    if rest < LEAST_QUERIES or queries < QUERIES_PER_TILE:
+        return (Segment(queries, ranges),)
+    apart = [_best(number, keys, heads, multiprocessors) for number in (queries - rest, rest)]
+    if JOINING + sum(each for _, each in apart) > (1 - LEAST_GAIN) * cost:
+        return (Segment(queries, ranges),)
+    return Segment(queries - rest, apart[0][0]), Segment(rest, apart[1][0])
+
+
+def _best(queries: int, keys: int, heads: int, multiprocessors: int) -> tuple[int, float]:
+    """The number of ranges that should take least, and what it costs in steps."""
     tiles = heads * triton.cdiv(queries, QUERIES_PER_TILE)
     steps = triton.cdiv(keys, TILES.keys)
 
@@ -57,8 +83,8 @@ def choose_ranges(queries: int, keys: int, heads: int, multiprocessors: int) -> 
 
     best = min(range(2, MOST_RANGES + 1), key=cost)
     if cost(best) <= (1 - LEAST_GAIN) * cost(1):
-        return filled_ranges(steps, best)
-    return 1
+        return filled_ranges(steps, best), cost(best)
+    return 1, cost(1)
 
 
 def filled_ranges(steps: int, ranges: int) -> int:
@@ -85,16 +111,16 @@ def has_kernel(q: Tensor, k: Tensor, v: Tensor, scale: float) -> bool:
     )
 
 
-def ranges_for(q: Tensor, k: Tensor, v: Tensor, scale: float) -> int:
-    """As `choose_ranges`; 0 for what the kernel does not take."""
+def segments_for(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Segment, ...]:
+    """As `choose_segments`; none for what the kernel does not take."""
     if q.numel() == 0 or k.numel() == 0 or not has_kernel(q, k, v, scale):
-        return 0
+        return ()
     multiprocessors = torch.cuda.get_device_properties(q.device).multi_processor_count
-    return choose_ranges(q.shape[2], k.shape[2], q.shape[0] * q.shape[1], multiprocessors)
+    return choose_segments(q.shape[2], k.shape[2], q.shape[0] * q.shape[1], multiprocessors)
 
 
 def launch(q: Tensor, k: Tensor, v: Tensor, scale: float, ranges: int = 1) -> Tensor:
-    """Run the Hopper kernel without entropies.
+    """Run the Hopper kernel without entropies, once.
 
     Args:
         q: Queries ``[B, H, Lq, E]``, bfloat16 or float16.
@@ -106,11 +132,26 @@ def launch(q: Tensor, k: Tensor, v: Tensor, scale: float, ranges: int = 1) -> Te
     Returns:
         ``[B, H, Lq, E]``, laid out as ``[B, Lq, H, E]`` in memory.
     """
+    return launch_segments(q, k, v, scale, [Segment(q.shape[2], ranges)])
+
+
+def launch_segments(q: Tensor, k: Tensor, v: Tensor, scale: float, segments: Sequence[Segment]) -> Tensor:
+    """As `launch`, once for the queries of each segment, in order."""
+    batch, heads, queries, channels = q.shape
+    out = q.new_empty(batch, queries, heads, channels).transpose(1, 2)
+    first = 0
+    for segment in segments:
+        own = slice(first, first + segment.queries)
+        _launch(q[:, :, own], k, v, scale, segment.ranges, out[:, :, own])
+        first += segment.queries
+    return out
+
+
+def _launch(q: Tensor, k: Tensor, v: Tensor, scale: float, ranges: int, out: Tensor) -> None:
     batch, heads, queries, channels = q.shape
     keys = k.shape[2]
     width = max(64, triton.next_power_of_2(channels))
     ranges = filled_ranges(triton.cdiv(keys, TILES.keys), ranges)
-    out = q.new_empty(batch, queries, heads, channels).transpose(1, 2)
     parts = empty_parts(q, ranges if ranges > 1 else 0, width)
     # Entropies, their sums and counters are not wanted.
     nothing = torch.empty(0, dtype=torch.int64, device=q.device)
@@ -120,4 +161,3 @@ def launch(q: Tensor, k: Tensor, v: Tensor, scale: float, ranges: int = 1) -> Te
     launch_hopper(TILES, (q, k, v), (out, parts, nothing, nothing, parts), sizes, grid, wants)
     if ranges > 1:
         merge(parts, out, ranges, width)
-    return out

@@ -36,14 +36,15 @@ class Tiles(NamedTuple):
     stages: int
 
 
-def tiles_for(queries: int, keys: int) -> Tiles:
+def tiles_for(queries: int, keys: int, masked: bool = False) -> Tiles:
     """The tiles that were fastest at such sizes.
 
-    Few queries go to many programs, which then read all their keys at once.
+    Few queries go to many programs, which then read all their keys at once; with a mask half as many, as
+    padding is not read.
     """
     if queries <= 64:
-        taken = min(128, max(32, triton.next_power_of_2(keys)))
-        return Tiles(16, taken, 1 if keys <= taken else 2)
+        taken = min(64 if masked else 128, max(32, triton.next_power_of_2(keys)))
+        return Tiles(16, taken, 1 if keys <= taken or masked else 2)
     if queries < 400:
         return Tiles(64, 64, 1 if keys <= 64 else 2)
     return Tiles(64, 32, 1 if keys <= 32 else 2)
@@ -51,23 +52,29 @@ def tiles_for(queries: int, keys: int) -> Tiles:
 
 def takes(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> bool:
     """Whether the kernel runs these operands, and was measured to be faster at such sizes."""
-    batch, heads, queries, width = q.shape
+    alike = q.dtype == k.dtype and q.device == k.device and q.stride(3) == 1
+    return alike and takes_shape(tuple(q.shape), k, v, mask)
+
+
+def takes_shape(shape: tuple[int, ...], k: Tensor, v: Tensor, mask: Tensor | None) -> bool:
+    """As `takes`, for queries ``[B, H, Lq, E]`` that are still to be made, like the keys."""
+    batch, heads, queries, width = shape
     keys = k.shape[2]
     return (
-        q.dtype in (torch.bfloat16, torch.float16)
-        and q.dtype == k.dtype == v.dtype
-        and q.device == k.device == v.device
-        and capability(q.device) == HOPPER
+        k.dtype in (torch.bfloat16, torch.float16)
+        and k.dtype == v.dtype
+        and k.device == v.device
+        and capability(k.device) == HOPPER
         and width == k.shape[3] == v.shape[3]
         and width in WIDTHS
         and k.shape[:3] == v.shape[:3]
         and k.shape[0] == batch
         and 0 < batch * heads <= MOST_PROGRAMS
         and heads % max(1, k.shape[1]) == 0
-        and q.stride(3) == k.stride(3) == v.stride(3) == 1
+        and k.stride(3) == v.stride(3) == 1
         and 0 < keys <= MOST_KEYS
         and 0 < batch * heads * queries * keys <= MOST_PAIRS
-        and (mask is None or _is_of_keys(mask, batch, keys, q.device))
+        and (mask is None or _is_of_keys(mask, batch, keys, k.device))
     )
 
 
@@ -80,20 +87,36 @@ def _is_of_keys(mask: Tensor, batch: int, keys: int, device: torch.device) -> bo
 # Lengths change from scale to scale: one compilation for all that take the same tiles.
 @triton.jit(do_not_specialize=["queries", "keys"])
 def few_keys_kernel(
-    q, k, v, mask, out, queries, keys, heads, group, factor,
+    q, bias, k, v, mask, out, queries, keys, heads, group, factor, part,
     q_b, q_h, q_n, k_b, k_h, k_n, v_b, v_h, v_n, m_b, o_b, o_h, o_n,
-    MASKED: tl.constexpr, D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, STAGES: tl.constexpr,
+    PARTS: tl.constexpr, BIAS: tl.constexpr, MASKED: tl.constexpr, MOST: tl.constexpr, D: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """Some queries of a head; the grid is ``[Lq / BLOCK_M, B H]``. ``factor``: the scale times log2(e)."""
+    """Some queries of a head; the grid is ``[Lq / BLOCK_M, B H]``. ``factor``: the scale times log2(e).
+
+    PARTS: of queries of which only sums in parts are there, in float32.
+    """
     LOG2E: tl.constexpr = 1.4426950408889634
     row = (tl.program_id(1) // heads).to(tl.int64)
     head = (tl.program_id(1) % heads).to(tl.int64)
     channels = tl.arange(0, D)
     at = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     own = at[:, None] < queries
-    x = tl.load(q + row * q_b + head * q_h + at[:, None].to(tl.int64) * q_n + channels, mask=own, other=0.0)
+    q += row * q_b + head * q_h + at[:, None].to(tl.int64) * q_n + channels
+    x = tl.load(q, mask=own, other=0.0)
+    if PARTS > 1:
+        for other in tl.static_range(1, PARTS):
+            x += tl.load(q + other * part, mask=own, other=0.0)
+        if BIAS:
+            x += tl.load(bias + head * D + channels).to(tl.float32)[None, :]
+        x = x.to(k.dtype.element_ty)
     k += row * k_b + head // group * k_h
     v += row * v_b + head // group * v_h
+    if MASKED:
+        # Padding is behind what counts: no more keys are read than those.
+        every = tl.arange(0, MOST)
+        given = tl.load(mask + row * m_b + every, mask=every < keys, other=float("-inf")).to(tl.float32)
+        keys = tl.max(tl.where(given == float("-inf"), 0, every + 1), 0)
     peak = tl.full((BLOCK_M,), float("-inf"), tl.float32)
     mass = tl.zeros((BLOCK_M,), tl.float32)
     sums = tl.zeros((BLOCK_M, D), tl.float32)
@@ -138,16 +161,42 @@ def launch(
     Returns:
         ``[B, H, Lq, E]``, laid out as ``[B, Lq, H, E]`` in memory.
     """
-    batch, heads, queries, width = q.shape
+    return launch_parts(q[None], None, k, v, scale, mask, tiles)
+
+
+def launch_parts(
+    parts: Tensor,
+    bias: Tensor | None,
+    k: Tensor,
+    v: Tensor,
+    scale: float,
+    mask: Tensor | None = None,
+    tiles: Tiles | None = None,
+) -> Tensor:
+    """Run the kernel on queries that are still to be added up.
+
+    Args:
+        parts: ``[S, B, H, Lq, E]``; queries for S = 1, else float32 and summed over S, and rounded, queries.
+        bias: ``[H E]``, added to those of several parts.
+        k: as `launch`.
+        v: as `launch`.
+        scale: as `launch`.
+        mask: as `launch`.
+        tiles: as `launch`.
+
+    Returns:
+        As `launch`.
+    """
+    count, batch, heads, queries, width = parts.shape
     keys = k.shape[2]
-    tiles = tiles or tiles_for(queries, keys)
-    out = q.new_empty(batch, queries, heads, width).transpose(1, 2)
+    tiles = tiles or tiles_for(queries, keys, mask is not None)
+    out = k.new_empty(batch, queries, heads, width).transpose(1, 2)
     of_row = 0 if mask is None or len(mask) == 1 else mask.stride(0)
     few_keys_kernel[(triton.cdiv(queries, tiles.queries), batch * heads)](
-        q, k, v, q if mask is None else mask, out, queries, keys, heads, heads // k.shape[1],
-        scale * math.log2(math.e), *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], of_row,
-        *out.stride()[:3],
-        MASKED=mask is not None, D=width, BLOCK_M=tiles.queries, BLOCK_N=tiles.keys, STAGES=tiles.stages,
-        num_warps=4,
+        parts, k if bias is None else bias, k, v, k if mask is None else mask, out, queries, keys, heads,
+        heads // k.shape[1], scale * math.log2(math.e), parts.stride(0), *parts.stride()[1:4],
+        *k.stride()[:3], *v.stride()[:3], of_row, *out.stride()[:3],
+        PARTS=count, BIAS=bias is not None, MASKED=mask is not None, MOST=triton.next_power_of_2(keys),
+        D=width, BLOCK_M=tiles.queries, BLOCK_N=tiles.keys, STAGES=tiles.stages, num_warps=4,
     )  # fmt: skip
     return out

@@ -18,13 +18,14 @@ ROWS_PER_PROGRAM = 4
 
 @triton.jit(do_not_specialize=["queries", "heads", "every"])
 def merge_kernel(
-    parts, out, queries, heads, every,
+    parts, out, queries, heads, every, o_b,
     D: tl.constexpr, BLOCK_D: tl.constexpr, RANGES: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     """Some of ``every = B H Lq`` rows.
 
     ``parts`` float32 holds the sums ``[RANGES, B, H, Lq, BLOCK_D]``, then peaks, then masses, both
-    ``[RANGES, B, H, Lq]``; ``out`` is ``[B, Lq, H, D]``, contiguous.
+    ``[RANGES, B, H, Lq]``; ``out`` is ``[B, Lq, H, D]``, contiguous but for rows that are ``o_b``
+    apart.
     """
     rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     inside = rows < every
@@ -46,7 +47,7 @@ def merge_kernel(
     query = rows % queries
     head = rows // queries % heads
     batch = rows // queries // heads
-    to = out + ((batch * queries + query) * heads + head)[:, None] * D + columns[None, :]
+    to = out + batch[:, None] * o_b + (query * heads + head)[:, None] * D + columns[None, :]
     value = (acc / mass[:, None]).to(out.dtype.element_ty)
     tl.store(to, value, mask=inside[:, None] & (columns[None, :] < D))
 
@@ -62,13 +63,13 @@ def merge(parts: Tensor, out: Tensor, ranges: int, width: int) -> None:
 
     Args:
         parts: As `empty_parts`, filled.
-        out: ``[B, H, Lq, E]``, laid out as ``[B, Lq, H, E]`` in memory; written.
+        out: ``[B, H, Lq, E]``, laid out as ``[B, Lq, H, E]`` in memory, or some queries of that; written.
         ranges: Number of ranges.
         width: Channels in ``parts``, a power of two, at least E.
     """
     batch, heads, queries, channels = out.shape
     every = batch * heads * queries
     merge_kernel[(triton.cdiv(every, ROWS_PER_PROGRAM),)](
-        parts, out, queries, heads, every,
+        parts, out, queries, heads, every, out.stride(0),
         D=channels, BLOCK_D=width, RANGES=ranges, ROWS=ROWS_PER_PROGRAM, num_warps=4,
     )  # fmt: skip
