@@ -97,6 +97,20 @@ def rotation_kernel(width: int = 128, dtype: str = "bf16") -> dict[str, Any]:
     )
 
 
+def rotated_attention_kernel(width: int, tokens: int, dtype: str = "bf16") -> dict[str, Any]:
+    """Report of `rotated_attention_kernel` with 16 heads of this width."""
+    from toprovar_fx.ops import triton_rotated_attention as of
+
+    halves = ("qkv", "q_bias", "v_bias", "log_factor", "out", "keys", "values")
+    types = {**dict.fromkeys(halves, f"*{dtype}"), "cos": "*fp32", "sin": "*fp32", "keep": "*i64"}
+    types |= {"max_log_factor": "fp32", "factor": "fp32"}
+    chosen = {"D": width, "BLOCK_M": of.QUERIES_PER_PROGRAM, "BLOCK_N": of.KEYS_AT_ONCE, "KEEP": False}
+    chosen |= {"TOKENS": of.tokens_for(tokens), "c_d": 1, "s_d": 1}
+    whole = [*halves, "cos", "sin", "heads", "c_n", "s_n", *(f"{x}_{axis}" for x in "kv" for axis in "rhn")]
+    source = _source(ASTSource, of.rotated_attention_kernel, chosen, types, whole)
+    return assembler_report(source, num_warps=of.WARPS)
+
+
 def few_keys_kernel(width: int, tiles: Any, parts: int = 1, dtype: str = "bf16") -> dict[str, Any]:
     """Report of `few_keys_kernel` with a mask and these tiles."""
     from toprovar_fx.ops import triton_few_keys

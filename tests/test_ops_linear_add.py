@@ -156,11 +156,11 @@ def test_sums_and_norms_on_a_card(hopper: str, tokens: int, inputs: int) -> None
     given = x, weight, bias, residual, addends(every, own, 0)
     modulation = addends(every, own, 2), addends(every, own, 4)
     expected, normed = in_float64(x, weight, bias, residual, every, own)
-    # Half a unit in the last place, and that of the product where the library rounds it.
-    limit = 2**-8 if parts_for(2 * tokens, weight) == 1 else 2**-9
-    assert off(linear_add(*given), expected) <= 1.1 * limit
+    # Half a unit in the last place, and the product's own where the library rounds it.
+    limit = 3 * 2**-8 if parts_for(2 * tokens, weight) == 1 else 2**-8
+    assert off(linear_add(*given), expected) <= limit
     sums, found = linear_add_norm(*given, *modulation, True, EPS)
-    assert off(sums, expected) <= 1.1 * limit
+    assert off(sums, expected) <= limit
     # Where the sum was rounded to a neighbour, the norm is that of the neighbour.
     assert off(found, normed) <= 8 * limit
     hidden = torch.full((2, tokens + 9, 2048), 7.0, device=hopper).bfloat16()
@@ -194,7 +194,7 @@ def test_projected_queries_on_a_card(hopper: str, tokens: int, biased: bool) -> 
     queries = F.linear(x.double(), weight.double(), None if given is None else given.double())
     queries = queries.view(2, tokens, 16, 128).transpose(1, 2)
     expected = F.scaled_dot_product_attention(queries, k.double(), v.double(), mask.double(), scale=0.1)
-    assert off(found, expected) <= 1e-2
+    assert off(found, expected) <= 2e-2
     assert found.transpose(1, 2).is_contiguous()
 
 

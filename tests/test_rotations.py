@@ -22,10 +22,10 @@ block_kernels = pytest.importorskip(
 SCHEDULE = Schedule.infinity()
 # Calls by block, an operator with its product as one; without operators 19 to 21 (torch 2.11 and 2.13).
 MOST = {
-    "block: all tokens": 9,
+    "block: all tokens": 8,
     "block: all tokens, entropies": 9,
     "block: K tokens from block_input on, entropies": 11,
-    "block: K tokens from block_input on": 11,
+    "block: K tokens from block_input on": 10,
 }
 DENSE, PRUNED = "block: all tokens", "block: K tokens from block_input on"
 
@@ -115,12 +115,13 @@ def test_the_kernels_of_a_block_do_not_grow_in_number(regions, name):
     found = block_kernels.launches(regions[name], block_kernels.size_hints(SCHEDULE))
     assert len(found) <= MOST[name], "\n".join(launch.name for launch in found)
     # Each cache is written in its place: a copy of one would take longer than all the rest.
-    assert sum(launch.name == "toprovar.rotated_qkv" for launch in found) == 1
-    assert not any("clone" in launch.name for launch in found)
-    # Over the cache and over the padded text.
     names = [launch.name for launch in found]
-    assert sum(name.startswith("toprovar.attention") for name in names) == 1
-    assert names.count("toprovar.projected_attention") == 1
+    assert not any("clone" in name for name in names)
+    # Over the cache and over the padded text.
+    apart = ["toprovar.rotated_qkv", "toprovar.attention_with_entropy"]
+    of_cache = apart if "entropies" in name else ["toprovar.rotated_attention"]
+    attentions = [each for each in names if "attention" in each or "rotated" in each]
+    assert attentions == [*of_cache, "toprovar.projected_attention"]
 
 
 def other_dtype(graph: fx.GraphModule) -> None:

@@ -21,6 +21,7 @@ from .carried_norms import with_carried_norm
 from .epilogues import with_epilogues
 from .projected_queries import with_projected_queries
 from .residuals import with_residuals
+from .rotated_attentions import with_rotated_attentions
 from .rotations import with_rotations
 from .rows_in_place import with_rows_in_place
 from .size_reader import SizeReader
@@ -220,7 +221,16 @@ def not_compiled(name: str, error: Exception) -> Fallback:
 
 def for_device(graph: fx.GraphModule) -> fx.GraphModule:
     """A copy of a graph that calls what is faster on its device than Inductor's own kernels, or `graph`."""
-    return with_residuals(with_rotations(with_epilogues(with_projected_queries(with_attentions(graph)))))
+    for rewrite in (
+        with_attentions,
+        with_projected_queries,
+        with_epilogues,
+        with_rotations,
+        with_rotated_attentions,
+        with_residuals,
+    ):
+        graph = rewrite(graph)
+    return graph
 
 
 def with_constants(graph: fx.GraphModule, numbers: Mapping[int, int]) -> fx.GraphModule:

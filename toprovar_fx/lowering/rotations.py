@@ -116,7 +116,7 @@ def _fits(holes: Found) -> bool:
     weight, keys, values, *others = (spec_of(node) for node in nodes)
     if not (isinstance(heads, int) and isinstance(width, int) and holes["keys"] is not holes["values"]):
         return False
-    row = _length(holes["rows"]), heads, width
+    row = length_of(holes["rows"]), heads, width
     caches = [(cache.shape[0], cache.shape[1], cache.shape[3]) for cache in (keys, values) if cache.shape]
     shapes = [(heads * width,), (heads * width,), (1, heads, 1, 1)]
     written = match(Call("add", Hole("start"), Hole("written")), holes["end"], holes)
@@ -130,7 +130,7 @@ def _fits(holes: Found) -> bool:
         and isinstance(holes["max_log_factor"], float)
         and (isinstance(holes["start"], fx.Node) or holes["start"] >= 0)
         and written is not None
-        and _length(written["written"]) == _length(holes["tokens"]) is not None
+        and length_of(written["written"]) == length_of(holes["tokens"]) is not None
     )
 
 
@@ -147,7 +147,7 @@ def _whole_angles(holes: Found) -> Found | None:
     if not all(isinstance(node, fx.Node) and node.op == "placeholder" for node in whole):
         return None
     cos, sin = map(spec_of, whole)
-    rows, tokens = _length(holes["rows"]), _length(holes["tokens"])
+    rows, tokens = length_of(holes["rows"]), length_of(holes["tokens"])
     if keep is None:
         placed = cos.shape is not None and cos.shape[2:3] == (tokens,)
     else:
@@ -167,7 +167,7 @@ def _gathered(angles: Hole) -> Call:
     return Call("gather", whole, 2, Call("expand", rows, -1, 1, -1, Hole("pairs")))
 
 
-def _length(size: Any) -> object:
+def length_of(size: Any) -> object:
     """A size that is a number or an input, or the size of an input; None for others."""
     if not isinstance(size, fx.Node):
         return sympy.Integer(size) if isinstance(size, int) else None

@@ -192,11 +192,12 @@ def launch_parts(
     tiles = tiles or tiles_for(queries, keys, mask is not None)
     out = k.new_empty(batch, queries, heads, width).transpose(1, 2)
     of_row = 0 if mask is None or len(mask) == 1 else mask.stride(0)
+    most = 1 if mask is None else triton.next_power_of_2(keys)
     few_keys_kernel[(triton.cdiv(queries, tiles.queries), batch * heads)](
         parts, k if bias is None else bias, k, v, k if mask is None else mask, out, queries, keys, heads,
         heads // k.shape[1], scale * math.log2(math.e), parts.stride(0), *parts.stride()[1:4],
         *k.stride()[:3], *v.stride()[:3], of_row, *out.stride()[:3],
-        PARTS=count, BIAS=bias is not None, MASKED=mask is not None, MOST=triton.next_power_of_2(keys),
+        PARTS=count, BIAS=bias is not None, MASKED=mask is not None, MOST=most,
         D=width, BLOCK_M=tiles.queries, BLOCK_N=tiles.keys, STAGES=tiles.stages, num_warps=4,
     )  # fmt: skip
     return out

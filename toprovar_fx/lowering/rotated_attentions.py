@@ -1,0 +1,69 @@
+"""One operator for the rotation of `with_rotations` and the attention that reads its queries."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import fx
+
+from .._torch_private import graph_to_read
+from ..analysis.writes import between, written
+from ..ops import rotated_attention  # noqa: F401 - registers the operator called here
+from .patterns import Call, Hole, match
+from .rotations import length_of
+
+_ROTATED = torch.ops.toprovar.rotated_qkv.default
+_ATTENTION = torch.ops.toprovar.attention.default
+_EVERY = slice(None)
+
+
+def with_rotated_attentions(graph: fx.GraphModule) -> fx.GraphModule:
+    """A copy of a graph in which attention over a cache and the rotation before it are one.
+
+    Args:
+        graph: of `with_rotations` and `with_attentions`.
+
+    Returns:
+        The copy, or `graph` itself where there is nothing to do.
+    """
+    copied = fx.Graph()
+    copied.output(copied.graph_copy(graph.graph, {}))
+    attentions = copied.find_nodes(op="call_function", target=_ATTENTION)
+    rewritten = [_rewrite(copied, node) for node in attentions]
+    return graph_to_read(graph, copied) if any(rewritten) else graph
+
+
+def _rewrite(graph: fx.Graph, attention: fx.Node) -> bool:
+    operands: tuple[Any, ...] = attention.args
+    queries, keys, values, scale, *mask = operands
+    if not _is_rotated(queries) or len(queries.users) != 1 or mask not in ([], [None]):
+        return False
+    given = [*queries.args, *([None] * (11 - len(queries.args)))]
+    if not _is_whole_cache(keys, given, 7) or not _is_whole_cache(values, given, 8):
+        return False
+    # The caches are written by the rotation and by nothing else before they are read.
+    if written(between(graph, queries, attention)):
+        return False
+    with graph.inserting_before(attention):
+        made = graph.call_function(torch.ops.toprovar.rotated_attention.default, (*given, scale))
+    attention.replace_all_uses_with(made)
+    for node in dict.fromkeys((attention, keys, values, queries)):
+        if not node.users:
+            graph.erase_node(node)
+    return True
+
+
+def _is_rotated(node: Any) -> bool:
+    return isinstance(node, fx.Node) and node.op == "call_function" and node.target is _ROTATED
+
+
+def _is_whole_cache(node: Any, given: list[Any], at: int) -> bool:
+    """Whether an attention reads a cache up to the slots that were just written."""
+    qkv, start = given[0], given[9]
+    found = match(Call("getitem", given[at], (_EVERY, _EVERY, slice(None, Hole("end")), _EVERY)), node, {})
+    if found is None:
+        return False
+    end = match(Call("add", Hole("start"), Hole("tokens")), found["end"], {"start": start})
+    tokens = length_of(qkv.args[2])
+    return end is not None and tokens is not None and length_of(end["tokens"]) == tokens
