@@ -45,6 +45,13 @@ def rotated_attention_kernel(
     source = qkv + row * tokens * 3 * width + head * D + channels[None, :]
     q = tl.load(source + at[:, None] * 3 * width, mask=asks, other=0.0).to(tl.float32)
     k = tl.load(source + own[:, None] * 3 * width + width, mask=here, other=0.0).to(tl.float32)
+    # The first keys of the cache, all there are at the small scales, come on the same trip.
+    keys += row * k_r + head * k_h
+    values += row * v_r + head * v_h
+    older = tl.arange(0, BLOCK_N)
+    old = older < start
+    old_keys = tl.load(keys + older[None, :] * k_n + channels[:, None], mask=old[None, :], other=0.0)
+    old_values = tl.load(values + older[:, None] * v_n + channels[None, :], mask=old[:, None], other=0.0)
     q_place, k_place = at, own
     if KEEP:
         q_place = tl.load(keep + row * tokens + at, mask=at < tokens, other=0)
@@ -64,24 +71,23 @@ def rotated_attention_kernel(
     k = rotate_pairs(to_unit(k), k_cos, k_sin, TOKENS, D).to(half)
     v = tl.load(source + own[:, None] * 3 * width + 2 * width, mask=here, other=0.0).to(tl.float32)
     v = (v + to_v).to(half)
-    keys += row * k_r + head * k_h
-    values += row * v_r + head * v_h
     if tl.program_id(0) == 0:
         slot = (start + own).to(tl.int64)[:, None]
         tl.store(keys + slot * k_n + channels[None, :], k, mask=here)
         tl.store(values + slot * v_n + channels[None, :], v, mask=here)
 
+    of_old = tl.where(old[None, :], tl.dot(x, old_keys) * factor, float("-inf"))
     of_own = tl.where((own < tokens)[None, :], tl.dot(x, tl.trans(k)) * factor, float("-inf"))
-    peak = tl.max(of_own, 1)
-    weight = tl.exp2(of_own - peak[:, None])
-    mass = tl.sum(weight, 1)
-    sums = tl.dot(weight.to(half), v)
-    for first in tl.range(0, start, BLOCK_N, num_stages=2):
+    peak = tl.maximum(tl.max(of_old, 1), tl.max(of_own, 1))
+    to_old, to_own = tl.exp2(of_old - peak[:, None]), tl.exp2(of_own - peak[:, None])
+    mass = tl.sum(to_old, 1) + tl.sum(to_own, 1)
+    sums = tl.dot(to_own.to(half), v, tl.dot(to_old.to(half), old_values))
+    for first in tl.range(BLOCK_N, start, BLOCK_N, num_stages=2):
         key = first + tl.arange(0, BLOCK_N)
         inside = key < start
-        slot = key.to(tl.int64)
-        key_tile = tl.load(keys + slot[None, :] * k_n + channels[:, None], mask=inside[None, :], other=0.0)
-        tile = tl.load(values + slot[:, None] * v_n + channels[None, :], mask=inside[:, None], other=0.0)
+        slots = key.to(tl.int64)
+        key_tile = tl.load(keys + slots[None, :] * k_n + channels[:, None], mask=inside[None, :], other=0.0)
+        tile = tl.load(values + slots[:, None] * v_n + channels[None, :], mask=inside[:, None], other=0.0)
         logits = tl.where(inside[None, :], tl.dot(x, key_tile) * factor, float("-inf"))
         higher = tl.maximum(peak, tl.max(logits, 1))
         p = tl.exp2(logits - higher[:, None])

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -107,13 +108,21 @@ class Buffers:
 
     def fill(self, stale: Sequence[Stale]) -> None:
         """Copy the sources that are not what their buffers hold already."""
+        with self.filled(stale):
+            pass
+
+    @contextmanager
+    def filled(self, stale: Sequence[Stale]) -> Iterator[None]:
+        """As `fill`; what a device can do without is done behind the body, which the copies precede."""
         if not stale:
+            yield
             return
         self.fills += 1
         try:
             copy_all([one.buffer for one in stale], [one.source for one in stale])
+            yield
         except BaseException:
-            # A copy that failed is made again.
+            # What failed is copied again.
             for one in stale:
                 self._forget(one.key)
             raise

@@ -160,17 +160,18 @@ class GraphedCall:
             if why:
                 self._refuse(sizes, why)
                 return None
-        memory.fill([*staged.stale, *others.stale])
-        if recording is None:
-            fixed = list(arguments)
-            for found in (staged, others):
-                for at, buffer in zip(found.inputs.copied, found.buffers, strict=True):
-                    fixed[at] = buffer
-            recording = self._record(call, fixed, sizes)
+        # An idle device waits for the replay: what the buffers hold now is noted behind it.
+        with memory.filled([*staged.stale, *others.stale]):
             if recording is None:
-                return None
-            recordings[found_by] = recording
-        recording.replay()
+                fixed = list(arguments)
+                for found in (staged, others):
+                    for at, buffer in zip(found.inputs.copied, found.buffers, strict=True):
+                        fixed[at] = buffer
+                recording = self._record(call, fixed, sizes)
+                if recording is None:
+                    return None
+                recordings[found_by] = recording
+            recording.replay()
         torch.autograd.graph.increment_version(self._written(arguments))
         return clone_all(recording.outputs)
 
