@@ -98,3 +98,14 @@ def test_a_copy_that_failed_is_made_again(monkeypatch):
         with pytest.raises(RuntimeError, match="out of memory"):
             passed(buffers, text=text)
     assert passed(buffers, text=text)[1] == 1
+
+
+def test_what_a_call_left_undone_is_copied_again():
+    """What was there before is no longer what the buffer holds, and what was copied may not have been used."""
+    buffers, one, other = Buffers(), torch.rand(3), torch.rand(3)
+    passed(buffers, text=one)
+    (buffer,), stale = buffers.find(["text"], [other])
+    with pytest.raises(RuntimeError, match="replay"), buffers.filled(stale):
+        assert torch.equal(buffer, other), "copied before the body"
+        raise RuntimeError("replay")
+    assert passed(buffers, text=one) == ([buffer], 1)

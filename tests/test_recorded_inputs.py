@@ -123,16 +123,16 @@ def test_nothing_is_left_to_copy_when_the_decision_is_known(recorder, monkeypatc
     """Layers that leave no new map, since nobody ranks by it, do not move the inputs of the others."""
     subject, late, waits = Kept(), list[str](), [False]
     options = {**ONLINE, "depth": "fixed", "depth_scale": 2, "protected_layers_first": 2, "verify": "never"}
-    stage, fill, run = StepRuns.stage, Buffers.fill, WholeStep.run
+    stage, fill, run = StepRuns.stage, Buffers.filled, WholeStep.run
 
     def staged(self: StepRuns, *given: Any) -> Any:
         found = stage(self, *given)
         waits[-1] = True
         return found
 
-    def filled(self: Buffers, stale: Sequence[Stale]) -> None:
+    def filled(self: Buffers, stale: Sequence[Stale]) -> Any:
         late.extend(one.key[0] for one in stale if waits[-1])
-        fill(self, stale)
+        return fill(self, stale)
 
     def ran(self: WholeStep, *given: Any) -> Any:
         waits.append(False)
@@ -144,7 +144,7 @@ def test_nothing_is_left_to_copy_when_the_decision_is_known(recorder, monkeypatc
             found = draw(subject, forward)
         monkeypatch.setattr(Reading, "arrived", False)
         monkeypatch.setattr(StepRuns, "stage", staged)
-        monkeypatch.setattr(Buffers, "fill", filled)
+        monkeypatch.setattr(Buffers, "filled", filled)
         monkeypatch.setattr(WholeStep, "run", ran)
         assert all(map(torch.equal, draw(subject, forward), found))
     assert sum(waits) >= 3 and not late
@@ -161,13 +161,13 @@ def test_the_cache_of_a_skipped_layer_is_not_copied(recorder, monkeypatch):
     """The first plan writes the caches of all layers; those that a later one leaves out stay in place."""
     subject = Kept()
     copied: list[str] = []
-    fill = Buffers.fill
+    fill = Buffers.filled
 
-    def watched(self: Buffers, stale: Sequence[Stale]) -> None:
+    def watched(self: Buffers, stale: Sequence[Stale]) -> Any:
         copied.extend(one.key[0] for one in stale)
-        fill(self, stale)
+        return fill(self, stale)
 
-    monkeypatch.setattr(Buffers, "fill", watched)
+    monkeypatch.setattr(Buffers, "filled", watched)
     with MANY_GRAPHS:
         forward, plain = compiled(subject, DECIDED), compiled(subject, {**DECIDED, "unit": "block"})
         for seed in (1, 2):
