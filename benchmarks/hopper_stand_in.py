@@ -26,7 +26,8 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
 from toprovar_fx._torch_private import SymbolicInputs, compile_with_inductor
-from toprovar_fx.lowering.region import Region, for_device
+from toprovar_fx.lowering.for_device import for_device
+from toprovar_fx.lowering.region import Region
 
 DEVICE = torch.device("cuda", 0)
 PROPERTIES = SimpleNamespace(

@@ -101,7 +101,7 @@ def test_a_copy_that_failed_is_made_again(monkeypatch):
 
 
 def test_what_a_call_left_undone_is_copied_again():
-    """What was there before is no longer what the buffer holds, and what was copied may not have been used."""
+    """The buffer no longer holds what it did before, and nobody may have read what was copied."""
     buffers, one, other = Buffers(), torch.rand(3), torch.rand(3)
     passed(buffers, text=one)
     (buffer,), stale = buffers.find(["text"], [other])

@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from toprovar_fx.flops import flop_counter
-from toprovar_fx.lowering.region import Region, for_device
+from toprovar_fx.lowering.for_device import for_device
+from toprovar_fx.lowering.region import Region
 from toprovar_fx.ops import attention
 
 from .test_lowering_attentions import graph_of

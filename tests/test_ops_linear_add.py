@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from toprovar_fx.flops import flop_counter
 from toprovar_fx.ops.linear_add import linear_add, linear_add_norm, linear_add_rows
+from toprovar_fx.ops.linear_gelu import linear_gelu
 from toprovar_fx.ops.projected_attention import projected_attention
 from toprovar_fx.ops.split_product import parts_for, sums_of_parts
 
@@ -95,6 +99,27 @@ def test_queries_of_an_attention() -> None:
     found = projected_attention(x, weight, bias, 2, 5, 4, k, v, 0.3)
     assert torch.equal(found, F.scaled_dot_product_attention(queries, k, v, scale=0.3))
     assert found.transpose(1, 2).is_contiguous()
+
+
+def flops_of(call: Callable[[], object]) -> int:
+    with flop_counter() as counter:
+        call()
+    return counter.get_total_flops()
+
+
+def test_flops_are_those_of_the_operators() -> None:
+    x, weight, bias, residual, *_ = operands(3, 24, 16)
+    linear = flops_of(lambda: F.linear(x, weight, bias))
+    hidden, keep = torch.randn(2, 7, 16).bfloat16(), torch.tensor([[5, 0, 2], [1, 6, 3]])
+    given = x, weight, bias, residual, [bias]
+    assert linear == 2 * 6 * 24 * 16
+    assert flops_of(lambda: linear_add(*given)) == linear
+    assert flops_of(lambda: linear_add_norm(*given, [bias], [bias], True, EPS)) == linear
+    assert flops_of(lambda: linear_add_rows(*given, hidden, keep)) == linear
+    assert flops_of(lambda: linear_gelu(x, weight, bias)) == linear
+    k = torch.randn(2, 4, 9, 4).bfloat16()
+    attended = linear + 4 * 2 * 4 * 3 * 9 * 4
+    assert flops_of(lambda: projected_attention(x, weight, bias, 2, 3, 4, k, k, 0.5)) == attended
 
 
 @needs_triton

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx
 from torch.nn import functional as F
 
+from toprovar_fx.flops import flop_counter
 from toprovar_fx.lowering.attentions import with_attentions
 from toprovar_fx.lowering.region import Region
 from toprovar_fx.lowering.rotated_attentions import with_rotated_attentions
@@ -50,6 +51,14 @@ def test_without_a_card_it_is_the_two(dtype: torch.dtype) -> None:
 def test_it_keeps_the_rules() -> None:
     given, _ = of_model(3, torch.bfloat16)
     torch.library.opcheck(torch.ops.toprovar.rotated_attention.default, (*given.values(), None, 0.3))
+
+
+def test_flops_are_those_of_the_attention() -> None:
+    given, _ = of_model(3, torch.bfloat16)
+    with flop_counter() as counter:
+        rotated_attention(**given, keep=None, scale=0.3)
+    rows, _, _, heads, width = given["qkv"].shape
+    assert counter.get_total_flops() == 4 * rows * heads * 3 * (given["start"] + 3) * width
 
 
 @needs_triton

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -13,10 +14,14 @@ from .ops import (  # noqa: F401 - registers the operators counted below
     attention,
     attention_entropy,
     attention_with_entropy,
+    linear_add,
+    linear_gelu,
     logits_entropy,
     packed_attention,
     packed_cross_attention,
     packed_self_attention,
+    projected_attention,
+    rotated_attention,
 )
 
 Shape = Any
@@ -33,6 +38,12 @@ def flop_counter() -> FlopCounterMode:
         torch.ops.toprovar.packed_attention: _packed,
         torch.ops.toprovar.packed_cross_attention: _packed_cross,
         torch.ops.toprovar.packed_self_attention: _packed_self,
+        torch.ops.toprovar.projected_attention: _projected,
+        torch.ops.toprovar.rotated_attention: _rotated,
+        torch.ops.toprovar.linear_gelu: _linear,
+        torch.ops.toprovar.linear_add: _linear,
+        torch.ops.toprovar.linear_add_norm: _linear,
+        torch.ops.toprovar.linear_add_rows: _linear,
     }
     return FlopCounter(display=False, custom_mapping=mapping)
 
@@ -47,6 +58,25 @@ def _attention(
     query: Shape, key: Shape, value: Shape, *args: Any, out_shape: Shape = None, **kwargs: Any
 ) -> int:
     return sdpa_flop_count(query, key, value)
+
+
+def _linear(x: Shape, weight: Shape, *args: Any, **kwargs: Any) -> int:
+    outputs, inputs = weight
+    return 2 * math.prod(x[:-1]) * outputs * inputs
+
+
+def _projected(
+    x: Shape, weight: Shape, bias: Shape, rows: int, tokens: int, heads: int, k: Shape, v: Shape,
+    *args: Any, **kwargs: Any,
+) -> int:  # fmt: skip
+    return _linear(x, weight) + sdpa_flop_count((rows, heads, tokens, weight[0] // heads), k, v)
+
+
+def _rotated(qkv: Shape, *args: Any, **kwargs: Any) -> int:
+    rows, tokens, _, heads, width = qkv
+    # Behind the caches comes the first slot that is written.
+    keys = rows, heads, args[8] + tokens, width
+    return sdpa_flop_count((rows, heads, tokens, width), keys, keys)
 
 
 def _entropy(

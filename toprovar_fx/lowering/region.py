@@ -16,13 +16,8 @@ from ..analysis.graph_sizes import graph_specs
 from ..analysis.reasons import Fallback, Reason
 from ..cost.expressions import Cost, GraphCosts, Sizes
 from ..input_specs import at_sizes
-from .attentions import with_attentions
 from .carried_norms import with_carried_norm
-from .epilogues import with_epilogues
-from .projected_queries import with_projected_queries
-from .residuals import with_residuals
-from .rotated_attentions import with_rotated_attentions
-from .rotations import with_rotations
+from .for_device import for_device
 from .rows_in_place import with_rows_in_place
 from .size_reader import SizeReader
 
@@ -217,20 +212,6 @@ def not_compiled(name: str, error: Exception) -> Fallback:
     """What a compiler's error says, in a line."""
     message = next(iter(str(error).strip().splitlines()), "")
     return Fallback(Reason.NOT_COMPILED, detail=f"{name}: {type(error).__name__}: {message}")
-
-
-def for_device(graph: fx.GraphModule) -> fx.GraphModule:
-    """A copy of a graph that calls what is faster on its device than Inductor's own kernels, or `graph`."""
-    for rewrite in (
-        with_attentions,
-        with_projected_queries,
-        with_epilogues,
-        with_rotations,
-        with_rotated_attentions,
-        with_residuals,
-    ):
-        graph = rewrite(graph)
-    return graph
 
 
 def with_constants(graph: fx.GraphModule, numbers: Mapping[int, int]) -> fx.GraphModule:
