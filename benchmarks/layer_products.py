@@ -1,14 +1,13 @@
 """How long the matrix products of a layer take for few rows, against what the card could do.
 
     python -m benchmarks.layer_products --model 2b                  # rows of the scales up to 24x24
-    python -m benchmarks.layer_products --model 8b --rows 2,128,512
+    python -m benchmarks.layer_products --model 8b --rows 2,128,512 --parts 2,4,8
 
 A product of few rows reads its weights and does little else. Timed are recorded runs of it over as many
 weights as do not fit into the card's cache, and over one that stays there; GELU and bias are part of it, as
 in the model. The floor (CUDA alone) is the larger of two: operations at the speed of a product of 8192, and
-weights, inputs and results at that of a copy. ``halves`` sums the two halves of the inputs' channels apart,
-in float32, and leaves adding them to whoever reads them: what more programs for a product could gain.
-Medians; the last line is JSON.
+weights, inputs and results at that of a copy. ``parts``: sums over parts of the inputs' channels, in float32,
+which who reads them adds up (`toprovar_fx.ops.split_product`). Medians; the last line is JSON.
 """
 
 from __future__ import annotations
@@ -28,6 +27,7 @@ from torch.nn import functional as F
 from benchmarks.infinity_roof import Roof, measure_roof
 from toprovar_fx.models.configs import InfinityConfig, config_named
 from toprovar_fx.ops.linear_gelu import linear_gelu
+from toprovar_fx.ops.split_product import sums_of_parts
 
 MODELS = {"2b": "infinity-2b", "8b": "infinity-8b"}
 # Larger than the caches of cards.
@@ -72,7 +72,7 @@ class Row:
     rows: int
     memory_us: float
     cache_us: float
-    halves_us: float | None
+    parts_us: dict[int, float]
     floor_us: float | None
 
 
@@ -100,15 +100,12 @@ def run_of(product: Product, x: Tensor, weights: Sequence[Tensor], bias: Tensor)
     return run
 
 
-def halves_of(product: Product, x: Tensor, weights: Sequence[Tensor]) -> Callable[[], None]:
-    """The same without bias and GELU, as two sums in float32."""
-    inputs = product.inputs // 2
-    apart = x.view(len(x), 2, inputs).transpose(0, 1)
+def parts_of(x: Tensor, weights: Sequence[Tensor], parts: int) -> Callable[[], None]:
+    """The same without bias and GELU, as several sums in float32."""
 
     def run() -> None:
         for weight in weights:
-            halves = weight.view(product.outputs, 2, inputs).permute(1, 2, 0)
-            torch.bmm(apart, halves, out_dtype=torch.float32)
+            sums_of_parts(x, weight, parts)
 
     return run
 
@@ -143,7 +140,12 @@ def _seconds(run: Callable[[], object]) -> float:
 
 
 def measure(
-    product: Product, rows: Sequence[int], device: torch.device, roof: Roof | None, repeats: int
+    product: Product,
+    rows: Sequence[int],
+    device: torch.device,
+    roof: Roof | None,
+    repeats: int,
+    parts: Sequence[int],
 ) -> list[Row]:
     """Time one product for every number of rows."""
     dtype = torch.bfloat16
@@ -158,22 +160,24 @@ def measure(
         x = torch.randn(number, product.inputs, device=device, dtype=dtype)
         every = microseconds(run_of(product, x, weights, bias), device, repeats) / count
         one = microseconds(run_of(product, x, weights[:1] * count, bias), device, repeats) / count
-        halves = None
+        apart = {}
         if device.type == "cuda":
-            halves = microseconds(halves_of(product, x, weights), device, repeats) / count
+            runs = {number: parts_of(x, weights, number) for number in parts}
+            apart = {number: microseconds(run, device, repeats) / count for number, run in runs.items()}
         floor = None if roof is None else 1e6 * product.floor_s(number, roof)
-        found.append(Row(product.name, product.times, number, every, one, halves, floor))
+        found.append(Row(product.name, product.times, number, every, one, apart, floor))
     return found
 
 
 def show(found: Sequence[Row]) -> None:
-    print(f"{'product':<32} rows   us, weights in memory  in the cache  halves   floor")
+    parts = list(dict.fromkeys(number for row in found for number in row.parts_us))
+    titles = "".join(f"{f'{number} parts':>9}" for number in parts)
+    print(f"{'product':<32} rows   us, weights in memory  in the cache   floor{titles}")
     for row in found:
-        times = (row.memory_us, row.cache_us, row.halves_us, row.floor_us)
-        memory, cache, halves, floor = ("-" if time is None else f"{time:.1f}" for time in times)
-        print(
-            f"{row.times} x {row.product:<28} {row.rows:>4} {memory:>23} {cache:>13} {halves:>7} {floor:>7}"
-        )
+        times = (row.memory_us, row.cache_us, row.floor_us, *map(row.parts_us.get, parts))
+        memory, cache, floor, *apart = ("-" if time is None else f"{time:.1f}" for time in times)
+        columns = "".join(f"{time:>9}" for time in apart)
+        print(f"{row.times} x {row.product:<28} {row.rows:>4} {memory:>23} {cache:>13} {floor:>7}{columns}")
     for number in dict.fromkeys(row.rows for row in found):
         alike = [row for row in found if row.rows == number]
         took = sum(row.times * row.memory_us for row in alike)
@@ -187,16 +191,17 @@ def main(given: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--model", choices=MODELS, default="2b")
     parser.add_argument("--rows", default="2,8,32,72,128,288,512,800,1152", help="comma-separated")
+    parser.add_argument("--parts", default="2,4", help="comma-separated, on CUDA (default: %(default)s)")
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     chosen = parser.parse_args(given)
-    rows = [int(number) for number in chosen.rows.split(",")]
+    rows, parts = ([int(number) for number in given.split(",")] for given in (chosen.rows, chosen.parts))
     device = torch.device(chosen.device)
     torch.manual_seed(0)
     roof = measure_roof(torch.bfloat16) if device.type == "cuda" else None
     found: list[Row] = []
     for product in products(config_named(MODELS[chosen.model])):
-        found += measure(product, rows, device, roof, chosen.repeats)
+        found += measure(product, rows, device, roof, chosen.repeats, parts)
     show(found)
     record: dict[str, Any] = {
         "benchmark": "layer_products",
