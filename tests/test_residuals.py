@@ -12,7 +12,6 @@ from torch import fx
 from torch.nn import functional as F
 
 from toprovar_fx.analysis.graph_sizes import spec_of
-from toprovar_fx.lowering.carried_norms import CarriedNorm, with_carried_norm
 from toprovar_fx.lowering.region import Region
 from toprovar_fx.lowering.residuals import with_residuals
 from toprovar_fx.models.configs import CONFIGS
@@ -180,47 +179,3 @@ def test_norms_that_stay_apart(
     regions: dict[str, Region], change: Callable[[fx.GraphModule], None], left: list[str]
 ) -> None:
     assert fused(regions[DENSE], change) == left
-
-
-# Norms that are handed on to the next block
-
-
-@pytest.fixture
-def carried(regions: dict[str, Region]) -> CarriedNorm:
-    found = with_carried_norm(on_cuda(regions[DENSE]))
-    assert found is not None
-    return found
-
-
-def test_a_chain_of_blocks(regions: dict[str, Region], carried: CarriedNorm) -> None:
-    """Three blocks with their own weights, plainly and with norms handed on: equal bit for bit."""
-    region = regions[DENSE]
-    layers = [arguments(region) for _ in range(3)]
-    copies = [[x.clone() if isinstance(x, torch.Tensor) else x for x in layer] for layer in layers]
-    hidden = layers[0][0]
-    for layer in layers:
-        hidden = region.graph(hidden, *layer[1:])
-    own = copies[0][0]
-    norm = carried.norm(own, *(copies[0][at] for at in carried.modulations))
-    for layer, following in zip(copies, (*copies[1:], copies[-1]), strict=True):
-        modulations = [following[at] for at in carried.modulations]
-        own, norm = carried.graph(own, *layer[1:], norm, *modulations)
-    assert torch.equal(own, hidden)
-
-
-def test_a_carried_block_has_no_norm_of_its_own(carried: CarriedNorm) -> None:
-    graph = with_residuals(carried.graph)
-    assert ours(graph) == ["linear_add_norm"] * 3
-    assert not graph.graph.find_nodes(op="call_function", target=F.layer_norm)
-
-
-def test_blocks_that_carry_nothing(regions: dict[str, Region], monkeypatch: pytest.MonkeyPatch) -> None:
-    assert with_carried_norm(regions[DENSE].graph) is None, "on a CPU"
-    assert with_carried_norm(on_cuda(regions[PRUNED])) is None
-    assert with_carried_norm(on_cuda(regions[f"{DENSE}, entropies"])) is None
-    for change in (other_factor, weights_in_full_precision, norm_over_less):
-        graph = on_cuda(regions[DENSE])
-        change(graph)
-        assert with_carried_norm(graph) is None
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (8, 0))
-    assert with_carried_norm(on_cuda(regions[DENSE])) is None

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from ..analysis.graph_sizes import spec_of
 from ..analysis.operators import operator_name
 from ..analysis.shapes import as_size, value_of
+from ..input_specs import InputSpec
 from ..ops.linear_add import KERNEL_DTYPES, WIDEST
 from .patterns import Call, Hole, match
 
@@ -179,11 +180,14 @@ def _width_of(node: fx.Node) -> int | None:
     if bias is not None and (not isinstance(bias, fx.Node) or bias.op != "placeholder"):
         return None
     spec = spec_of(weight)
-    on_cuda = spec.device is not None and spec.device.type == "cuda"
-    if not on_cuda or spec.dtype not in KERNEL_DTYPES or spec.shape is None or len(spec.shape) != 2:
+    if not _in_half_precision_on_cuda(spec) or spec.shape is None or len(spec.shape) != 2:
         return None
     width = spec.shape[0]
     return int(width) if width.is_Integer and int(width) <= WIDEST else None
+
+
+def _in_half_precision_on_cuda(spec: InputSpec) -> bool:
+    return spec.device is not None and spec.device.type == "cuda" and spec.dtype in KERNEL_DTYPES
 
 
 def _without(shape: Shape | None, axis: int) -> Shape | None:

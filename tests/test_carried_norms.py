@@ -1,0 +1,156 @@
+"""Norms that are handed on from block to block: which blocks can, and that a generation stays the same."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from unittest import mock
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from toprovar_fx.lowering import carried_norms, residual_forms
+from toprovar_fx.lowering.carried_norms import CarriedNorm, with_carried_norm
+from toprovar_fx.lowering.linked_step import _Linker
+from toprovar_fx.lowering.region import Region
+from toprovar_fx.lowering.residuals import with_residuals
+from toprovar_fx.models.configs import CONFIGS
+from toprovar_fx.schedules import Schedule
+
+from .models.fixtures import eager, traced
+from .models.subjects import OPEN, Outcome, identical
+from .test_residuals import norm_over_less, other_factor, ours, weights_in_full_precision
+from .test_rotations import arguments, on_cuda
+
+DENSE, PRUNED = "block: all tokens", "block: K tokens from block_input on"
+
+
+@pytest.fixture(scope="module")
+def regions() -> dict[str, Region]:
+    block_kernels = pytest.importorskip("benchmarks.block_kernels", reason="needs Triton")
+    torch.compiler.reset()
+    small = replace(CONFIGS["infinity-2b"], width=256, heads=2)
+    yield block_kernels.block_regions(small, Schedule.infinity())
+    torch.compiler.reset()
+
+
+@pytest.fixture
+def hopper(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (9, 0))
+
+
+@pytest.fixture
+def carried(regions: dict[str, Region], hopper: None) -> CarriedNorm:
+    found = with_carried_norm(on_cuda(regions[DENSE]))
+    assert found is not None
+    return found
+
+
+def test_a_chain_of_blocks(regions: dict[str, Region], carried: CarriedNorm) -> None:
+    """Three blocks with their own weights, plainly and with norms handed on: equal bit for bit."""
+    region = regions[DENSE]
+    layers = [arguments(region) for _ in range(3)]
+    copies = [[x.clone() if isinstance(x, torch.Tensor) else x for x in layer] for layer in layers]
+    hidden = layers[0][0]
+    for layer in layers:
+        hidden = region.graph(hidden, *layer[1:])
+    own = copies[0][0]
+    norm = carried.norm(own, *(copies[0][at] for at in carried.modulations))
+    for layer, following in zip(copies, (*copies[1:], copies[-1]), strict=True):
+        modulations = [following[at] for at in carried.modulations]
+        own, norm = carried.graph(own, *layer[1:], norm, *modulations)
+    assert torch.equal(own, hidden)
+
+
+def test_a_carried_block_has_no_norm_of_its_own(carried: CarriedNorm) -> None:
+    graph = with_residuals(carried.graph)
+    assert ours(graph) == ["linear_add_norm"] * 3
+    assert not graph.graph.find_nodes(op="call_function", target=F.layer_norm)
+
+
+@pytest.mark.usefixtures("hopper")
+def test_blocks_that_carry_nothing(regions: dict[str, Region], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert with_carried_norm(regions[DENSE].graph) is None, "on a CPU"
+    assert with_carried_norm(on_cuda(regions[PRUNED])) is None
+    assert with_carried_norm(on_cuda(regions[f"{DENSE}, entropies"])) is None
+    for change in (other_factor, weights_in_full_precision, norm_over_less):
+        graph = on_cuda(regions[DENSE])
+        change(graph)
+        assert with_carried_norm(graph) is None
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (8, 0))
+    assert with_carried_norm(on_cuda(regions[DENSE])) is None
+
+
+# Whole generations
+
+
+@pytest.fixture
+def anywhere(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, bool]]:
+    """Lets blocks carry norms on a CPU; what ran so, by layer, and whether it had to make the norm first."""
+    monkeypatch.setattr(carried_norms, "on_hopper", lambda graph: True)
+    monkeypatch.setattr(residual_forms, "_in_half_precision_on_cuda", lambda spec: True)
+    found: list[tuple[int, bool]] = []
+    run_whole = _Linker.run_whole
+
+    def noted(self: _Linker, at: int, region: Region, *given: object) -> object:
+        if at in self._behind or at in self._normed:
+            found.append((at, at not in self._normed))
+        return run_whole(self, at, region, *given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(_Linker, "run_whole", noted)
+    return found
+
+
+def generation_of(options: Mapping[str, object], name: str = "infinity") -> Outcome:
+    with mock.patch.object(traced(name), "programs", {}):
+        return traced(name)({**OPEN, "unit": "step", **options})
+
+
+def test_a_dense_generation_is_the_untouched_model(anywhere: list[tuple[int, bool]]) -> None:
+    found = generation_of({"preset": "lossless"})
+    assert identical(found.logits, eager("infinity").logits)
+    # Of four layers the first makes its norm, and the others are given theirs.
+    assert anywhere[:4] == [(0, True), (1, False), (2, False), (3, False)]
+
+
+@pytest.mark.parametrize(
+    ("keep", "pairs"),
+    [
+        ({-1: {0: 0.5}}, [(1, True), (2, False), (3, False)]),
+        ({-1: {2: 0.5}}, [(0, True), (1, False)]),
+        ({-1: {1: 0.0}}, [(2, True), (3, False)]),
+        ({-1: {1: 0.5, 3: 0.5}}, []),
+    ],
+    ids=["the first pruned", "one between", "one skipped", "no two together"],
+)
+def test_pruned_layers_in_between(
+    anywhere: list[tuple[int, bool]], keep: dict[int, dict[int, float]], pairs: list[tuple[int, bool]]
+) -> None:
+    options = {"keep": keep, "protected_layers_first": 0, "score": "random", "restore": "residual"}
+    found = generation_of(options)
+    last = [pair for at, pair in enumerate(anywhere) if at >= 4]
+    assert last == pairs
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(carried_norms, "on_hopper", lambda graph: False)
+        expected = generation_of(options)
+    assert identical(found.logits, expected.logits)
+    assert identical(found.state.keys, expected.state.keys)
+
+
+def test_a_hidden_state_that_something_else_reads(anywhere: list[tuple[int, bool]]) -> None:
+    """Updates that restore pruned tokens are what a block made less what it got."""
+    keep = {-1: {1: 0.5}}
+    found = generation_of({"keep": keep, "protected_layers_first": 0, "score": "random"})
+    assert anywhere
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(carried_norms, "on_hopper", lambda graph: False)
+        expected = generation_of({"keep": keep, "protected_layers_first": 0, "score": "random"})
+    assert identical(found.logits, expected.logits)
+
+
+@pytest.mark.parametrize("name", ["prenorm-fused-rope", "prenorm-separate-absolute"])
+def test_affine_norms(anywhere: list[tuple[int, bool]], name: str) -> None:
+    found = generation_of({"preset": "lossless"}, name)
+    assert identical(found.logits, eager(name).logits)
+    assert anywhere[:4] == [(0, True), (1, False), (2, False), (3, False)]
