@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from toprovar_fx.ops import triton_add_norm
+from toprovar_fx.ops.linear_add import WantedNorm
 from toprovar_fx.ops.triton_add_norm import launch
 
 
@@ -55,7 +56,8 @@ def run(case: Case) -> dict[str, Any]:
         torch.stack([torch.randperm(slots)[: case.tokens] for _ in range(case.rows)]) if case.kept else None
     )
     normed = torch.empty(size).half() if case.scale else None
-    launch(sums, bias, residual, gate, out, keep, normed, scale, shift, case.one, 1e-6)
+    norm = None if normed is None else WantedNorm(normed, scale, shift, case.one, 1e-6)
+    launch(sums, bias, residual, gate, out, keep, norm)
 
     def total(addends: list[Tensor]) -> Tensor:
         return torch.stack([each.double().expand(case.rows, 1, case.width) for each in addends]).sum(0)

@@ -158,6 +158,14 @@ def keys_as_values(graph: fx.GraphModule) -> None:
     attention.args = (attention.args[0], attention.args[2], attention.args[1], *attention.args[3:])
 
 
+def cache_read_in_between(graph: fx.GraphModule) -> None:
+    rotation, _ = the(graph)
+    with graph.graph.inserting_after(rotation):
+        seen = graph.graph.call_method("sum", (rotation.args[7],))
+    output = next(node for node in graph.graph.nodes if node.op == "output")
+    output.args = ((output.args[0], seen),)
+
+
 def written_in_between(graph: fx.GraphModule) -> None:
     rotation, _ = the(graph)
     with graph.graph.inserting_after(rotation):
@@ -172,6 +180,7 @@ def written_in_between(graph: fx.GraphModule) -> None:
         another_reader_of_the_queries,
         with_a_mask,
         keys_as_values,
+        cache_read_in_between,
         written_in_between,
     ],
 )

@@ -14,11 +14,11 @@ from torch import fx
 
 from .._torch_private import graph_to_read
 from ..analysis.contexts import is_context
-from ..analysis.writes import between, written
+from ..analysis.writes import between, memory_of, written
 from ..ops import linear_add  # noqa: F401 - registers the operators called here
 from .devices import on_hopper
 from .patterns import Call, Hole, match
-from .residual_forms import Addends, Norm, norms_of, update_of
+from .residual_forms import Addends, Norm, Update, norms_of, update_of
 
 _ROW = Call("unsqueeze", Call("arange", Call("size", Hole("hidden"), 0), device=Hole("device")), 1)
 _ROWS = Call("index_put_", Hole("hidden"), (_ROW, Hole("keep")), Hole("rows"))
@@ -51,7 +51,7 @@ def _rewrite(graph: fx.Graph, add: fx.Node) -> bool:
         return False
     operands = update.linear.args[0], *update.linear.args[1:3], *([None] * (3 - len(update.linear.args)))
     rows = _rows_of(add)
-    if rows is not None and not written(between(graph, add, rows.node)):
+    if rows is not None and _may_write(graph, rows, add, update):
         with graph.inserting_before(rows.node):
             given = *operands, update.residual, _built(graph, update.gate), rows.hidden, rows.keep
             graph.call_function(torch.ops.toprovar.linear_add_rows.default, given)
@@ -86,6 +86,13 @@ def _rows_of(add: fx.Node) -> _Rows | None:
     if put is None or found is None or found["rows"] is not add or not isinstance(found["keep"], fx.Node):
         return None
     return _Rows(put, found["hidden"], found["keep"])
+
+
+def _may_write(graph: fx.Graph, rows: _Rows, add: fx.Node, update: Update) -> bool:
+    """Whether rows can be written while others are computed: nothing that is still read lies among them."""
+    read = [update.residual, *update.linear.all_input_nodes, *(addend.node for addend in update.gate)]
+    shared = any(memory_of(node) is memory_of(rows.hidden) for node in (*read, rows.keep))
+    return not shared and not written(between(graph, add, rows.node))
 
 
 def _may_move(graph: fx.Graph, norm: Norm, add: fx.Node) -> bool:

@@ -8,7 +8,7 @@ import torch
 from torch import fx
 
 from .._torch_private import graph_to_read
-from ..analysis.writes import between, written
+from ..analysis.writes import between, memory_of, written
 from ..ops import rotated_attention  # noqa: F401 - registers the operator called here
 from .patterns import Call, Hole, match
 from .rotations import length_of
@@ -42,8 +42,7 @@ def _rewrite(graph: fx.Graph, attention: fx.Node) -> bool:
     given = [*queries.args, *([None] * (11 - len(queries.args)))]
     if not _is_whole_cache(keys, given, 7) or not _is_whole_cache(values, given, 8):
         return False
-    # The caches are written by the rotation and by nothing else before they are read.
-    if written(between(graph, queries, attention)):
+    if _meanwhile(graph, queries, attention, given[7:9]):
         return False
     with graph.inserting_before(attention):
         made = graph.call_function(torch.ops.toprovar.rotated_attention.default, (*given, scale))
@@ -52,6 +51,14 @@ def _rewrite(graph: fx.Graph, attention: fx.Node) -> bool:
         if not node.users:
             graph.erase_node(node)
     return True
+
+
+def _meanwhile(graph: fx.Graph, queries: fx.Node, attention: fx.Node, caches: list[Any]) -> bool:
+    """Whether anything is written between the two, or looks at the caches, which are written later then."""
+    nodes = between(graph, queries, attention)
+    others = [node for node in nodes if node not in attention.all_input_nodes]
+    looks = any(memory_of(read) in caches for node in others for read in node.all_input_nodes)
+    return looks or bool(written(nodes))
 
 
 def _is_rotated(node: Any) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,6 +15,24 @@ from .triton_found import has_triton
 # Of the kernel; elsewhere any will do.
 KERNEL_DTYPES = (torch.bfloat16, torch.float16)
 WIDEST = 8192
+
+
+class WantedNorm(NamedTuple):
+    """A norm of a sum, and where it goes.
+
+    Attributes:
+        out: `[R, L, C]`, contiguous; written.
+        scale: one or two addends of its factor, each `[R or 1, 1, C]` or `[C]`.
+        shift: likewise, of what is added to it.
+        one: whether 1 is an addend of the factor, too.
+        eps: added to the variance.
+    """
+
+    out: Tensor
+    scale: Sequence[Tensor]
+    shift: Sequence[Tensor]
+    one: bool
+    eps: float
 
 
 @torch.library.custom_op("toprovar::linear_add", mutates_args=())
@@ -77,7 +96,7 @@ def linear_add_norm(
         added = _added(x, weight, bias, residual, gate)
         return added.contiguous(), _norm(added, scale, shift, one, eps).contiguous()
     out, normed = operands.empty(), operands.empty()
-    operands.launch(out, normed=normed, scale=scale, shift=shift, one=one, eps=eps)
+    operands.launch(out, norm=WantedNorm(normed, scale, shift, one, eps))
     return out, normed
 
 
@@ -197,8 +216,8 @@ class _Operands:
         """A tensor for a result."""
         return self.residual.new_empty(self.residual.shape)
 
-    def launch(self, out: Tensor, **wanted: object) -> None:
-        """Compute the product and run the kernel; `wanted` as `triton_add_norm.launch`."""
+    def launch(self, out: Tensor, keep: Tensor | None = None, norm: WantedNorm | None = None) -> None:
+        """Compute the product and run the kernel, whose operands these are."""
         from . import triton_add_norm
 
         rows = self.x.reshape(-1, self.x.shape[-1])
@@ -208,7 +227,7 @@ class _Operands:
                 sums, bias = F.linear(rows, self.weight, self.bias)[None], None
             else:
                 sums, bias = sums_of_parts(rows, self.weight, parts), self.bias
-            triton_add_norm.launch(sums, bias, self.residual, self.gate, out, **wanted)  # type: ignore[arg-type]
+            triton_add_norm.launch(sums, bias, self.residual, self.gate, out, keep, norm)
 
 
 def _modulates(factor: Tensor, residual: Tensor) -> bool:

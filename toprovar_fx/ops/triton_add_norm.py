@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import triton
 import triton.language as tl
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from .linear_add import WantedNorm
 
 # Fastest on an H200, with 2048 and 3584 channels.
 FEW_ROWS = 64
@@ -87,11 +91,7 @@ def launch(
     gate: Sequence[Tensor],
     out: Tensor,
     keep: Tensor | None = None,
-    normed: Tensor | None = None,
-    scale: Sequence[Tensor] = (),
-    shift: Sequence[Tensor] = (),
-    one: bool = False,
-    eps: float = 0.0,
+    norm: WantedNorm | None = None,
 ) -> None:
     """Add up the parts of a product and the residual, and normalise the sum.
 
@@ -102,17 +102,13 @@ def launch(
         gate: none to two addends of the product's factor, each `[R or 1, 1, C]` or `[C]`.
         out: what is written: the sums, `[R, L, C]`, or more rows of which `keep` names these.
         keep: `[R, L]` int64, rows of `out`.
-        normed: what the norms are written to, `[R, L, C]`, contiguous; none are wanted without.
-        scale: one or two addends of the norm's factor, as `gate`.
-        shift: likewise, of what is added to it.
-        one: whether 1 is an addend of the factor, too.
-        eps: added to the variance.
+        norm: of the sums as they are written; none is wanted without.
     """
     batch, tokens, width = residual.shape
     if batch * tokens == 0:
         return
-    block = triton.next_power_of_2(width)
     taken = rows_for(batch * tokens, width)
+    scale, shift = ((), ()) if norm is None else (norm.scale, norm.shift)
     addends: list[Tensor] = []
     steps: list[int] = []
     for given in (gate, scale, shift):
@@ -123,8 +119,10 @@ def launch(
     gates, scales, shifts = addends[:2], addends[2:4], addends[4:]
     add_norm_kernel[(triton.cdiv(tokens, taken), batch)](
         sums, out if bias is None else bias, *gates, residual, *scales, *shifts,
-        out if keep is None else keep.contiguous(), out, out if normed is None else normed,
-        tokens, sums.stride(0), *residual.stride()[:2], *out.stride()[:2], *steps, eps,
+        out if keep is None else keep.contiguous(), out, out if norm is None else norm.out,
+        tokens, sums.stride(0), *residual.stride()[:2], *out.stride()[:2], *steps,
+        0.0 if norm is None else norm.eps,
         PARTS=len(sums), BIAS=bias is not None, GATES=len(gate), SCALES=len(scale), SHIFTS=len(shift),
-        ONE=one, KEEP=keep is not None, C=width, ROWS=taken, BLOCK=block, num_warps=warps_for(batch * tokens),
+        ONE=norm is not None and norm.one, KEEP=keep is not None,
+        C=width, ROWS=taken, BLOCK=triton.next_power_of_2(width), num_warps=warps_for(batch * tokens),
     )  # fmt: skip
