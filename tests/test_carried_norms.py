@@ -8,8 +8,10 @@ from unittest import mock
 
 import pytest
 import torch
+from torch import fx
 from torch.nn import functional as F
 
+from toprovar_fx.analysis.graph_sizes import spec_of
 from toprovar_fx.lowering import carried_norms, residual_forms
 from toprovar_fx.lowering.carried_norms import CarriedNorm, with_carried_norm
 from toprovar_fx.lowering.linked_step import _Linker
@@ -69,12 +71,31 @@ def test_a_carried_block_has_no_norm_of_its_own(carried: CarriedNorm) -> None:
     assert not graph.graph.find_nodes(op="call_function", target=F.layer_norm)
 
 
+def modulations_in_full_precision(graph: fx.GraphModule) -> None:
+    for node in graph.graph.find_nodes(op="placeholder"):
+        if "gss" in node.name:
+            node.meta["toprovar_spec"] = replace(spec_of(node), dtype=torch.float32)
+
+
+def modulations_that_are_written(graph: fx.GraphModule) -> None:
+    (own,) = (node for node in graph.graph.find_nodes(op="placeholder") if "ada_gss" in node.name)
+    output = next(node for node in graph.graph.nodes if node.op == "output")
+    with graph.graph.inserting_before(output):
+        graph.graph.call_method("mul_", (own, 2))
+
+
 @pytest.mark.usefixtures("hopper")
 def test_blocks_that_carry_nothing(regions: dict[str, Region], monkeypatch: pytest.MonkeyPatch) -> None:
     assert with_carried_norm(regions[DENSE].graph) is None, "on a CPU"
     assert with_carried_norm(on_cuda(regions[PRUNED])) is None
     assert with_carried_norm(on_cuda(regions[f"{DENSE}, entropies"])) is None
-    for change in (other_factor, weights_in_full_precision, norm_over_less):
+    for change in (
+        other_factor,
+        weights_in_full_precision,
+        norm_over_less,
+        modulations_in_full_precision,
+        modulations_that_are_written,
+    ):
         graph = on_cuda(regions[DENSE])
         change(graph)
         assert with_carried_norm(graph) is None
