@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from types import ModuleType
 from unittest import mock
 
 import pytest
@@ -11,17 +12,19 @@ import torch
 from torch import fx
 from torch.nn import functional as F
 
+from toprovar_fx import equal_blocks
 from toprovar_fx.analysis.graph_sizes import spec_of
-from toprovar_fx.lowering import carried_norms, residual_forms
+from toprovar_fx.lowering import carried_norms, linked_step, residual_forms
 from toprovar_fx.lowering.carried_norms import CarriedNorm, with_carried_norm
-from toprovar_fx.lowering.linked_step import _Linker
+from toprovar_fx.lowering.hand_on_norms import hand_on_norms
 from toprovar_fx.lowering.region import Region
 from toprovar_fx.lowering.residuals import with_residuals
 from toprovar_fx.models.configs import CONFIGS
+from toprovar_fx.options import Options
 from toprovar_fx.schedules import Schedule
 
 from .models.fixtures import eager, traced
-from .models.subjects import OPEN, Outcome, identical
+from .models.subjects import OPEN, Outcome, generate, identical
 from .test_residuals import norm_over_less, other_factor, ours, weights_in_full_precision
 from .test_rotations import arguments, on_cuda
 
@@ -107,19 +110,28 @@ def test_blocks_that_carry_nothing(regions: dict[str, Region], monkeypatch: pyte
 
 
 @pytest.fixture
-def anywhere(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, bool]]:
-    """Lets blocks carry norms on a CPU; what ran so, by layer, and whether it had to make the norm first."""
+def anywhere(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Lets blocks carry norms on a CPU; how the layers of every step that was linked since run."""
     monkeypatch.setattr(carried_norms, "on_hopper", lambda graph: True)
     monkeypatch.setattr(residual_forms, "_in_half_precision_on_cuda", lambda spec: True)
-    found: list[tuple[int, bool]] = []
-    run_whole = _Linker.run_whole
+    return linked(monkeypatch, linked_step)
 
-    def noted(self: _Linker, at: int, region: Region, *given: object) -> object:
-        if at in self._behind or at in self._normed:
-            found.append((at, at not in self._normed))
-        return run_whole(self, at, region, *given)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(_Linker, "run_whole", noted)
+def linked(monkeypatch: pytest.MonkeyPatch, module: ModuleType) -> list[str]:
+    """By step, a letter for every call of a block: n for a norm, c where it carries its own, b for others."""
+    found: list[str] = []
+
+    def noted(
+        graph: fx.Graph, region_of: Callable[[fx.Node], Region | None], name_of: Callable[[Region], str]
+    ) -> bool:
+        changed = hand_on_norms(graph, region_of, name_of)
+        names = [region.name for node in graph.nodes if (region := region_of(node)) is not None]
+        letters = {"its first norm": "n", "norm carried on": "c"}
+        blocks = [name.split(", ")[-1] for name in names if name.startswith("block")]
+        found.append("".join(letters.get(how, "b") for how in blocks))
+        return changed
+
+    monkeypatch.setattr(module, "hand_on_norms", noted)
     return found
 
 
@@ -128,30 +140,26 @@ def generation_of(options: Mapping[str, object], name: str = "infinity") -> Outc
         return traced(name)({**OPEN, "unit": "step", **options})
 
 
-def test_a_dense_generation_is_the_untouched_model(anywhere: list[tuple[int, bool]]) -> None:
+def test_a_dense_generation_is_the_untouched_model(anywhere: list[str]) -> None:
     found = generation_of({"preset": "lossless"})
     assert identical(found.logits, eager("infinity").logits)
-    # Of four layers the first makes its norm, and the others are given theirs.
-    assert anywhere[:4] == [(0, True), (1, False), (2, False), (3, False)]
+    assert set(anywhere) == {"ncccc"}
 
 
 @pytest.mark.parametrize(
-    ("keep", "pairs"),
+    ("keep", "last"),
     [
-        ({-1: {0: 0.5}}, [(1, True), (2, False), (3, False)]),
-        ({-1: {2: 0.5}}, [(0, True), (1, False)]),
-        ({-1: {1: 0.0}}, [(2, True), (3, False)]),
-        ({-1: {1: 0.5, 3: 0.5}}, []),
+        ({-1: {0: 0.5}}, "bnccc"),
+        ({-1: {2: 0.5}}, "nccbb"),
+        ({-1: {1: 0.0}}, "bncc"),
+        ({-1: {1: 0.5, 3: 0.5}}, "bbbb"),
     ],
     ids=["the first pruned", "one between", "one skipped", "no two together"],
 )
-def test_pruned_layers_in_between(
-    anywhere: list[tuple[int, bool]], keep: dict[int, dict[int, float]], pairs: list[tuple[int, bool]]
-) -> None:
+def test_pruned_layers_in_between(anywhere: list[str], keep: dict[int, dict[int, float]], last: str) -> None:
     options = {"keep": keep, "protected_layers_first": 0, "score": "random", "restore": "residual"}
     found = generation_of(options)
-    last = [pair for at, pair in enumerate(anywhere) if at >= 4]
-    assert last == pairs
+    assert anywhere[-1] == last and set(anywhere) == {"ncccc", last}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(carried_norms, "on_hopper", lambda graph: False)
         expected = generation_of(options)
@@ -159,19 +167,37 @@ def test_pruned_layers_in_between(
     assert identical(found.state.keys, expected.state.keys)
 
 
-def test_a_hidden_state_that_something_else_reads(anywhere: list[tuple[int, bool]]) -> None:
+def test_a_hidden_state_that_something_else_reads(anywhere: list[str]) -> None:
     """Updates that restore pruned tokens are what a block made less what it got."""
-    keep = {-1: {1: 0.5}}
-    found = generation_of({"keep": keep, "protected_layers_first": 0, "score": "random"})
-    assert anywhere
+    options = {"keep": {-1: {1: 0.5}}, "protected_layers_first": 0, "score": "random"}
+    found = generation_of(options)
+    assert "ncccc" in anywhere
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(carried_norms, "on_hopper", lambda graph: False)
-        expected = generation_of({"keep": keep, "protected_layers_first": 0, "score": "random"})
+        expected = generation_of(options)
     assert identical(found.logits, expected.logits)
 
 
 @pytest.mark.parametrize("name", ["prenorm-fused-rope", "prenorm-separate-absolute"])
-def test_affine_norms(anywhere: list[tuple[int, bool]], name: str) -> None:
+def test_affine_norms(anywhere: list[str], name: str) -> None:
     found = generation_of({"preset": "lossless"}, name)
     assert identical(found.logits, eager(name).logits)
-    assert anywhere[:4] == [(0, True), (1, False), (2, False), (3, False)]
+    assert set(anywhere) == {"ncccc"}
+
+
+def test_a_token_alone(anywhere: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The step that is outlined for its equal blocks, as that of one token where calls are recorded."""
+    found = linked(monkeypatch, equal_blocks)
+    parts: list[list[Region]] = []
+
+    def backend(gm: fx.GraphModule, inputs: list[object]) -> Callable[..., object]:
+        made = equal_blocks.by_equal_blocks(gm, Options.parse({"preset": "lossless"}), "eager")
+        assert made is not None
+        parts.append(made[1])
+        return made[0]
+
+    subject = traced("infinity").subject
+    ours, plain = generate(subject, traced("infinity").through(backend)), eager("infinity")
+    assert identical(ours.logits, plain.logits) and identical(ours.state.keys, plain.state.keys)
+    assert set(found) == {"ncccc"}
+    assert any("norm carried on" in region.name for region in parts[0])

@@ -12,6 +12,7 @@ from torch import fx
 
 from .analysis.reasons import Unsupported
 from .lowering.constant_floats import hold_floats, with_constant_floats
+from .lowering.hand_on_norms import hand_on_norms
 from .lowering.region import Region
 from .lowering.rest import RegionCall, lower_calls
 from .options import Options
@@ -47,4 +48,21 @@ def by_equal_blocks(
         return Region(graph, lowering, name=what, static=static, on_failure=failed)
 
     regions = lower_calls(step.graph, lower, RegionCall)
-    return step.graph.forward, list(dict.fromkeys(regions))
+    _hand_on_norms(step.graph)
+    parts = [variant for region in dict.fromkeys(regions) for variant in region.variants]
+    return step.graph.forward, parts
+
+
+def _hand_on_norms(step: fx.GraphModule) -> None:
+    def region_of(node: fx.Node) -> Region | None:
+        module = getattr(step, str(node.target)) if node.op == "call_module" else None
+        return module.region if isinstance(module, RegionCall) else None
+
+    def name_of(region: Region) -> str:
+        name = f"region_{id(region)}"
+        if not hasattr(step, name):
+            setattr(step, name, RegionCall(region))
+        return name
+
+    if hand_on_norms(step.graph, region_of, name_of):
+        step.recompile()

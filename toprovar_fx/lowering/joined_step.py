@@ -93,6 +93,7 @@ class Joiner:
                 self.mapped[node] = self.graph.node_copy(node, self._map)
         measured = self.maps.finish()
         self.graph.output((*results, *measured.values(), *self.updates.values(), *self.selections))
+        self.finish()
         self.graph.lint()
         module = graph_to_read(self.modules, self.graph, "JoinedStep")
         layers = tuple(measured), tuple(self.updates)
@@ -165,9 +166,8 @@ class Joiner:
         """The nodes that compute what a region returns: those of its graph."""
         return self.copy(region.graph, arguments)
 
-    def run_whole(self, at: int, region: Region, arguments: Sequence[Any]) -> Any:
-        """As `run_region`, for a layer that computes all tokens."""
-        return self.run_region(region, arguments)
+    def finish(self) -> None:
+        """What is done with the nodes once all are there."""
 
     def run_pruned(self, region: Region, arguments: Sequence[Any], spare: bool) -> Any:
         """As `run_region`, for a block that computes some rows; `spare`: nobody else needs the others."""
@@ -195,7 +195,7 @@ class Joiner:
             arguments.append(keep)
             arguments += [] if restored is None else [restored]
         if keep is None:
-            result = self.run_whole(at, layer.region, arguments)
+            result = self.run_region(layer.region, arguments)
         else:
             result = self.run_pruned(layer.region, arguments, spare and not layer.update)
         if layer.entropy:

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 from typing import Any
 
 from torch import fx
 
+from .hand_on_norms import hand_on_norms
 from .joined_layers import JoinedLayer, Selection
 from .joined_step import Joiner
-from .region import Carried, Region
+from .region import Region
 from .rest import RegionCall
 
 
@@ -28,56 +28,22 @@ def link_step(
 
 
 class _Linker(Joiner):
-    def __init__(
-        self,
-        step: fx.GraphModule,
-        sites: Mapping[str, int],
-        layers: Sequence[JoinedLayer],
-        selection: Selection,
-    ) -> None:
-        super().__init__(step, sites, layers, selection)
-        self._behind = self._pairs()
-        self._normed: dict[int, Any] = {}
-
-    def _pairs(self) -> dict[int, fx.Node]:
-        """The call of the layer behind a layer, where the first can compute the norm of the second."""
-        calls = [node for node in self.step.graph.nodes if node.target in self.sites]
-        found = {}
-        for before, after in pairwise(calls):
-            first, second = (self.layers[self.sites[str(call.target)]] for call in (before, after))
-            carried = _carried(first)
-            if carried is None or _carried(second) is not carried or after.args[0] is not before:
-                continue
-            given = [after.args[second.select[at]] for at in carried.modulations]
-            if all(isinstance(node, fx.Node) and node.op == "placeholder" for node in given):
-                found[self.sites[str(before.target)]] = after
-        return found
-
-    def run_whole(self, at: int, region: Region, arguments: Sequence[Any]) -> Any:
-        """The node that calls a region; where a layer like it is next to it, one norm for the two."""
-        behind = self._behind.get(at)
-        if behind is None and at not in self._normed:
-            return self.run_region(region, arguments)
-        carried = region.carried()
-        assert carried is not None
-        own = [arguments[position] for position in carried.modulations]
-        normed = self._normed.pop(at, None)
-        if normed is None:
-            normed = self.run_region(carried.norm, [arguments[0], *own])
-        following = own
-        if behind is not None:
-            select = self.layers[self.sites[str(behind.target)]].select
-            following = [self.mapped[behind.args[select[position]]] for position in carried.modulations]  # type: ignore[index]
-        hidden, norm = self.pair(self.run_region(carried.block, [*arguments, normed, *following]))
-        if behind is not None:
-            self._normed[self.sites[str(behind.target)]] = norm
-        return hidden
-
     def run_region(self, region: Region, arguments: Sequence[Any]) -> Any:
         """The node that calls a region."""
+        return self.graph.call_module(self._name_of(region), tuple(arguments))
+
+    def finish(self) -> None:
+        """Let blocks hand on the norms of those behind them."""
+        hand_on_norms(self.graph, self._region_of, self._name_of)
+
+    def _name_of(self, region: Region) -> str:
         name = f"region_{id(region)}"
         self.modules.setdefault(name, RegionCall(region))
-        return self.graph.call_module(name, tuple(arguments))
+        return name
+
+    def _region_of(self, node: fx.Node) -> Region | None:
+        module = self.modules.get(str(node.target)) if node.op == "call_module" else None
+        return module.region if isinstance(module, RegionCall) else None
 
     def run_pruned(self, region: Region, arguments: Sequence[Any], spare: bool) -> Any:
         """The node that calls a region that writes its rows into the hidden state, or into a copy of it."""
@@ -92,9 +58,3 @@ class _Linker(Joiner):
         """Nodes that take the results of a call apart."""
         first, second = (self.graph.call_function(operator.getitem, (results, at)) for at in range(2))
         return first, second
-
-
-def _carried(layer: JoinedLayer) -> Carried | None:
-    """How the block of a layer runs between layers like it, if it computes all tokens and nothing else."""
-    others = layer.plain or layer.entropy or layer.restored or layer.count is not None
-    return None if others or layer.region is None else layer.region.carried()
