@@ -6,9 +6,7 @@ hidden state once more than they would together, and launch a kernel more.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from torch import fx
 
@@ -74,14 +72,14 @@ def _carried(graph: fx.GraphModule, norm: Norm, last: fx.Node, given: list[fx.No
         mapped[holder] = copied.node_copy(holder)
     spec = spec_of(hidden)
     assert spec.shape is not None and spec.dtype is not None and spec.device is not None
-    normed = _placeholder(copied, "normed", tensor_spec(spec.shape, spec.dtype, spec.device))
-    following = {node: _placeholder(copied, f"next_{node.name}", spec_of(node)) for node in given}
+    normed = placeholder(copied, "normed", tensor_spec(spec.shape, spec.dtype, spec.device))
+    following = {node: placeholder(copied, f"next_{node.name}", spec_of(node)) for node in given}
     mapped[norm.result] = normed
     for node in graph.graph.nodes:
         if node.op not in ("placeholder", "output") and node not in norm.nodes:
             mapped[node] = copied.node_copy(node, mapped.__getitem__)
     result = mapped[last]
-    copied.output((result, _norm_of(copied, norm, {hidden: result, **following})))
+    copied.output((result, copied_with_operands(copied, norm.result, {hidden: result, **following})))
     return graph_to_read(graph, copied)
 
 
@@ -89,26 +87,21 @@ def _alone(graph: fx.GraphModule, norm: Norm, given: list[fx.Node]) -> fx.GraphM
     copied = fx.Graph()
     hidden, *_ = graph.graph.nodes
     mapped = {node: copied.node_copy(node) for node in (hidden, *given)}
-    copied.output(_norm_of(copied, norm, mapped))
+    copied.output(copied_with_operands(copied, norm.result, mapped))
     return graph_to_read(graph, copied)
 
 
-def _placeholder(graph: fx.Graph, name: str, spec: InputSpec) -> fx.Node:
+def placeholder(graph: fx.Graph, name: str, spec: InputSpec) -> fx.Node:
+    """An input of this spec."""
     holder = graph.placeholder(name)
     holder.meta = {"toprovar_spec": spec}
     return holder
 
 
-def _norm_of(graph: fx.Graph, norm: Norm, mapped: Mapping[fx.Node, fx.Node]) -> fx.Node:
-    """The nodes of a norm once more, of other inputs."""
-    made: dict[fx.Node, fx.Node] = dict(mapped)
-
-    def copy(node: fx.Node) -> Any:
-        if node not in made:
-            for operand in node.all_input_nodes:
-                copy(operand)
-            made[node] = graph.node_copy(node, made.__getitem__)
-        return made[node]
-
-    found: fx.Node = copy(norm.result)
-    return found
+def copied_with_operands(graph: fx.Graph, node: fx.Node, mapped: dict[fx.Node, fx.Node]) -> fx.Node:
+    """The copy of a node, made with all that it is computed from, as far as `mapped` has none."""
+    if node not in mapped:
+        for operand in node.all_input_nodes:
+            copied_with_operands(graph, operand, mapped)
+        mapped[node] = graph.node_copy(node, mapped.__getitem__)
+    return mapped[node]

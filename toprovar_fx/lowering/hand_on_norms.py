@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from torch import fx
 
-from .region import Carried, Region
+from .carried_forms import norm_form
+from .region import Region
 
 
 def hand_on_norms(
@@ -23,20 +24,20 @@ def hand_on_norms(
     Returns:
         Whether anything was changed.
     """
-    calls = {node: region for node in graph.nodes if (region := region_of(node)) is not None}
+    calls = calls_of(graph, region_of)
     behind = _pairs(graph, calls)
     follow = set(behind.values())
     normed: dict[fx.Node, fx.Node] = {}
     for node, region in calls.items():
-        carried = region.carried() if node in behind or node in follow else None
+        carried = norm_form(region) if node in behind or node in follow else None
         if carried is None:
             continue
-        own, after = _modulations(node, carried), behind.get(node)
+        own, after = modulations_of(node, carried.modulations), behind.get(node)
         with graph.inserting_before(node):
             if node not in normed:
                 normed[node] = graph.call_module(name_of(carried.norm), (node.args[0], *own))
             # Behind the last of a row nobody reads the norm.
-            following = own if after is None else _modulations(after, carried)
+            following = own if after is None else modulations_of(after, carried.modulations)
             given = *node.args, normed[node], *following
             both = graph.call_module(name_of(carried.block), given)
             hidden, norm = (graph.call_function(operator.getitem, (both, at)) for at in range(2))
@@ -55,11 +56,19 @@ def _pairs(graph: fx.Graph, calls: dict[fx.Node, Region]) -> dict[fx.Node, fx.No
         before = after.args[0] if after.args else None
         if not isinstance(before, fx.Node) or calls.get(before) is not region or before in found:
             continue
-        carried = region.carried()
-        if carried is not None and all(place[node] < place[before] for node in _modulations(after, carried)):
+        carried = norm_form(region)
+        if carried is not None and all(
+            place[node] < place[before] for node in modulations_of(after, carried.modulations)
+        ):
             found[before] = after
     return found
 
 
-def _modulations(call: fx.Node, carried: Carried) -> list[fx.Node]:
-    return [call.args[position] for position in carried.modulations]  # type: ignore[misc]
+def calls_of(graph: fx.Graph, region_of: Callable[[fx.Node], Region | None]) -> dict[fx.Node, Region]:
+    """The nodes that call regions, in order."""
+    return {node: region for node in graph.nodes if (region := region_of(node)) is not None}
+
+
+def modulations_of(call: fx.Node, positions: Sequence[int]) -> list[fx.Node]:
+    """The arguments of a call at these positions."""
+    return [call.args[position] for position in positions]  # type: ignore[misc]

@@ -14,6 +14,7 @@ from typing import Any
 from torch import fx
 
 from .hand_on_norms import hand_on_norms
+from .hand_on_rows import hand_on_rows
 from .joined_layers import JoinedLayer, Selection
 from .joined_step import Joiner
 from .region import Region
@@ -33,8 +34,9 @@ class _Linker(Joiner):
         return self.graph.call_module(self._name_of(region), tuple(arguments))
 
     def finish(self) -> None:
-        """Let blocks hand on the norms of those behind them."""
+        """Let blocks hand on what those behind them begin with."""
         hand_on_norms(self.graph, self._region_of, self._name_of)
+        hand_on_rows(self.graph, self._region_of, self._name_of)
 
     def _name_of(self, region: Region) -> str:
         name = f"region_{id(region)}"

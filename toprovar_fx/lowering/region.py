@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import sympy
 from torch import fx
@@ -16,7 +16,6 @@ from ..analysis.graph_sizes import graph_specs
 from ..analysis.reasons import Fallback, Reason
 from ..cost.expressions import Cost, GraphCosts, Sizes
 from ..input_specs import at_sizes
-from .carried_norms import with_carried_norm
 from .for_device import for_device
 from .rows_in_place import with_rows_in_place
 from .size_reader import SizeReader
@@ -44,6 +43,7 @@ class Region:
         costs: FLOPs and bytes as expressions in the sizes.
         size_reader: reads the sizes off the arguments.
         failure: why the graph cannot be compiled, or None.
+        forms: other forms of the graph that were made, by name; the regions in them are `variants`.
     """
 
     def __init__(
@@ -63,8 +63,7 @@ class Region:
         self._lowering, self._static, self._on_failure = lowering, static, on_failure
         self.failure: Fallback | None = None
         self._hints = dict(hints or {})
-        self._in_place: Region | None = None
-        self._carried: Carried | None = None
+        self.forms: dict[str, tuple[Any, ...]] = {}
         self._compiled: list[CompiledGraph] = []
         self._chosen: dict[Sizes, Callable[..., Any]] = {}
         self.costs = GraphCosts(graph)
@@ -86,33 +85,21 @@ class Region:
 
     def rows_in_place(self) -> Region | None:
         """The same for a hidden state that nobody needs any more (`with_rows_in_place`), or None."""
-        if self._in_place is None:
+        if "in place" not in self.forms:
             graph = with_rows_in_place(self.graph)
-            if graph is not None:
-                self._in_place = self._alike(graph, "in place")
-        return self._in_place
+            self.forms["in place"] = () if graph is None else (self.alike(graph, "in place"),)
+        return next(iter(self.forms["in place"]), None)
 
-    def carried(self) -> Carried | None:
-        """The same between blocks like it (`with_carried_norm`), or None."""
-        if self._carried is None:
-            found = with_carried_norm(self.graph)
-            if found is not None:
-                regions = (
-                    self._alike(found.graph, "norm carried on"),
-                    self._alike(found.norm, "its first norm"),
-                )
-                self._carried = Carried(*regions, found.modulations)
-        return self._carried
-
-    def _alike(self, graph: fx.GraphModule, how: str) -> Region:
+    def alike(self, graph: fx.GraphModule, how: str) -> Region:
+        """A region of another graph with the settings of this one."""
         given = self._lowering, self._hints, f"{self.name}, {how}", self._static, self._on_failure
         return Region(graph, *given)
 
     @property
     def variants(self) -> list[Region]:
         """This region, and what was made of it."""
-        carried = [] if self._carried is None else [self._carried.block, self._carried.norm]
-        return [self, *([] if self._in_place is None else [self._in_place]), *carried]
+        made = (each for form in self.forms.values() for each in form if isinstance(each, Region))
+        return [self, *(variant for region in made for variant in region.variants)]
 
     def sizes(self, arguments: tuple[Any, ...]) -> Sizes:
         """Values of the size symbols at these arguments."""
@@ -198,14 +185,6 @@ class Region:
     def cost(self, sizes: Sizes) -> Cost:
         """FLOPs and bytes of one call at these sizes."""
         return self.costs.at(sizes)
-
-
-class Carried(NamedTuple):
-    """The two graphs of `CarriedNorm`, and the positions of the modulations among the block's inputs."""
-
-    block: Region
-    norm: Region
-    modulations: tuple[int, ...]
 
 
 def not_compiled(name: str, error: Exception) -> Fallback:
