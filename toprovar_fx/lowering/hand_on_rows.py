@@ -75,7 +75,9 @@ def _pairs(graph: fx.Graph, calls: dict[fx.Node, Region]) -> dict[fx.Node, fx.No
     found: dict[fx.Node, fx.Node] = {}
     for after, region in calls.items():
         before = after.args[0] if after.args else None
-        if not isinstance(before, fx.Node) or calls.get(before) is not region or len(before.users) != 1:
+        if not isinstance(before, fx.Node) or calls.get(before) is not region:
+            continue
+        if len(before.users) != 1 or after.args.count(before) != 1:
             continue
         form = rows_form(region)
         if form is None or after.args[form.keep] is not before.args[form.keep]:
