@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from toprovar_fx import equal_blocks
 from toprovar_fx.analysis.graph_sizes import spec_of
-from toprovar_fx.lowering import carried_norms, linked_step, residual_forms
+from toprovar_fx.lowering import carried_norms, linked_step
 from toprovar_fx.lowering.carried_norms import CarriedNorm, with_carried_norm
 from toprovar_fx.lowering.hand_on_norms import hand_on_norms
 from toprovar_fx.lowering.region import Region
@@ -23,6 +23,7 @@ from toprovar_fx.models.configs import CONFIGS
 from toprovar_fx.options import Options
 from toprovar_fx.schedules import Schedule
 
+from .hopper_forms import hand_on_anywhere
 from .models.fixtures import eager, traced
 from .models.subjects import OPEN, Outcome, generate, identical
 from .test_residuals import norm_over_less, other_factor, ours, weights_in_full_precision
@@ -112,8 +113,7 @@ def test_blocks_that_carry_nothing(regions: dict[str, Region], monkeypatch: pyte
 @pytest.fixture
 def anywhere(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Lets blocks carry norms on a CPU; how the layers of every step that was linked since run."""
-    monkeypatch.setattr(carried_norms, "on_hopper", lambda graph: True)
-    monkeypatch.setattr(residual_forms, "_in_half_precision_on_cuda", lambda spec: True)
+    hand_on_anywhere(monkeypatch)
     return linked(monkeypatch, linked_step)
 
 

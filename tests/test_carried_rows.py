@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx
 from torch.nn import functional as F
 
-from toprovar_fx.lowering import carried_norms, carried_rows, linked_step, residual_forms
+from toprovar_fx.lowering import carried_norms, carried_rows, linked_step
 from toprovar_fx.lowering.carried_rows import CarriedRows, with_carried_rows
 from toprovar_fx.lowering.hand_on_rows import hand_on_rows
 from toprovar_fx.lowering.region import Region
@@ -19,6 +19,7 @@ from toprovar_fx.lowering.residuals import with_residuals
 from toprovar_fx.models.configs import CONFIGS
 from toprovar_fx.schedules import Schedule
 
+from .hopper_forms import hand_on_anywhere
 from .models.fixtures import traced
 from .models.subjects import OPEN, Outcome, identical, worst
 from .oracles import replay
@@ -157,9 +158,7 @@ def anywhere(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     f for the first rows, m and l for blocks that hand them on and write them, p for pruned blocks alone, b
     for the others.
     """
-    for module in (carried_norms, carried_rows):
-        monkeypatch.setattr(module, "on_hopper", lambda graph: True)
-    monkeypatch.setattr(residual_forms, "_in_half_precision_on_cuda", lambda spec: True)
+    hand_on_anywhere(monkeypatch)
     found: list[str] = []
 
     def noted(
