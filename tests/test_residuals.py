@@ -139,6 +139,23 @@ def weighted_sums(graph: fx.GraphModule) -> None:
             node.target, node.kwargs = torch.add, {"alpha": 2}
 
 
+def sums_in_full_precision(graph: fx.GraphModule) -> None:
+    """As of a residual in float32 under layers in half precision."""
+    for node in graph.graph.find_nodes(op="call_function", target=operator.add):
+        value = node.meta.get("example_value")
+        if isinstance(value, torch.Tensor):
+            node.meta["example_value"] = value.float()
+
+
+def gates_in_full_precision(graph: fx.GraphModule) -> None:
+    for node in graph.graph.find_nodes(op="placeholder"):
+        if "ada_gss" in node.name:
+            node.meta["toprovar_spec"] = replace(spec_of(node), dtype=torch.float32)
+    for node in graph.graph.find_nodes(op="call_function", target=operator.getitem):
+        if node.name.startswith(("gamma", "scale", "shift")):
+            node.meta["example_value"] = node.meta["example_value"].float()
+
+
 def weights_written_in_between(graph: fx.GraphModule) -> None:
     for node in graph.graph.find_nodes(op="call_function", target=F.linear):
         with graph.graph.inserting_after(node):
@@ -152,6 +169,8 @@ def weights_written_in_between(graph: fx.GraphModule) -> None:
         (weights_in_full_precision, []),
         (a_gate_for_every_token, ["linear_add_norm"]),
         (weighted_sums, []),
+        (sums_in_full_precision, []),
+        (gates_in_full_precision, ["linear_add"]),
         (weights_written_in_between, []),
     ],
 )

@@ -49,15 +49,13 @@ def with_carried_norm(graph: fx.GraphModule) -> CarriedNorm | None:
     if not on_hopper(graph.graph) or not isinstance(last, fx.Node):
         return None
     update, hidden = update_of(last), holders[0]
-    norms = [] if update is None else list(norms_of(hidden, update.width))
-    if len(norms) != 1:
+    norms = [] if update is None else list(norms_of(hidden, update.channels))
+    # The norm is of the type of what it is given and modulated by: that of the layer.
+    if update is None or len(norms) != 1 or spec_of(hidden).dtype != update.channels.dtype:
         return None
     (norm,) = norms
     given = dict.fromkeys(addend.node for addend in (*norm.scale, *norm.shift))
     if not given.keys() <= set(holders) or {hidden, *given} & written(graph.graph.nodes):
-        return None
-    # Of other types the norm would be of another type than the hidden state.
-    if any(spec_of(node).dtype != spec_of(hidden).dtype for node in given):
         return None
     modulations = tuple(holders.index(node) for node in given)
     carried, alone = _carried(graph, norm, last, list(given)), _alone(graph, norm, list(given))

@@ -97,15 +97,15 @@ def _read(graph: fx.GraphModule) -> _Parts | None:
     if found is None or not isinstance(added, fx.Node) or len(added.users) != 1:
         return None
     (rows,), keep, update = gathers, found["keep"], update_of(added)
-    norms = [] if update is None else list(norms_of(rows, update.width))
+    norms = [] if update is None else list(norms_of(rows, update.channels))
     asked = all(node in (rows, put) or operator_name(node) in _ASKED for node in hidden.users)
-    if update is None or len(norms) != 1 or found["width"] != update.width or not asked:
+    if update is None or len(norms) != 1 or found["width"] != update.channels.width or not asked:
         return None
     (norm,) = norms
     given = tuple(dict.fromkeys(addend.node for addend in (*norm.scale, *norm.shift)))
     if not all(isinstance(node, fx.Node) and node.op == "placeholder" for node in (keep, *given)):
         return None
-    alike = all(spec_of(node).dtype == spec_of(hidden).dtype for node in given)
+    alike = spec_of(hidden).dtype == update.channels.dtype
     if not alike or {hidden, keep, *given} & written(node for node in graph.graph.nodes if node is not put):
         return None
     return _Parts(hidden, keep, rows, norm, added, put, given)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import sympy
 import torch
@@ -12,7 +13,7 @@ from torch.nn import functional as F
 
 from ..analysis.graph_sizes import spec_of
 from ..analysis.operators import operator_name
-from ..analysis.shapes import as_size, value_of
+from ..analysis.shapes import as_size, dtype_of, value_of
 from ..input_specs import InputSpec
 from ..ops.linear_add import KERNEL_DTYPES, WIDEST
 from .patterns import Call, Hole, match
@@ -22,6 +23,13 @@ _BUNDLED = Call(
     "getitem", Call("unbind", Call("add", Hole("first"), Hole("second")), Hole("axis")), Hole("at")
 )
 _DEFAULT_EPS = 1e-5
+
+
+class Channels(NamedTuple):
+    """What a linear layer computes of every token: how many numbers, and of which type."""
+
+    width: int
+    dtype: torch.dtype
 
 
 @dataclass(frozen=True)
@@ -49,12 +57,8 @@ class Update:
     residual: fx.Node
     linear: fx.Node
     gate: Addends
+    channels: Channels
     nodes: tuple[fx.Node, ...]
-
-    @property
-    def width(self) -> int:
-        """Channels of the sum."""
-        return _width_of(self.linear) or 0
 
 
 @dataclass(frozen=True)
@@ -74,43 +78,52 @@ class Norm:
 
 
 def update_of(add: fx.Node) -> Update | None:
-    """What an addition adds to a residual, if that is a linear layer that nobody else reads."""
+    """What an addition adds to a residual, if that is a linear layer that nobody else reads, of its type."""
     if not _calls(add, "add", 2) or not all(isinstance(operand, fx.Node) for operand in add.args):
         return None
     first, second = add.args
     for residual, update in ((first, second), (second, first)):
         assert isinstance(residual, fx.Node) and isinstance(update, fx.Node)
-        width = _width_of(update)
-        if width is not None and len(update.users) == 1:
-            return Update(residual, update, (), (update, add))
-        if not _calls(update, "mul", 2) or len(update.users) != 1:
-            continue
-        for linear, gate in (update.args, reversed(update.args)):
-            if not isinstance(linear, fx.Node) or not isinstance(gate, fx.Node):
-                continue
-            width = _width_of(linear)
-            found = () if width is None or len(linear.users) != 1 else addends_of(gate, width)
-            if found:
-                return Update(residual, linear, found, (linear, update, add))
+        found = _gated(residual, update, add) if len(update.users) == 1 else None
+        if found is not None and type_of(add) == found.channels.dtype:
+            return found
     return None
 
 
-def norms_of(x: fx.Node, width: int) -> Iterator[Norm]:
+def _gated(residual: fx.Node, update: fx.Node, add: fx.Node) -> Update | None:
+    channels = _channels_of(update)
+    if channels is not None:
+        return Update(residual, update, (), channels, (update, add))
+    if not _calls(update, "mul", 2):
+        return None
+    for linear, gate in (update.args, reversed(update.args)):
+        if not isinstance(linear, fx.Node) or not isinstance(gate, fx.Node) or len(linear.users) != 1:
+            continue
+        channels = _channels_of(linear)
+        found = () if channels is None else addends_of(gate, channels)
+        if channels is not None and found:
+            return Update(residual, linear, found, channels, (linear, update, add))
+    return None
+
+
+def norms_of(x: fx.Node, channels: Channels) -> Iterator[Norm]:
     """The norms of `x [R, L, C]` that the operator computes, in order."""
     for node in list(x.users):
-        found = _norm_at(node, x, width)
+        found = _norm_at(node, x, channels)
         if found is not None:
             yield found
 
 
-def addends_of(node: fx.Node, width: int) -> Addends:
-    """A modulation as one addend or two; none if it differs between tokens, or more than channels do."""
+def addends_of(node: fx.Node, channels: Channels) -> Addends:
+    """A modulation as one addend or two; none if it differs between tokens, or is of another type."""
+    width, dtype = channels
     parts = match(_BUNDLED, node, {})
     if parts is not None and isinstance(parts["axis"], int) and isinstance(parts["at"], int):
         shapes = [_without(shape_of(parts[name]), parts["axis"]) for name in ("first", "second")]
-        if all(_modulates(shape, width) for shape in shapes):
+        alike = all(type_of(parts[name]) == dtype for name in ("first", "second"))
+        if alike and all(_modulates(shape, width) for shape in shapes):
             return tuple(Addend(parts[name], parts["axis"], parts["at"]) for name in ("first", "second"))
-    return (Addend(node),) if _modulates(shape_of(node), width) else ()
+    return (Addend(node),) if type_of(node) == dtype and _modulates(shape_of(node), width) else ()
 
 
 def shape_of(node: object) -> Shape | None:
@@ -123,22 +136,31 @@ def shape_of(node: object) -> Shape | None:
     return tuple(map(as_size, value.shape)) if isinstance(value, torch.Tensor) else None
 
 
-def _norm_at(node: fx.Node, x: fx.Node, width: int) -> Norm | None:
+def type_of(node: fx.Node) -> torch.dtype | None:
+    """The type of a node's value, as far as it is known."""
+    return spec_of(node).dtype if node.op == "placeholder" else dtype_of(node)
+
+
+def _norm_at(node: fx.Node, x: fx.Node, channels: Channels) -> Norm | None:
     names = ("input", "normalized_shape", "weight", "bias", "eps")
     if node.op != "call_function" or node.target is not F.layer_norm or len(node.args) > len(names):
         return None
     given = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
     eps, shape = given.get("eps", _DEFAULT_EPS), given["normalized_shape"]
-    if given["input"] is not x or shape not in ((width,), [width]) or not isinstance(eps, float):
+    if (
+        given["input"] is not x
+        or shape not in ((channels.width,), [channels.width])
+        or not isinstance(eps, float)
+    ):
         return None
     weight, bias = given.get("weight"), given.get("bias")
     if isinstance(weight, fx.Node) and isinstance(bias, fx.Node):
-        scale, shift = addends_of(weight, width), addends_of(bias, width)
+        scale, shift = addends_of(weight, channels), addends_of(bias, channels)
         return Norm(scale, shift, False, eps, (node,)) if scale and shift else None
-    return _adaptive(node, width, eps) if weight is None and bias is None else None
+    return _adaptive(node, channels, eps) if weight is None and bias is None else None
 
 
-def _adaptive(norm: fx.Node, width: int, eps: float) -> Norm | None:
+def _adaptive(norm: fx.Node, channels: Channels, eps: float) -> Norm | None:
     """`norm * (1 + scale) + shift`, if nobody else reads what is between."""
     (scaled,) = norm.users if len(norm.users) == 1 else (None,)
     (shifted,) = scaled.users if scaled is not None and len(scaled.users) == 1 else (None,)
@@ -148,7 +170,7 @@ def _adaptive(norm: fx.Node, width: int, eps: float) -> Norm | None:
     one = match(Call("add", 1, Hole("scale")), scale, {}) or match(Call("add", Hole("scale"), 1), scale, {})
     if one is None or not isinstance(one["scale"], fx.Node) or not isinstance(shift, fx.Node):
         return None
-    scales, shifts = addends_of(one["scale"], width), addends_of(shift, width)
+    scales, shifts = addends_of(one["scale"], channels), addends_of(shift, channels)
     return Norm(scales, shifts, True, eps, (norm, scaled, shifted)) if scales and shifts else None
 
 
@@ -164,8 +186,8 @@ def _calls(node: fx.Node, name: str, operands: int) -> bool:
     return called and len(node.args) == operands and not node.kwargs
 
 
-def _width_of(node: fx.Node) -> int | None:
-    """Outputs of a linear layer of three axes whose weights are inputs in half precision on a CUDA device."""
+def _channels_of(node: fx.Node) -> Channels | None:
+    """Those of a linear layer of three axes whose weights are inputs in half precision on a CUDA device."""
     if (
         node.op != "call_function"
         or node.target is not F.linear
@@ -183,7 +205,9 @@ def _width_of(node: fx.Node) -> int | None:
     if not _in_half_precision_on_cuda(spec) or spec.shape is None or len(spec.shape) != 2:
         return None
     width = spec.shape[0]
-    return int(width) if width.is_Integer and int(width) <= WIDEST else None
+    if not width.is_Integer or int(width) > WIDEST or spec.dtype is None:
+        return None
+    return Channels(int(width), spec.dtype)
 
 
 def _in_half_precision_on_cuda(spec: InputSpec) -> bool:

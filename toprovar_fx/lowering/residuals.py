@@ -57,7 +57,7 @@ def _rewrite(graph: fx.Graph, add: fx.Node) -> bool:
             graph.call_function(torch.ops.toprovar.linear_add_rows.default, given)
         _replace(graph, {rows.node: rows.hidden}, (*update.nodes, rows.node))
         return True
-    norm = next((found for found in norms_of(add, update.width) if _may_move(graph, found, add)), None)
+    norm = next((found for found in norms_of(add, update.channels) if _may_move(graph, found, add)), None)
     with graph.inserting_before(add):
         given = *operands, update.residual, _built(graph, update.gate)
         if norm is None:
