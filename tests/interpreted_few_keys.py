@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from toprovar_fx.ops.triton_few_keys import Tiles, launch
+from toprovar_fx.ops.triton_few_keys import Tiles, launch, launch_parts
 
 Case = tuple[Tensor, Tensor, Tensor, float, Tensor | None]
 
@@ -66,6 +66,19 @@ def cases() -> Iterator[tuple[str, Case, Tiles | None]]:
     yield "not a number", (*strange, 0.3, None), small
 
 
+def run_parts(parts: int, biased: bool) -> dict[str, Any]:
+    """Queries of which parts are to be summed, rounded as a projection would round them."""
+    q, k, v = operands(21, 40)
+    sums = torch.randn(parts, 2, 21, 2, 16).transpose(2, 3)
+    bias = torch.randn(32).half() if biased else None
+    mask = padding([7, 33], 40)
+    whole = sums.sum(0) + (0 if bias is None else bias.float().view(2, 1, 16))
+    found = launch_parts(sums, bias, k, v, 0.3, mask)
+    expected = exact(whole.half(), k, v, 0.3, mask)
+    laid_out = found.shape == q.shape and found.transpose(1, 2).is_contiguous()
+    return {"error": float((found.double() - expected).abs().max()), "as it should": laid_out}
+
+
 def run(case: Case, tiles: Tiles | None) -> dict[str, Any]:
     found, expected = launch(*case, tiles=tiles), exact(*case)
     lost = bool((found.isnan() != expected.isnan()).any())
@@ -78,4 +91,6 @@ def run(case: Case, tiles: Tiles | None) -> dict[str, Any]:
 
 if __name__ == "__main__":
     torch.manual_seed(0)
-    print(json.dumps({name: run(case, tiles) for name, case, tiles in cases()}))
+    results = {name: run(case, tiles) for name, case, tiles in cases()}
+    results |= {f"{parts} parts": run_parts(parts, parts > 2) for parts in (2, 4)}
+    print(json.dumps(results))

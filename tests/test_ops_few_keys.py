@@ -42,14 +42,15 @@ def test_the_kernel_interpreted() -> None:
 
 
 @needs_triton
+@pytest.mark.parametrize("parts", [1, 4])
 @pytest.mark.parametrize("width", [64, 128])
 @pytest.mark.parametrize(("queries", "keys"), LENGTHS)
-def test_the_kernel_compiles_for_hopper(width: int, queries: int, keys: int) -> None:
+def test_the_kernel_compiles_for_hopper(width: int, queries: int, keys: int, parts: int) -> None:
     from toprovar_fx.ops.triton_few_keys import tiles_for
 
     from .kernel_compiler import few_keys_kernel
 
-    report = few_keys_kernel(width, tiles_for(queries, keys))
+    report = few_keys_kernel(width, tiles_for(queries, keys, masked=True), parts)
     assert report["spilled"] == 0
     # Two programs of four warps on a multiprocessor, at least.
     assert report["registers"] <= 255
