@@ -8,6 +8,7 @@ import os
 import random
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from importlib import import_module
 
 import numpy as np
@@ -15,6 +16,10 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 from torch import fx
+
+from toprovar_fx.lowering.region import Region
+from toprovar_fx.models.configs import CONFIGS
+from toprovar_fx.schedules import Schedule
 
 from .browser import CHROMIUM
 
@@ -160,3 +165,13 @@ def recorder(monkeypatch: pytest.MonkeyPatch, fresh_dynamo: None) -> object:
     for user in ("toprovar_fx.runtime.step_parts", "toprovar_fx.dense_program"):
         monkeypatch.setattr(f"{user}.graph_memory", lambda options, device: GraphMemory(made, False))
     return made
+
+
+@pytest.fixture(scope="module")
+def regions() -> Iterator[dict[str, Region]]:
+    """The block graphs of a small Infinity, by name."""
+    block_kernels = pytest.importorskip("benchmarks.block_kernels", reason="needs Triton, for Linux only")
+    torch.compiler.reset()
+    small = replace(CONFIGS["infinity-2b"], width=256, heads=2)
+    yield block_kernels.block_regions(small, Schedule.infinity())
+    torch.compiler.reset()

@@ -19,9 +19,7 @@ from toprovar_fx.lowering.carried_norms import CarriedNorm, with_carried_norm
 from toprovar_fx.lowering.hand_on_norms import hand_on_norms
 from toprovar_fx.lowering.region import Region
 from toprovar_fx.lowering.residuals import with_residuals
-from toprovar_fx.models.configs import CONFIGS
 from toprovar_fx.options import Options
-from toprovar_fx.schedules import Schedule
 
 from .hopper_forms import hand_on_anywhere
 from .models.fixtures import eager, traced
@@ -30,15 +28,6 @@ from .test_residuals import norm_over_less, other_factor, ours, weights_in_full_
 from .test_rotations import arguments, on_cuda
 
 DENSE, PRUNED = "block: all tokens", "block: K tokens from block_input on"
-
-
-@pytest.fixture(scope="module")
-def regions() -> dict[str, Region]:
-    block_kernels = pytest.importorskip("benchmarks.block_kernels", reason="needs Triton")
-    torch.compiler.reset()
-    small = replace(CONFIGS["infinity-2b"], width=256, heads=2)
-    yield block_kernels.block_regions(small, Schedule.infinity())
-    torch.compiler.reset()
 
 
 @pytest.fixture

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping
 from unittest import mock
 
 import pytest
@@ -16,8 +15,6 @@ from toprovar_fx.lowering.carried_rows import CarriedRows, with_carried_rows
 from toprovar_fx.lowering.hand_on_rows import hand_on_rows
 from toprovar_fx.lowering.region import Region
 from toprovar_fx.lowering.residuals import with_residuals
-from toprovar_fx.models.configs import CONFIGS
-from toprovar_fx.schedules import Schedule
 
 from .hopper_forms import hand_on_anywhere
 from .models.fixtures import traced
@@ -29,15 +26,6 @@ from .test_rotations import arguments, on_cuda
 PRUNED = "block: K tokens from block_input on"
 # One map ranks the tokens of all layers.
 ONE_MAP = {"entropy_source": "previous_scale", "ranking_depth": 0.0, "protected_layers_first": 0}
-
-
-@pytest.fixture(scope="module")
-def regions() -> Iterator[dict[str, Region]]:
-    block_kernels = pytest.importorskip("benchmarks.block_kernels", reason="needs Triton")
-    torch.compiler.reset()
-    small = replace(CONFIGS["infinity-2b"], width=256, heads=2)
-    yield block_kernels.block_regions(small, Schedule.infinity())
-    torch.compiler.reset()
 
 
 @pytest.fixture

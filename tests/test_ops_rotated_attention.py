@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import pytest
 import torch
@@ -15,11 +14,9 @@ from toprovar_fx.lowering.attentions import with_attentions
 from toprovar_fx.lowering.region import Region
 from toprovar_fx.lowering.rotated_attentions import with_rotated_attentions
 from toprovar_fx.lowering.rotations import with_rotations
-from toprovar_fx.models.configs import CONFIGS
 from toprovar_fx.ops.attention import attention
 from toprovar_fx.ops.rotated_attention import rotated_attention
 from toprovar_fx.ops.rotated_qkv import rotated_qkv
-from toprovar_fx.schedules import Schedule
 
 from .interpreted_rotation import relative
 from .test_ops_rotated_qkv import of_model
@@ -84,15 +81,6 @@ def test_the_kernel_compiles_for_hopper(width: int, tokens: int) -> None:
 
 
 # In graphs
-
-
-@pytest.fixture(scope="module")
-def regions() -> dict[str, Region]:
-    block_kernels = pytest.importorskip("benchmarks.block_kernels", reason="needs Triton")
-    torch.compiler.reset()
-    small = replace(CONFIGS["infinity-2b"], width=256, heads=2)
-    yield block_kernels.block_regions(small, Schedule.infinity())
-    torch.compiler.reset()
 
 
 @pytest.fixture

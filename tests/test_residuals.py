@@ -14,8 +14,6 @@ from torch.nn import functional as F
 from toprovar_fx.analysis.graph_sizes import spec_of
 from toprovar_fx.lowering.region import Region
 from toprovar_fx.lowering.residuals import with_residuals
-from toprovar_fx.models.configs import CONFIGS
-from toprovar_fx.schedules import Schedule
 
 from .test_rotations import arguments, on_cuda
 
@@ -30,17 +28,12 @@ DENSE, PRUNED, PLACED = (
 OPERATORS = torch.ops.toprovar
 
 
-@pytest.fixture(scope="module")
-def regions() -> dict[str, Region]:
-    torch.compiler.reset()
-    small = replace(CONFIGS["infinity-2b"], width=256, heads=2)
-    found = block_kernels.block_regions(small, Schedule.infinity())
-    for region in list(found.values()):
-        in_place = region.rows_in_place()
-        if in_place is not None:
-            found[in_place.name] = in_place
-    yield found
-    torch.compiler.reset()
+@pytest.fixture(autouse=True)
+def _in_place(regions: dict[str, Region]) -> None:
+    """The pruned block in the form that writes its rows into the hidden state, too."""
+    in_place = regions[PRUNED].rows_in_place()
+    assert in_place is not None and in_place.name == PLACED
+    regions[PLACED] = in_place
 
 
 @pytest.fixture(autouse=True)

@@ -13,7 +13,6 @@ from torch import Tensor, fx
 from toprovar_fx.analysis.graph_sizes import spec_of
 from toprovar_fx.lowering.region import Region
 from toprovar_fx.lowering.rotations import with_rotations
-from toprovar_fx.models.configs import CONFIGS
 from toprovar_fx.schedules import Schedule
 
 block_kernels = pytest.importorskip(
@@ -28,14 +27,6 @@ MOST = {
     "block: K tokens from block_input on": 10,
 }
 DENSE, PRUNED = "block: all tokens", "block: K tokens from block_input on"
-
-
-@pytest.fixture(scope="module")
-def regions() -> dict[str, Region]:
-    torch.compiler.reset()
-    small = replace(CONFIGS["infinity-2b"], width=256, heads=2)
-    yield block_kernels.block_regions(small, SCHEDULE)
-    torch.compiler.reset()
 
 
 def on_cuda(region: Region, device: str = "cuda") -> fx.GraphModule:
