@@ -77,6 +77,27 @@ def hopper_kernel(
     return assembler_report(_source(GluonASTSource, hopper_kernel, chosen, types, []), num_warps=4)
 
 
+def product_kernel(blocks: Any, whole: bool, gelu: bool, dtype: str = "bf16") -> dict[str, Any]:
+    """Report of `gluon_product.product_kernel` with these blocks."""
+    from triton.experimental.gluon._runtime import GluonASTSource
+    from triton.experimental.gluon.language import NVMMASharedLayout
+
+    from toprovar_fx.ops.gluon_product import product_kernel
+    from toprovar_fx.ops.streamed_product import OUTPUTS, REGISTERS
+
+    layout = NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=2)
+    types = {
+        "x": f"tensordesc<{dtype}[{blocks.box},{blocks.channels}],{layout!r}>",
+        "w": f"tensordesc<{dtype}[{OUTPUTS},{blocks.channels}],{layout!r}>",
+        "bias": f"*{dtype}",
+        "out": f"*{dtype}" if whole else "*fp32",
+    }
+    chosen = {"OUTPUTS": OUTPUTS, "ROWS": blocks.rows, "CHANNELS": blocks.channels, "BOX": blocks.box}
+    chosen |= {"BOXES": blocks.boxes, "STAGES": blocks.stages, "WHOLE": whole, "BIAS": whole, "GELU": gelu}
+    source = _source(GluonASTSource, product_kernel, chosen, types, ["bias", "out"])
+    return assembler_report(source, num_warps=4, maxnreg=REGISTERS, launch_pdl=True)
+
+
 def rotation_kernel(width: int = 128, dtype: str = "bf16") -> dict[str, Any]:
     """Report of `rotation_kernel` with 16 heads of this width."""
     from toprovar_fx.ops import triton_rotation
@@ -105,7 +126,7 @@ def rotated_attention_kernel(width: int, tokens: int, dtype: str = "bf16") -> di
     types = {**dict.fromkeys(halves, f"*{dtype}"), "cos": "*fp32", "sin": "*fp32", "keep": "*i64"}
     types |= {"max_log_factor": "fp32", "factor": "fp32"}
     chosen = {"D": width, "BLOCK_M": of.QUERIES_PER_PROGRAM, "BLOCK_N": of.KEYS_AT_ONCE, "KEEP": False}
-    chosen |= {"TOKENS": of.tokens_for(tokens), "c_d": 1, "s_d": 1}
+    chosen |= {"TOKENS": of.tokens_for(tokens), "c_d": 1, "s_d": 1, "CHAINED": True}
     whole = [*halves, "cos", "sin", "heads", "c_n", "s_n", *(f"{x}_{axis}" for x in "kv" for axis in "rhn")]
     source = _source(ASTSource, of.rotated_attention_kernel, chosen, types, whole)
     return assembler_report(source, num_warps=of.WARPS)
@@ -127,7 +148,7 @@ def few_keys_kernel(width: int, tiles: Any, parts: int = 1, dtype: str = "bf16")
         "BLOCK_M": tiles.queries,
         "BLOCK_N": tiles.keys,
     }
-    chosen |= {"STAGES": tiles.stages, "group": 1}
+    chosen |= {"STAGES": tiles.stages, "group": 1, "CHAINED": True}
     whole = ["q", "bias", "k", "v", "out", "part", *(f"{x}_{axis}" for x in "qkvo" for axis in "bhn")]
     source = _source(ASTSource, triton_few_keys.few_keys_kernel, chosen, types, whole)
     return assembler_report(source, num_warps=4)
@@ -142,7 +163,7 @@ def add_norm_kernel(width: int, rows: int, parts: int, warps: int, dtype: str = 
     types = {**dict.fromkeys(halves, f"*{dtype}"), "keep": "*i64", "eps": "fp32"}
     types["sums"] = types["sums"] if parts == 1 else "*fp32"
     chosen = {"PARTS": parts, "BIAS": True, "GATES": 2, "SCALES": 2, "SHIFTS": 2, "ONE": True, "KEEP": True}
-    chosen |= {"C": width, "ROWS": rows, "BLOCK": triton.next_power_of_2(width)}
+    chosen |= {"C": width, "ROWS": rows, "BLOCK": triton.next_power_of_2(width), "CHAINED": True}
     steps = ("part", "x_r", "x_n", "h_r", "h_n", *(f"{name}_r" for name in addends))
     source = _source(ASTSource, triton_add_norm.add_norm_kernel, chosen, types, [*halves, "keep", *steps])
     return assembler_report(source, num_warps=warps)

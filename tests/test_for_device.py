@@ -48,5 +48,12 @@ def test_every_operator_is_among_them() -> None:
         operators = rewrite_anywhere(patch)
         for options in (OPTIONS["one map"], OPTIONS["lossless"]):
             generation_of("infinity", options)
-    ours = {"linear_add", "linear_add_norm", "linear_add_rows", "rotated_attention", "projected_attention"}
+    ours = {
+        "linear",
+        "linear_add",
+        "linear_add_norm",
+        "linear_add_rows",
+        "rotated_attention",
+        "projected_attention",
+    }
     assert ours <= operators.keys()

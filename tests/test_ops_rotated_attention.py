@@ -105,6 +105,7 @@ def test_a_block_has_one(regions: dict[str, Region], name: str) -> None:
     assert fused(before(region)) == 1
     others = torch.ops.toprovar.rotated_qkv.default
     assert not graph.graph.find_nodes(op="call_function", target=others)
+    assert len(graph.graph.find_nodes(op="call_function", target=torch.ops.toprovar.linear.default)) == 1
     copies = [value.clone() if isinstance(value, Tensor) else value for value in given]
     assert torch.equal(graph(*copies), region.graph(*given))
     for own, other in zip(copies, given, strict=True):

@@ -75,7 +75,8 @@ def test_core_imports_need_torch_alone() -> None:
         "          'toprovar_fx.ops.triton_rotation', 'toprovar_fx.ops.triton_merge',\n"
         "          'toprovar_fx.ops.triton_select', 'toprovar_fx.ops.triton_sigma',\n"
         "          'toprovar_fx.ops.attention_launch', 'toprovar_fx.ops.triton_few_keys',\n"
-        "          'toprovar_fx.ops.triton_add_norm',\n"
+        "          'toprovar_fx.ops.triton_add_norm', 'toprovar_fx.ops.triton_chain',\n"
+        "          'toprovar_fx.ops.gluon_product',\n"
         "          'toprovar_fx.ops.triton_rotated_attention']\n"
         "print([name for name in extras if name in sys.modules])"
     )
@@ -118,7 +119,7 @@ TYPER_MODULES = {"app.py", "arguments.py"}
 TRITON_MODULES = {
     *("triton_attention.py", "triton_launch.py", "gluon_attention.py", "triton_rotation.py"),
     *("triton_merge.py", "triton_select.py", "triton_sigma.py", "attention_launch.py"),
-    "triton_add_norm.py",
+    *("triton_add_norm.py", "triton_chain.py", "gluon_product.py"),
     "triton_rotated_attention.py",
     "triton_few_keys.py",
 }

@@ -1,4 +1,8 @@
-"""One operator for the rotation of `with_rotations` and the attention that reads its queries."""
+"""One operator for the rotation of `with_rotations` and the attention that reads its queries.
+
+The linear layer that makes the queries, keys and values becomes an operator of ours besides, which reads its
+weight while the kernel before still runs, where tokens are few.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +10,11 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch.nn import functional as F
 
 from .._torch_private import graph_to_read
 from ..analysis.writes import between, memory_of, written
-from ..ops import rotated_attention  # noqa: F401 - registers the operator called here
+from ..ops import linear, rotated_attention  # noqa: F401 - registers the operators called here
 from .patterns import Call, Hole, match
 from .rotations import length_of
 
@@ -50,7 +55,24 @@ def _rewrite(graph: fx.Graph, attention: fx.Node) -> bool:
     for node in dict.fromkeys((attention, keys, values, queries)):
         if not node.users:
             graph.erase_node(node)
+    _read_ahead(graph, given[0])
     return True
+
+
+def _read_ahead(graph: fx.Graph, qkv: Any) -> None:
+    """Let an operator of ours compute the linear layer of the queries, keys and values."""
+    found = match(Call("view", Hole("layer"), *(Hole(name) for name in "rnshd")), qkv, {})
+    layer = None if found is None else found["layer"]
+    if not isinstance(layer, fx.Node) or layer.target is not F.linear or layer.kwargs:
+        return
+    x, weight, *bias = layer.args
+    if bias not in ([], [None]) or not isinstance(weight, fx.Node) or weight.op != "placeholder":
+        return
+    with graph.inserting_before(layer):
+        made = graph.call_function(torch.ops.toprovar.linear.default, (x, weight))
+    made.meta = dict(layer.meta)
+    layer.replace_all_uses_with(made)
+    graph.erase_node(layer)
 
 
 def _meanwhile(graph: fx.Graph, queries: fx.Node, attention: fx.Node, caches: list[Any]) -> bool:

@@ -3,6 +3,7 @@
 from .attention import attention
 from .attention_entropy import attention_entropy
 from .attention_with_entropy import attention_with_entropy
+from .linear import linear
 from .linear_add import linear_add, linear_add_norm, linear_add_rows
 from .linear_gelu import linear_gelu
 from .logits_entropy import logits_entropy, masked_attention_entropy
@@ -18,6 +19,7 @@ __all__ = [
     "attention",
     "attention_entropy",
     "attention_with_entropy",
+    "linear",
     "linear_add",
     "linear_add_norm",
     "linear_add_rows",

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .split_product import parts_for, sums_of_parts
+from .split_product import in_parts
 from .triton_found import has_triton
 
 # Of the kernel; elsewhere any will do.
@@ -221,12 +221,10 @@ class _Operands:
         from . import triton_add_norm
 
         rows = self.x.reshape(-1, self.x.shape[-1])
-        parts = parts_for(len(rows), self.weight)
         with torch.cuda.device(self.weight.device):
-            if parts == 1:
+            sums, bias = in_parts(rows, self.weight), self.bias
+            if sums is None:
                 sums, bias = F.linear(rows, self.weight, self.bias)[None], None
-            else:
-                sums, bias = sums_of_parts(rows, self.weight, parts), self.bias
             triton_add_norm.launch(sums, bias, self.residual, self.gate, out, keep, norm)
 
 

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .._torch_private import linear_gelu_rows
+from . import streamed_product
 
 
 @torch.library.custom_op("toprovar::linear_gelu", mutates_args=())
@@ -26,8 +27,12 @@ def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """
     if x.device.type != "cuda":
         return F.gelu(F.linear(x, weight, bias), approximate="tanh")
-    rows = linear_gelu_rows(x.reshape(-1, x.shape[-1]), weight, bias)
-    return rows.view(*x.shape[:-1], weight.shape[0])
+    rows = x.reshape(-1, x.shape[-1])
+    if streamed_product.takes(rows, weight, whole=True):
+        made = streamed_product.streamed_linear(rows, weight, bias, gelu=True)
+    else:
+        made = linear_gelu_rows(rows, weight, bias)
+    return made.view(*x.shape[:-1], weight.shape[0])
 
 
 @linear_gelu.register_fake

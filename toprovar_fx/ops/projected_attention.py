@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .attention import attention
-from .split_product import parts_for, sums_of_parts
+from .split_product import in_parts
 from .triton_found import has_triton
 
 
@@ -44,16 +44,15 @@ def projected_attention(
     Returns:
         ``[B, H, Lq, Ev]``, laid out as ``[B, Lq, H, Ev]`` in memory.
     """
-    parts = _parts(x, weight, bias, rows, tokens, heads, k, v, mask)
-    if parts == 1:
+    sums = _sums(x, weight, bias, rows, tokens, heads, k, v, mask)
+    if sums is None:
         queries = F.linear(x, weight, bias).view(rows, tokens, heads, -1).transpose(1, 2)
         return attention(queries, k, v, scale, mask)
     from . import triton_few_keys
 
     with torch.cuda.device(x.device):
-        sums = sums_of_parts(x.reshape(rows * tokens, -1), weight, parts)
-        sums = sums.view(parts, rows, tokens, heads, -1).transpose(2, 3)
-        return triton_few_keys.launch_parts(sums, bias, k, v, scale, mask)
+        apart = sums.view(len(sums), rows, tokens, heads, -1).transpose(2, 3)
+        return triton_few_keys.launch_parts(apart, bias, k, v, scale, mask)
 
 
 @projected_attention.register_fake
@@ -72,7 +71,7 @@ def _(
     return x.new_empty(rows, tokens, heads, v.shape[3]).transpose(1, 2)
 
 
-def _parts(
+def _sums(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -82,10 +81,10 @@ def _parts(
     k: Tensor,
     v: Tensor,
     mask: Tensor | None,
-) -> int:
-    """In how many parts the product is to be summed; 1 where the kernel for few keys does not follow."""
+) -> Tensor | None:
+    """Parts of the product; None where it is wanted whole, or the kernel for few keys does not follow."""
     if not x.is_cuda or not has_triton():
-        return 1
+        return None
     from . import triton_few_keys
 
     alike = [each for each in (x, weight, bias) if each is not None]
@@ -96,4 +95,7 @@ def _parts(
         and (bias is None or bias.is_contiguous())
         and triton_few_keys.takes_shape(shape, k, v, mask)
     )
-    return parts_for(rows * tokens, weight) if taken else 1
+    if not taken:
+        return None
+    with torch.cuda.device(x.device):
+        return in_parts(x.reshape(rows * tokens, -1), weight)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from . import streamed_product
 from .cards import HOPPER, capability
 
 # Measured on an H200 (`benchmarks.layer_products`): outputs up to; inputs at least, in outputs; rows up to,
@@ -33,6 +34,22 @@ def parts_for(rows: int, weight: Tensor) -> int:
             parts = next((parts for most, parts in by_rows if rows <= most), 1)
             return parts if inputs % (8 * parts) == 0 else 1
     return 1
+
+
+def in_parts(x: Tensor, weight: Tensor) -> Tensor | None:
+    """The product ``x W^T`` as the parts that are fastest; None where it is fastest as a whole.
+
+    Args:
+        x: `[M, K]`, half precision, on CUDA, contiguous.
+        weight: `[N, K]` in its dtype, contiguous.
+
+    Returns:
+        `[parts, M, N]` float32; summed over the parts it is the product.
+    """
+    if streamed_product.takes(x, weight, whole=False):
+        return streamed_product.streamed_sums(x, weight)
+    parts = parts_for(len(x), weight)
+    return None if parts == 1 else sums_of_parts(x, weight, parts)
 
 
 def sums_of_parts(x: Tensor, weight: Tensor, parts: int) -> Tensor:

@@ -9,6 +9,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .triton_chain import begin, chained
+
 if TYPE_CHECKING:
     from .linear_add import WantedNorm
 
@@ -26,9 +28,10 @@ def add_norm_kernel(
     tokens, part, x_r, x_n, h_r, h_n, gate_r, gate_2_r, scale_r, scale_2_r, shift_r, shift_2_r, eps,
     PARTS: tl.constexpr, BIAS: tl.constexpr, GATES: tl.constexpr, SCALES: tl.constexpr,
     SHIFTS: tl.constexpr, ONE: tl.constexpr, KEEP: tl.constexpr,
-    C: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    C: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, CHAINED: tl.constexpr,
 ):  # fmt: skip
     """Some tokens of a row; the grid is ``[L / ROWS, R]``. SCALES: 0 for no norm. KEEP: rows of `out`."""
+    begin(CHAINED)
     row = tl.program_id(1).to(tl.int64)
     at = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     channels = tl.arange(0, BLOCK)
@@ -125,4 +128,5 @@ def launch(
         PARTS=len(sums), BIAS=bias is not None, GATES=len(gate), SCALES=len(scale), SHIFTS=len(shift),
         ONE=norm is not None and norm.one, KEEP=keep is not None,
         C=width, ROWS=taken, BLOCK=triton.next_power_of_2(width), num_warps=warps_for(batch * tokens),
+        **chained(out.device),
     )  # fmt: skip

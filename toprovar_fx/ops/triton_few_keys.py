@@ -15,6 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .cards import HOPPER, MOST_PROGRAMS, capability
+from .triton_chain import begin, chained
 
 # Measured against stock attention on an H200, with 32 heads in all; see docs/results.md.
 WIDTHS = (64, 128)
@@ -90,13 +91,14 @@ def few_keys_kernel(
     q, bias, k, v, mask, out, queries, keys, heads, group, factor, part,
     q_b, q_h, q_n, k_b, k_h, k_n, v_b, v_h, v_n, m_b, o_b, o_h, o_n,
     PARTS: tl.constexpr, BIAS: tl.constexpr, MASKED: tl.constexpr, MOST: tl.constexpr, D: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, STAGES: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, STAGES: tl.constexpr, CHAINED: tl.constexpr,
 ):  # fmt: skip
     """Some queries of a head; the grid is ``[Lq / BLOCK_M, B H]``. ``factor``: the scale times log2(e).
 
     PARTS: of queries of which only sums in parts are there, in float32.
     """
     LOG2E: tl.constexpr = 1.4426950408889634
+    begin(CHAINED)
     row = (tl.program_id(1) // heads).to(tl.int64)
     head = (tl.program_id(1) % heads).to(tl.int64)
     channels = tl.arange(0, D)
@@ -199,5 +201,6 @@ def launch_parts(
         *k.stride()[:3], *v.stride()[:3], of_row, *out.stride()[:3],
         PARTS=count, BIAS=bias is not None, MASKED=mask is not None, MOST=most,
         D=width, BLOCK_M=tiles.queries, BLOCK_N=tiles.keys, STAGES=tiles.stages, num_warps=4,
+        **chained(out.device),
     )  # fmt: skip
     return out

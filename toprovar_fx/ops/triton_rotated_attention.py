@@ -10,6 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .cards import HOPPER, MOST_PROGRAMS, capability
+from .triton_chain import begin, chained
 from .triton_rotation import rotate_pairs, to_unit
 
 # Measured against the two kernels on an H200; see docs/results.md.
@@ -28,11 +29,13 @@ def rotated_attention_kernel(
     tokens, start, heads, max_log_factor, factor,
     c_r, c_n, c_d, s_r, s_n, s_d, k_r, k_h, k_n, v_r, v_h, v_n,
     D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, TOKENS: tl.constexpr, KEEP: tl.constexpr,
+    CHAINED: tl.constexpr,
 ):  # fmt: skip
     """Some queries of a head; the grid is ``[L / BLOCK_M, R H]``. ``factor``: the scale times log2(e).
 
     Every program makes all keys and values of its head's tokens, at most TOKENS; the first writes them.
     """
+    begin(CHAINED)
     row = (tl.program_id(1) // heads).to(tl.int64)
     head = (tl.program_id(1) % heads).to(tl.int64)
     half = out.dtype.element_ty
@@ -135,5 +138,6 @@ def launch(
         values, tokens, start, heads, max_log_factor, scale * math.log2(math.e), *tables,
         *keys.stride()[:3], *values.stride()[:3], D=width, BLOCK_M=QUERIES_PER_PROGRAM, BLOCK_N=KEYS_AT_ONCE,
         TOKENS=tokens_for(tokens), KEEP=keep is not None, num_warps=WARPS,
+        **chained(out.device),
     )  # fmt: skip
     return out.transpose(1, 2)
