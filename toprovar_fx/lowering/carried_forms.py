@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple, TypeVar, cast
 
 from .carried_norms import with_carried_norm
 from .carried_rows import with_carried_rows
@@ -27,37 +28,37 @@ class RowsForm(NamedTuple):
     modulations: tuple[int, ...]
 
 
+_Form = TypeVar("_Form", NormForm, RowsForm)
+
+
 def norm_form(region: Region) -> NormForm | None:
     """How a block of all tokens runs between blocks like it, or None."""
-    if "norm" not in region.forms:
+
+    def make() -> NormForm | None:
         found = with_carried_norm(region.graph)
-        region.forms["norm"] = (
-            ()
-            if found is None
-            else NormForm(
-                region.alike(found.graph, "norm carried on"),
-                region.alike(found.norm, "its first norm"),
-                found.modulations,
-            )
-        )
-    form = region.forms["norm"]
-    return form if isinstance(form, NormForm) else None
+        if found is None:
+            return None
+        block, norm = region.alike(found.graph, "norm carried on"), region.alike(found.norm, "its first norm")
+        return NormForm(block, norm, found.modulations)
+
+    return _once(region, "norm", make)
 
 
 def rows_form(region: Region) -> RowsForm | None:
     """How a block that writes rows in place runs between blocks that keep the same tokens, or None."""
-    if "rows" not in region.forms:
+
+    def make() -> RowsForm | None:
         found = with_carried_rows(region.graph)
-        region.forms["rows"] = (
-            ()
-            if found is None
-            else RowsForm(
-                region.alike(found.first, "its rows"),
-                region.alike(found.middle, "rows carried on"),
-                region.alike(found.last, "last rows"),
-                found.keep,
-                found.modulations,
-            )
-        )
-    form = region.forms["rows"]
-    return form if isinstance(form, RowsForm) else None
+        if found is None:
+            return None
+        first, middle = region.alike(found.first, "its rows"), region.alike(found.middle, "rows carried on")
+        return RowsForm(first, middle, region.alike(found.last, "last rows"), found.keep, found.modulations)
+
+    return _once(region, "rows", make)
+
+
+def _once(region: Region, name: str, make: Callable[[], _Form | None]) -> _Form | None:
+    """A form of a region by its name, made where it is asked for first."""
+    if name not in region.forms:
+        region.forms[name] = make() or ()
+    return cast("_Form | None", region.forms[name] or None)
