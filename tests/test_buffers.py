@@ -85,6 +85,16 @@ def test_tensors_without_versions_are_copied_every_time():
     assert [passed(buffers, text=text)[1] for _ in range(3)] == [1, 1, 1]
 
 
+def test_a_tensor_without_versions_does_not_hide_what_happens_to_others():
+    buffers, text = Buffers(), torch.rand(3)
+    with torch.inference_mode():
+        hidden = torch.rand(3)
+    assert passed(buffers, text=text, hidden=hidden)[1] == 2
+    assert passed(buffers, text=text, hidden=hidden)[1] == 1
+    text[0] = 7
+    assert passed(buffers, text=text, hidden=hidden)[1] == 2
+
+
 def test_a_copy_that_failed_is_made_again(monkeypatch):
     buffers, text = Buffers(), torch.rand(3)
     passed(buffers, text=text)

@@ -75,7 +75,7 @@ from .operators import (
 )
 from .symbolic_inputs import SymbolicInputs
 from .symbolic_numbers import depends_on_sizes, hint_of
-from .tensors import clone_all, copy_all, storage_of, version_of
+from .tensors import clone_all, copy_all, storage_of, storages_of, version_of, versions_of
 
 __all__ = [
     "CompiledGraph",
@@ -119,6 +119,7 @@ __all__ = [
     "shadow",
     "state_of",
     "storage_of",
+    "storages_of",
     "symbolic_values",
     "trace_artifact",
     "tracing_failures",
@@ -128,6 +129,7 @@ __all__ = [
     "unique_graphs",
     "varies",
     "version_of",
+    "versions_of",
     "with_dynamic_tokens",
     "without_dynamo_wrapper",
     "written_arguments",

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import compress
+from operator import attrgetter
 from typing import Any
 
 import torch
+
+_version, _dtype, _identity = attrgetter("_version"), attrgetter("dtype"), attrgetter("_cdata")
 
 # Copies of more bytes take longer than their launches.
 _LARGE = 1 << 20
@@ -18,19 +22,30 @@ def storage_of(tensor: torch.Tensor) -> int:
     return tensor.untyped_storage()._cdata
 
 
+def storages_of(tensors: Iterable[torch.Tensor]) -> Iterator[int]:
+    """`storage_of` each of many tensors."""
+    return map(_identity, map(torch.Tensor.untyped_storage, tensors))
+
+
 def version_of(tensor: torch.Tensor) -> int | None:
     """A number that grows whenever a tensor is written to; None for tensors of inference mode."""
     return None if tensor.is_inference() else tensor._version
 
 
+def versions_of(tensors: Sequence[torch.Tensor]) -> list[int | None]:
+    """`version_of` each of many tensors."""
+    try:
+        return list(map(_version, tensors))
+    except RuntimeError:  # one of them is of inference mode
+        return [version_of(tensor) for tensor in tensors]
+
+
 def copy_all(targets: Sequence[torch.Tensor], sources: Sequence[torch.Tensor]) -> None:
     """Copy tensors to others of equal shapes and dtypes: a few one by one, many in few launches."""
-    by_dtype: dict[torch.dtype, tuple[list[torch.Tensor], list[torch.Tensor]]] = {}
-    for target, source in zip(targets, sources, strict=True):
-        group = by_dtype.setdefault(target.dtype, ([], []))
-        group[0].append(target)
-        group[1].append(source)
-    for own, theirs in by_dtype.values():
+    dtypes = list(map(_dtype, targets))
+    for dtype in dict.fromkeys(dtypes):
+        chosen = [each is dtype for each in dtypes]
+        own, theirs = list(compress(targets, chosen)), list(compress(sources, chosen))
         if len(own) > _FEW:
             torch._foreach_copy_(own, theirs)
             continue

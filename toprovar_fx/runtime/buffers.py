@@ -5,53 +5,41 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from operator import attrgetter
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from .._torch_private import copy_all, version_of
+from .._torch_private import copy_all, versions_of
 
 # Name, shape, strides and dtype of an input.
 _Key = tuple[str, tuple[int, ...], tuple[int, ...], torch.dtype]
+# Version, address, shape and strides of a tensor: others once somebody writes to it, or gives it other memory
+# (`t.data = x`).
+_State = tuple[int | None, int, torch.Size, tuple[int, ...]]
+
+_shape = attrgetter("shape")
 
 
 class _Source(NamedTuple):
-    """A tensor as it was when it was copied."""
+    """A tensor as it was when it was copied; its version is known."""
 
     tensor: weakref.ref[Tensor]
-    version: int
-    pointer: int
-    shape: torch.Size
-    strides: tuple[int, ...]
+    state: _State
 
-    @classmethod
-    def of(cls, tensor: Tensor, version: int) -> _Source:
-        """A tensor as it is now, at this version."""
-        return cls(weakref.ref(tensor), version, tensor.data_ptr(), tensor.shape, tensor.stride())
-
-    def is_still(self, tensor: Tensor) -> bool:
-        """Whether it is `tensor`, which nobody has written to or given other memory (`t.data = x`) since."""
-        return (
-            self.tensor() is tensor
-            and version_of(tensor) == self.version
-            and tensor.data_ptr() == self.pointer
-            and tensor.shape == self.shape
-            and tensor.stride() == self.strides
-        )
-
-    def lay_like(self, tensor: Tensor) -> bool:
-        """Whether it had the shape and strides of `tensor`."""
-        return tensor.shape == self.shape and tensor.stride() == self.strides
+    def is_still(self, tensor: Tensor, state: _State) -> bool:
+        """Whether it is `tensor`, whose state is `state` now."""
+        return self.state == state and self.tensor() is tensor
 
 
 class Stale(NamedTuple):
-    """A buffer that does not hold what its source does, at the source's version."""
+    """A buffer that does not hold what its source does, and the state that the source is in."""
 
     key: _Key
     buffer: Tensor
     source: Tensor
-    version: int | None
+    state: _State
 
 
 class Buffers:
@@ -77,22 +65,22 @@ class Buffers:
         """
         found, stale = [], []
         last = self._last
-        for name, source in zip(names, sources, strict=True):
+        for name, source, state in zip(names, sources, _states(sources), strict=True):
             known = last.get(name)
             if known is not None:
-                before, key, buffer = known
-                if before.is_still(source):
+                (tensor, before), key, buffer = known
+                if before == state and tensor() is source:
                     found.append(buffer)
                     continue
-                if before.lay_like(source) and key[3] == source.dtype:
-                    stale.append(Stale(key, buffer, source, version_of(source)))
+                if before[2:] == state[2:] and key[3] == source.dtype:
+                    stale.append(Stale(key, buffer, source, state))
                     found.append(buffer)
                     continue
             key = name, tuple(source.shape), source.stride(), source.dtype
             buffer = self._at(key, source)
             holds = self._holds.get(key)
-            if holds is None or not holds.is_still(source):
-                stale.append(Stale(key, buffer, source, version_of(source)))
+            if holds is None or not holds.is_still(source, state):
+                stale.append(Stale(key, buffer, source, state))
             else:
                 last[name] = holds, key, buffer
             found.append(buffer)
@@ -126,13 +114,19 @@ class Buffers:
             for one in stale:
                 self._forget(one.key)
             raise
-        for key, buffer, source, version in stale:
-            if version is None:
+        for key, buffer, source, state in stale:
+            if state[0] is None:
                 self._forget(key)
             else:
-                holds = self._holds[key] = _Source.of(source, version)
+                holds = self._holds[key] = _Source(weakref.ref(source), state)
                 self._last[key[0]] = holds, key, buffer
 
     def _forget(self, key: _Key) -> None:
         self._holds.pop(key, None)
         self._last.pop(key[0], None)
+
+
+def _states(tensors: Sequence[Tensor]) -> Iterator[_State]:
+    """The states of many tensors: attribute by attribute, for the card may be waiting."""
+    layouts = map(_shape, tensors), map(Tensor.stride, tensors)
+    return zip(versions_of(tensors), map(Tensor.data_ptr, tensors), *layouts, strict=True)

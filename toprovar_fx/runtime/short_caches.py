@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .._torch_private import storage_of
+from .._torch_private import storages_of
 from ..errors import GraphError
 
 
@@ -58,10 +58,12 @@ class ShortCaches:
             GraphError: a cache lacks rows, and it is not certain whether they are among those replaced.
         """
         for layer in layers:
-            begun = self._begun.get(layer, [])
-            if begun and start <= begun[-1] and self._left_out.get(layer):
-                self._replace(layer, start, certain=start == 0 or start in begun)
-            self._begun[layer] = [*(place for place in begun if place < start), start]
+            begun = self._begun.setdefault(layer, [])
+            if begun and start <= begun[-1]:
+                if self._left_out.get(layer):
+                    self._replace(layer, start, certain=start == 0 or start in begun)
+                begun[:] = [place for place in begun if place < start]
+            begun.append(start)
 
     def _replace(self, layer: int, start: int, certain: bool) -> None:
         left_out = self._left_out.pop(layer)
@@ -98,8 +100,8 @@ class ShortCaches:
         if not self.dropped and not self._uncertain:
             return found
         for layer in self.short:
-            for cache in self._held.get(layer, ()):
-                found.setdefault(storage_of(cache), set()).add(layer)
+            for memory in storages_of(self._held.get(layer, ())):
+                found.setdefault(memory, set()).add(layer)
         return found
 
 
@@ -137,15 +139,18 @@ def refuse_short_caches(
     if not owners and not foreign:
         return
     short, none = own.short, frozenset[int]()
-    for at in may_be_caches(arguments) if positions is None else positions:
-        memory = storage_of(arguments[at])
+    if positions is None:
+        positions = may_be_caches(arguments)
+    for at, memory in zip(positions, storages_of(arguments[at] for at in positions), strict=True):
+        if at not in inputs and memory not in owners and memory not in foreign:
+            continue
         layers, readers = owners.get(memory, none), inputs.get(at, none)
         if memory in foreign or not layers <= readers:
             raise GraphError(
                 f"input {at} is a cache that lacks the rows of pruned tokens: expected to be read by its own "
                 "layer, which this graph cannot prune; nearest valid: keep ratios of 1 up to this scale"
             )
-        lost = readers & short - layers if readers else none
+        lost = (readers & short) - layers
         if lost:
             raise GraphError(
                 f"input {at} is not the cache that layer {min(lost)} wrote at the scale before, which lacks "
