@@ -23,7 +23,6 @@ from torch import Tensor
 from .._torch_private import clone_all
 from ..analysis.reasons import Fallback, Reason
 from ..analysis.repeatable import obstacle_to_repeating
-from ..cost.expressions import Sizes
 from ..errors import GraphError
 from ..lowering.region import Region
 from .buffers import Buffers
@@ -33,6 +32,8 @@ from .recorded_inputs import Found, Inputs, taking
 _MOST_RECORDINGS = 4
 
 Call = Callable[..., Sequence[Any]]
+# The values of a region's size symbols: in one order, so that nobody has to hash the symbols.
+_Numbers = tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -104,9 +105,10 @@ class GraphedCall:
         names = [*names[: len(names) - without], *more]
         self._first = Inputs(names, region.written) if shared is None else shared
         self._others = Inputs(names[self._first.end :], start=self._first.end)
-        self._recordings: dict[Sizes, dict[tuple[tuple[int, ...], ...], Recording]] = {}
+        self._sizes = region.size_reader.values
+        self._recordings: dict[_Numbers, dict[tuple[tuple[int, ...], ...], Recording]] = {}
         self._written = taking(sorted(region.written))
-        self._refused: dict[Sizes, Fallback] = {}
+        self._refused: dict[_Numbers, Fallback] = {}
         # A call runs several times before its recording serves it for the first time.
         self._unrepeatable = obstacle_to_repeating(region.graph.graph)
 
@@ -130,7 +132,7 @@ class GraphedCall:
         Raises:
             GraphError: it could not be recorded, and a recording is required.
         """
-        sizes = self._region.sizes(tuple(arguments))
+        sizes = self._sizes(tuple(arguments))
         with self._memory.lock:
             if sizes not in self._refused:
                 with self._memory.recorder.in_order():
@@ -144,7 +146,7 @@ class GraphedCall:
         return tuple((unrecorded or call)(*arguments))
 
     def _replayed(
-        self, call: Call, arguments: Sequence[Any], sizes: Sizes, staged: Found | None
+        self, call: Call, arguments: Sequence[Any], sizes: _Numbers, staged: Found | None
     ) -> tuple[Any, ...] | None:
         memory = self._memory.buffers
         if staged is None or staged.inputs is not self._first or staged.fills != memory.fills:
@@ -194,7 +196,7 @@ class GraphedCall:
             return "gradients are wanted, of which a replay records nothing"
         return ""
 
-    def _record(self, call: Call, fixed: Sequence[Any], sizes: Sizes) -> Recording | None:
+    def _record(self, call: Call, fixed: Sequence[Any], sizes: _Numbers) -> Recording | None:
         recorder = self._memory.recorder
         recorder.warm(call, fixed)
         try:
@@ -209,7 +211,7 @@ class GraphedCall:
                 return None
         return recording
 
-    def _refuse(self, sizes: Sizes, detail: str) -> None:
+    def _refuse(self, sizes: _Numbers, detail: str) -> None:
         self._refused[sizes] = Fallback(Reason.NOT_CAPTURED, detail=detail)
 
 
