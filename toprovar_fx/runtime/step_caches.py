@@ -27,6 +27,8 @@ class StepCaches:
     def __init__(self, step: Step) -> None:
         self._readers, self._made = _cache_places(step)
         self._starts = _starts(step)
+        # By the values of the symbols: (first row, layers). A generation asks at every scale.
+        self._known_starts: dict[tuple[tuple[sympy.Symbol, int], ...], list[tuple[int, list[int]]]] = {}
         self._no_weights: list[int] | None = None
 
     def begin(self, caches: ShortCaches, sizes: Mapping[sympy.Symbol, int]) -> None:
@@ -35,9 +37,14 @@ class StepCaches:
         Raises:
             GraphError: see `ShortCaches.begin`.
         """
-        values = {symbol: sympy.Integer(value) for symbol, value in sizes.items()}
-        for start, layers in self._starts.items():
-            caches.begin(layers, int(start.xreplace(values)))
+        key = tuple(sizes.items())
+        if key not in self._known_starts:
+            values = {symbol: sympy.Integer(value) for symbol, value in key}
+            self._known_starts[key] = [
+                (int(start.xreplace(values)), layers) for start, layers in self._starts.items()
+            ]
+        for start, layers in self._known_starts[key]:
+            caches.begin(layers, start)
 
     def hold(self, caches: ShortCaches, arguments: tuple[Any, ...], results: Sequence[Any]) -> None:
         """Note in `caches` those of all layers, as their gates do where a step runs by blocks."""
