@@ -62,21 +62,29 @@ class DenseProgram:
         if WATCHING.get() is not None:
             note_called(self)
         running = RUNNING.get()
-        if running is not None:
-            calls = running.dense_calls.get(self._region) or self._take_part(running)
+        refusable = running is not None and bool(running.short_caches)
+        if running is not None and refusable:
+            self._calls(running).note(arguments, self._sizes(arguments))
+        if self._graphed is None:
+            results = self.call(*arguments)
+        else:
+            results = self._graphed(self.call, arguments, partial(self._note, running))
+        # A call that nothing can refuse is counted behind it: the card may be idle.
+        if running is not None and not refusable:
+            calls = running.dense_calls.get(self._region) or self._calls(running)
             tally, sizes = calls.latest, self._sizes(arguments)
-            if tally.scale == running.scale and tally.sizes == sizes and not running.short_caches:
+            if tally.scale == running.scale and tally.sizes == sizes:
                 tally.calls += 1
             else:
                 calls.note(arguments, sizes)
-        if self._graphed is None:
-            return self.call(*arguments)
-        return self._graphed(self.call, arguments, partial(self._note, running))
+        return results
 
-    def _take_part(self, running: Generation) -> DenseCalls:
-        fallbacks = [] if self.one_token else self._fallbacks
-        found = DenseCalls(running, running.controller(self.options, 0), self._region, fallbacks)
-        running.dense_calls[self._region] = found
+    def _calls(self, running: Generation) -> DenseCalls:
+        found = running.dense_calls.get(self._region)
+        if found is None:
+            fallbacks = [] if self.one_token else self._fallbacks
+            found = DenseCalls(running, running.controller(self.options, 0), self._region, fallbacks)
+            running.dense_calls[self._region] = found
         return found
 
     def _note(self, running: Generation | None, why: Fallback) -> None:

@@ -52,7 +52,7 @@ class DenseCalls:
         self.latest = Tally(-2, ())
 
     def note(self, arguments: tuple[Any, ...], sizes: tuple[int, ...]) -> None:
-        """Count a call that is about to run.
+        """Count a call; one that may be refused before it runs.
 
         Args:
             arguments: of the call.
