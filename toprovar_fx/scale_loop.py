@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._torch_private import uncompiled
+from ._torch_private import one_size, uncompiled
 from .between_scales import Advance, BetweenScales
 from .models.bsq import MultiScaleBSQ
 from .models.cache import KVCache
@@ -83,10 +83,9 @@ class ScaleLoop:
 
     def embed(self, scale: int) -> Tensor:
         """Return the transformer's input of a scale, ``[R, L, C]``."""
-        hidden: Tensor
         if scale == 0:
-            hidden = self.transformer.embed_first(self.context)
-            return hidden
+            # The graph of many tokens tells this call from its own at once, not by its last guard.
+            return one_size(self.transformer.embed_first(self.context), 1)
         known = self._advance
         if known is None or known.tokens is None or known.summed is not self.summed:
             codes = self.quantizer.next_input(self.summed, scale - 1)
@@ -94,5 +93,5 @@ class ScaleLoop:
             return known.hidden
         else:
             codes = known.tokens
-        hidden = self.transformer.embed_scale(codes, scale)
+        hidden: Tensor = self.transformer.embed_scale(codes, scale)
         return hidden.repeat(len(self.context.cond) // len(hidden), 1, 1)

@@ -89,6 +89,18 @@ def varies(tensor: torch.Tensor, dimension: int) -> torch.Tensor:
     return tensor
 
 
+def one_size(tensor: torch.Tensor, dimension: int) -> torch.Tensor:
+    """The same tensor, with a mark that its size along `dimension` is to be traced as a number.
+
+    A graph that was traced without the mark refuses the tensor before most of its other guards are asked; one
+    with it takes tensors with and without. Where nothing was compiled there is nothing to mark.
+    """
+    dynamo = sys.modules.get("torch._dynamo")
+    if dynamo is not None:
+        dynamo.mark_static(tensor, dimension)
+    return tensor
+
+
 def is_compiled(model: object) -> bool:
     """Whether `torch.compile` made `model`, or a part of it if it is a module."""
     parts = model.modules() if isinstance(model, torch.nn.Module) else [model]
