@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import fx, nn
 
-from .._torch_private import version_of
+from .._torch_private import versions_of
 from ..errors import ProfileError
 from .identity import model_identity
 
@@ -35,10 +35,10 @@ class KnownWeights:
         if self._inputs is None:
             self._inputs = [at for at, value in enumerate(arguments) if isinstance(value, nn.Parameter)]
         given = [arguments[at] for at in self._inputs] or list(self._graph.parameters())
-        states = [(value, version_of(value)) for value in given]
-        known = [(ref(), version) for ref, version in self._known]
-        same = len(known) == len(states) and all(
-            before is now and old == new for (before, old), (now, new) in zip(known, states, strict=True)
+        states = list(zip(given, versions_of(given), strict=True))
+        same = len(self._known) == len(states) and all(
+            old == new and before() is now
+            for (before, old), (now, new) in zip(self._known, states, strict=True)
         )
         if not same:
             self._known, self._identity = [(weakref.ref(value), state) for value, state in states], None

@@ -141,10 +141,10 @@ def refuse_short_caches(
     short, none = own.short, frozenset[int]()
     if positions is None:
         positions = may_be_caches(arguments)
-    for at, memory in zip(positions, storages_of(arguments[at] for at in positions), strict=True):
-        if at not in inputs and memory not in owners and memory not in foreign:
-            continue
+    for at, memory in zip(positions, storages_of([arguments[at] for at in positions]), strict=True):
         layers, readers = owners.get(memory, none), inputs.get(at, none)
+        if layers == readers and memory not in foreign:
+            continue
         if memory in foreign or not layers <= readers:
             raise GraphError(
                 f"input {at} is a cache that lacks the rows of pruned tokens: expected to be read by its own "
