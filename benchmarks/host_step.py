@@ -113,6 +113,7 @@ def waits(calls: Sequence[float], replayed: Sequence[float], scales: int) -> dic
 
 def measure(layers: int, variant: str, rounds: int, replayed: list[float]) -> dict[str, float]:
     """Microseconds per scale by what is timed; `replayed` gets the times of replays."""
+    torch.compiler.reset()  # a program takes the weights of four models, and then records no more
     problem = Problem("tiny", "cpu", torch.float32, model=(replace(TINY, depth=layers), TINY_SCHEDULE))
     made = transformers(problem, "eager")
     if variant not in made or not variant.startswith(("lossless", "50-10", "25-5", "criterion")):

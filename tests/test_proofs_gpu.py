@@ -40,7 +40,8 @@ def compiled(subject: Subject, dynamic: bool | None = None, **options: object) -
 @pytest.mark.parametrize("pruned_kv", ["drop", "keep"])
 def test_a_pruned_generation_is_the_oracles(device, dtype, name, pruned_kv):
     subject = BUILDERS[name](device=device, dtype=dtype)
-    outcome = compiled(subject, keep=KEEP, pruned_kv=pruned_kv, lowering="eager")
+    options = {"keep": KEEP, "pruned_kv": pruned_kv, "entropy_source": "dense_layer"}
+    outcome = compiled(subject, **options, lowering="eager")
     assert outcome.arms(4) == ["tapped", "pruned", "skipped", "pruned"]
     where = "input" if pruned_kv == "drop" else "query"
     trace = replay(subject, outcome.keeps, images=2, where=where, entropies=False)
@@ -82,7 +83,7 @@ def test_graphs_that_decide_themselves_decide_as_the_host_does(device, lowering,
     """`gate="graph"`: branches of `torch.cond` and predicates that only the device knows."""
     deciding = {"buckets": (0.5,), "min_scale": 2, "alpha_min": 0.5, "tau": 0.3, "layer_skip_below": 0.35}
     # Both would measure what they check, and a graph that decides keeps no answer for the host.
-    given = {**deciding, "lowering": lowering, "verify": "never"}
+    given = {**deciding, "entropy_source": "dense_layer", "lowering": lowering, "verify": "never"}
     host = compiled(BUILDERS[name](device=device), unit="block", **given)
     graph = compiled(BUILDERS[name](device=device), gate="graph", **given)
     assert graph.controller.branching is not None
