@@ -165,7 +165,7 @@ def _launch(x: Tensor, weight: Tensor, bias: Tensor | None, whole: bool, gelu: b
             # Whatever wrote to the parameter has ended before this does. Within a graph nothing writes to it.
             out.new_zeros(1)
         product_kernel[(plan.programs,)](
-            of_x, of_weight, out if bias is None else bias, out, rows, outputs,
+            of_x, of_weight, out if bias is None else bias.contiguous(), out, rows, outputs,
             plan.blocks, plan.units, plan.share, plan.parts, out.stride(0),
             OUTPUTS=OUTPUTS, ROWS=blocks.rows, CHANNELS=blocks.channels, BOX=blocks.box, BOXES=blocks.boxes,
             STAGES=blocks.stages, WHOLE=whole, BIAS=bias is not None, GELU=gelu,
