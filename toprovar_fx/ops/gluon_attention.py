@@ -21,15 +21,10 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-# Of the warps of a partition; Triton 3.7 renamed it.
-partition_barrier = getattr(gl, "barrier", None) or gl.thread_barrier
+from .gluon_barriers import partition_barrier, release
+from .gluon_softmax import ROWS, rescale, store_entropy, store_part, weigh
 
-NAT = gl.constexpr(2.0**40)
-NAN_MARK = gl.constexpr(2**54)
 LN2 = gl.constexpr(0.6931471805599453)
-NOTHING = gl.constexpr(-1e4)
-# Rows of a warpgroup's matrix instruction.
-ROWS = gl.constexpr(64)
 
 
 @gluon.jit
@@ -78,38 +73,6 @@ def produce(
             step, 0, first_key, k, v, batch, key_head, k_tiles, v_tiles, k_full, k_free, v_full, v_free,
             BLOCK_N, STAGES,
         )  # fmt: skip
-
-
-@gluon.jit
-def weigh(s, valid, peak, mass, moment, factor, MASKED: gl.constexpr, ENTROPY: gl.constexpr):
-    """Weights of a tile of logits, and the sums with them: (weights, decay, peak, mass, moment)."""
-    if MASKED:
-        s = gl.where(valid, s, float("-inf"))
-    higher = gl.maximum(peak, gl.max(s, 1))
-    shift = higher * factor
-    t = s * factor - gl.expand_dims(shift, 1)
-    if MASKED:
-        t = gl.where(valid, t, NOTHING)
-    d = gl.maximum(peak * factor - shift, NOTHING)
-    p = gl.exp2(t)
-    decay = gl.exp2(d)
-    if ENTROPY:
-        moment = decay * (moment + d * mass) + gl.sum(p * t, 1)
-    mass = decay * mass + gl.sum(p, 1)
-    return p, decay, higher, mass, moment
-
-
-@gluon.jit
-def rescale(acc, decay, A: gl.constexpr):
-    """Bring an output under the new peak."""
-    return acc * gl.expand_dims(gl.convert_layout(decay, gl.SliceLayout(1, A)), 1)
-
-
-@gluon.jit
-def release(free, stage):
-    """Tell the producer that all warps of this partition have read a tile."""
-    partition_barrier()
-    mbarrier.arrive(free.index(stage), count=1)
 
 
 @gluon.jit
@@ -171,44 +134,6 @@ def attend_range(
     acc = warpgroup_mma_wait(0, deps=(acc_token,))
     release(v_free, stage)
     return acc, peak, mass, moment, step + 1
-
-
-@gluon.jit
-def store_entropy(
-    entropy, sums, heads_done, values, rows, inside, batch, head, tile, tiles, heads, queries,
-    MEAN: gl.constexpr,
-):  # fmt: skip
-    """As `triton_attention.store_entropy`."""
-    if MEAN:
-        at = batch.to(gl.int64) * queries + rows
-        fixed = gl.where(values == values, (values * NAT).to(gl.int64), NAN_MARK)
-        gl.atomic_add(sums + at, fixed, mask=inside, sem="relaxed")
-        partition_barrier()
-        before = gl.atomic_add(heads_done + batch * tiles + tile, 1, sem="acq_rel")
-        if before == heads - 1:
-            partition_barrier()
-            total = gl.atomic_add(sums + at, fixed * 0, mask=inside, sem="relaxed")
-            mean = gl.where(total < NAN_MARK, total.to(gl.float32) * (1 / NAT) / heads, float("nan"))
-            gl.store(entropy + at, mean, mask=inside)
-    else:
-        row = (batch * heads + head).to(gl.int64) * queries + rows
-        gl.store(entropy + row, values, mask=inside)
-
-
-@gluon.jit
-def store_part(parts, acc, peak, mass, start, queries, D: gl.constexpr, ROW: gl.constexpr, A: gl.constexpr):
-    """Write the sums over one range of keys, as `triton_merge.merge_kernel` reads them."""
-    ranges = gl.num_programs(2).to(gl.int64)
-    first = (gl.program_id(2).to(gl.int64) * gl.num_programs(1) + gl.program_id(1)) * queries + start
-    left = queries - start
-    rows = gl.expand_dims(gl.arange(0, ROWS, layout=gl.SliceLayout(1, A)), 1)
-    columns = gl.expand_dims(gl.arange(0, D, layout=gl.SliceLayout(0, A)), 0)
-    gl.store(parts + first * D + (rows * D + columns), acc, mask=(rows < left) & (columns < D))
-    every = ranges * gl.num_programs(1) * queries
-    peaks = parts + every * D + first
-    inside = gl.arange(0, ROWS, layout=ROW)
-    gl.store(peaks + inside, peak, mask=inside < left)
-    gl.store(peaks + every + inside, mass, mask=inside < left)
 
 
 @gluon.jit

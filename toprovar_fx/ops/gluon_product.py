@@ -21,7 +21,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from .gluon_attention import partition_barrier, release
+from .gluon_barriers import partition_barrier, release
 
 
 @gluon.jit
