@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from toprovar_fx.errors import GraphError
 from toprovar_fx.lowering.region import Region
+from toprovar_fx.ops.streamed_product import WEIGHTS_STAY
 from toprovar_fx.runtime.cuda_graphs import GraphedCall, GraphMemory
 from toprovar_fx.runtime.cuda_recorder import CudaRecorder
 
@@ -95,6 +96,33 @@ def test_inputs_that_share_memory_with_what_is_written_are_refused():
         (found,) = graphed(region, (cache, cache.view(2, 4)), told.append)
         assert torch.equal(found, wanted)
     assert [why.detail for why in told] == ["an input shares memory with one that is written"] * 2
+
+
+def test_a_step_that_writes_to_a_parameter_is_refused():
+    region = Region(captured(writes_its_cache, torch.zeros(2, 3), torch.ones(2, 2)), "eager")
+    graphed = GraphedCall(region, GraphMemory(recorder := CpuRecorder(), False))
+    told: list[Any] = []
+    weight = nn.Parameter(torch.zeros(2, 3), requires_grad=False)
+    graphed(region, (weight, torch.ones(2, 2)), told.append)
+    assert weight[0, 0] == 1 and not recorder.records
+    assert [why.detail for why in told] == ["it writes to a parameter, which kernels may have read ahead"]
+
+
+def test_weights_stay_while_a_call_is_recorded():
+    seen = []
+
+    class Noting(CpuRecorder):
+        def record(self, call: Any, arguments: Any) -> Any:
+            seen.append(WEIGHTS_STAY.get())
+            return super().record(call, arguments)
+
+        def warm(self, call: Any, arguments: Any) -> Any:
+            seen.append(WEIGHTS_STAY.get())
+            return super().warm(call, arguments)
+
+    region, graphed = graphed_call(Noting())
+    graphed(region, (torch.ones(3), torch.ones(3)), print)
+    assert seen == [False, True] and not WEIGHTS_STAY.get()
 
 
 def test_results_that_need_gradients_are_computed():

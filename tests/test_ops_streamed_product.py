@@ -21,6 +21,7 @@ from toprovar_fx.ops.streamed_product import (
     streamed_linear,
     streamed_sums,
     takes,
+    weights_stay,
 )
 
 from .triton_runs import needs_triton
@@ -171,7 +172,7 @@ def test_a_chain_recorded_is_the_chain_run(rows: int, width: int) -> None:
     expected = run(start)
     assert all(takes(start[0], layer[0][0], whole=True) for layer in layers)
     graph, given = torch.cuda.CUDAGraph(), start.clone()
-    with torch.cuda.graph(graph):
+    with weights_stay(), torch.cuda.graph(graph):
         found = run(given)
     for _ in range(20):
         graph.replay()

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import NamedTuple
 
 import torch
@@ -11,6 +14,7 @@ from torch import Tensor
 from .cards import HOPPER, capability
 from .triton_found import has_triton
 
+WEIGHTS_STAY: ContextVar[bool] = ContextVar("weights stay", default=False)
 # Measured on an H200 with widths of 2048 and 3584: rows up to which layers are faster than by the library.
 MOST_ROWS = 32
 LEAST = 2048
@@ -81,6 +85,16 @@ def plan_for(outputs: int, inputs: int, channels: int, whole: bool) -> Plan:
     share = blocks * math.ceil(tiles / PROGRAMS) if whole else math.ceil(units / PROGRAMS)
     first, last = ([(tile * blocks + at) // share for tile in range(tiles)] for at in (0, blocks - 1))
     return Plan(blocks, units, share, max(b - a + 1 for a, b in zip(first, last, strict=True)))
+
+
+@contextmanager
+def weights_stay() -> Iterator[None]:
+    """Promise that nothing writes to a parameter between two kernels that are launched in the block."""
+    token = WEIGHTS_STAY.set(True)
+    try:
+        yield
+    finally:
+        WEIGHTS_STAY.reset(token)
 
 
 def takes(x: Tensor, weight: Tensor, whole: bool) -> bool:
@@ -161,8 +175,8 @@ def _launch(x: Tensor, weight: Tensor, bias: Tensor | None, whole: bool, gelu: b
         for each, taken in ((x, blocks.box), (weight, OUTPUTS))
     )
     with torch.cuda.device(weight.device):
-        if not torch.cuda.is_current_stream_capturing():
-            # Whatever wrote to the parameter has ended before this does. Within a graph nothing writes to it.
+        if not WEIGHTS_STAY.get():
+            # What wrote to the parameter has ended before this begins.
             out.new_zeros(1)
         product_kernel[(plan.programs,)](
             of_x, of_weight, out if bias is None else bias.contiguous(), out, rows, outputs,

@@ -18,13 +18,14 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .._torch_private import clone_all
 from ..analysis.reasons import Fallback, Reason
 from ..analysis.repeatable import obstacle_to_repeating
 from ..errors import GraphError
 from ..lowering.region import Region
+from ..ops.streamed_product import weights_stay
 from .buffers import Buffers
 from .recorded_inputs import Found, Inputs, taking
 
@@ -186,6 +187,8 @@ class GraphedCall:
         for value in tensors:
             if not self._memory.recorder.accepts(value):
                 return f"an input is on {value.device}"
+        if any(isinstance(value, nn.Parameter) for value in self._written(arguments)):
+            return "it writes to a parameter, which kernels may have read ahead"
         written = {value.untyped_storage().data_ptr() for value in self._written(arguments)}
         for value in copied:
             if _overlaps_itself(value):
@@ -200,7 +203,8 @@ class GraphedCall:
         recorder = self._memory.recorder
         recorder.warm(call, fixed)
         try:
-            recording = recorder.record(call, fixed)
+            with weights_stay():
+                recording = recorder.record(call, fixed)
         except RuntimeError as error:
             self._refuse(sizes, str(error).partition("\n")[0])
             return None
