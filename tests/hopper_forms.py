@@ -22,6 +22,7 @@ from toprovar_fx.lowering import (
 )
 from toprovar_fx.lowering.for_device import for_device
 from toprovar_fx.lowering.region import Region
+from toprovar_fx.lowering.region_calls import RegionCalls
 
 ANY_FLOAT = (torch.bfloat16, torch.float16, torch.float32)
 
@@ -31,6 +32,13 @@ def hand_on_anywhere(patch: pytest.MonkeyPatch) -> None:
     for module in (carried_norms, carried_rows):
         patch.setattr(module, "on_hopper", lambda graph: True)
     patch.setattr(residual_forms, "_in_half_precision_on_cuda", lambda spec: True)
+
+
+def called_blocks(calls: RegionCalls) -> list[str]:
+    """How each block that a graph calls now runs: the end of its name."""
+    regions = [calls.region_of(node) for node in calls.graph.nodes]
+    names = [region.name for region in regions if region is not None]
+    return [name.split(", ")[-1] for name in names if name.startswith("block")]
 
 
 def rewrite_anywhere(patch: pytest.MonkeyPatch) -> Counter[str]:

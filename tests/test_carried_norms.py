@@ -18,10 +18,11 @@ from toprovar_fx.lowering import carried_norms, linked_step
 from toprovar_fx.lowering.carried_norms import CarriedNorm, with_carried_norm
 from toprovar_fx.lowering.hand_on_norms import hand_on_norms
 from toprovar_fx.lowering.region import Region
+from toprovar_fx.lowering.region_calls import RegionCalls
 from toprovar_fx.lowering.residuals import with_residuals
 from toprovar_fx.options import Options
 
-from .hopper_forms import hand_on_anywhere
+from .hopper_forms import called_blocks, hand_on_anywhere
 from .models.fixtures import eager, traced
 from .models.subjects import OPEN, Outcome, generate, identical
 from .test_residuals import norm_over_less, other_factor, ours, weights_in_full_precision
@@ -110,14 +111,11 @@ def linked(monkeypatch: pytest.MonkeyPatch, module: ModuleType) -> list[str]:
     """By step, a letter for every call of a block: n for a norm, c where it carries its own, b for others."""
     found: list[str] = []
 
-    def noted(
-        graph: fx.Graph, region_of: Callable[[fx.Node], Region | None], name_of: Callable[[Region], str]
-    ) -> bool:
-        changed = hand_on_norms(graph, region_of, name_of)
-        names = [region.name for node in graph.nodes if (region := region_of(node)) is not None]
+    def noted(calls: RegionCalls) -> bool:
+        changed = hand_on_norms(calls)
+        called = called_blocks(calls)
         letters = {"its first norm": "n", "norm carried on": "c"}
-        blocks = [name.split(", ")[-1] for name in names if name.startswith("block")]
-        found.append("".join(letters.get(how, "b") for how in blocks))
+        found.append("".join(letters.get(how, "b") for how in called))
         return changed
 
     monkeypatch.setattr(module, "hand_on_norms", noted)

@@ -14,9 +14,10 @@ from toprovar_fx.lowering import carried_norms, carried_rows, linked_step
 from toprovar_fx.lowering.carried_rows import CarriedRows, with_carried_rows
 from toprovar_fx.lowering.hand_on_rows import hand_on_rows
 from toprovar_fx.lowering.region import Region
+from toprovar_fx.lowering.region_calls import RegionCalls
 from toprovar_fx.lowering.residuals import with_residuals
 
-from .hopper_forms import hand_on_anywhere
+from .hopper_forms import called_blocks, hand_on_anywhere
 from .models.fixtures import traced
 from .models.subjects import OPEN, Outcome, identical, worst
 from .oracles import replay
@@ -149,14 +150,11 @@ def anywhere(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     hand_on_anywhere(monkeypatch)
     found: list[str] = []
 
-    def noted(
-        graph: fx.Graph, region_of: Callable[[fx.Node], Region | None], name_of: Callable[[Region], str]
-    ) -> bool:
-        changed = hand_on_rows(graph, region_of, name_of)
-        names = [region.name for node in graph.nodes if (region := region_of(node)) is not None]
+    def noted(calls: RegionCalls) -> bool:
+        changed = hand_on_rows(calls)
+        called = called_blocks(calls)
         letters = {"its rows": "f", "rows carried on": "m", "last rows": "l", "in place": "p"}
-        blocks = [name.split(", ")[-1] for name in names if name.startswith("block")]
-        found.append("".join(letters.get(how, "b") for how in blocks if how != "its first norm"))
+        found.append("".join(letters.get(how, "b") for how in called if how != "its first norm"))
         return changed
 
     monkeypatch.setattr(linked_step, "hand_on_rows", noted)

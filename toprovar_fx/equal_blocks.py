@@ -14,6 +14,7 @@ from .analysis.reasons import Unsupported
 from .lowering.constant_floats import hold_floats, with_constant_floats
 from .lowering.hand_on_norms import hand_on_norms
 from .lowering.region import Region
+from .lowering.region_calls import RegionCalls
 from .lowering.rest import RegionCall, lower_calls
 from .options import Options
 from .passes.outline_blocks import outline_unread_blocks
@@ -64,5 +65,5 @@ def _hand_on_norms(step: fx.GraphModule) -> None:
             setattr(step, name, RegionCall(region))
         return name
 
-    if hand_on_norms(step.graph, region_of, name_of):
+    if hand_on_norms(RegionCalls(step.graph, region_of, name_of)):
         step.recompile()

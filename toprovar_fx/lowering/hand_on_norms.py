@@ -2,29 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from torch import fx
 
 from .carried_forms import norm_form
-from .region import Region
 from .region_calls import RegionCalls, arguments_at
 
 
-def hand_on_norms(
-    graph: fx.Graph, region_of: Callable[[fx.Node], Region | None], name_of: Callable[[Region], str]
-) -> bool:
+def hand_on_norms(calls: RegionCalls) -> bool:
     """Rewrite calls of one block after another, with other weights, to its form of `with_carried_norm`.
-
-    Args:
-        graph: changed in place.
-        region_of: as `RegionCalls`.
-        name_of: as `RegionCalls`.
 
     Returns:
         Whether anything was changed.
     """
-    calls = RegionCalls(graph, region_of, name_of)
     behind = _pairs(calls)
     follow = set(behind.values())
     normed: dict[fx.Node, fx.Node] = {}
@@ -33,7 +22,7 @@ def hand_on_norms(
         if form is None:
             continue
         own, after = arguments_at(node, form.modulations), behind.get(node)
-        with graph.inserting_before(node):
+        with calls.graph.inserting_before(node):
             if node not in normed:
                 normed[node] = calls.call(form.norm, node.args[0], *own)
             # Behind the last of a row nobody reads the norm.
@@ -42,7 +31,7 @@ def hand_on_norms(
         if after is not None:
             normed[after] = norm
         node.replace_all_uses_with(hidden)
-        graph.erase_node(node)
+        calls.graph.erase_node(node)
     return bool(behind)
 
 

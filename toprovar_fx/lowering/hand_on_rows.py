@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from torch import fx
 
 from .carried_forms import rows_form
-from .region import Region
 from .region_calls import RegionCalls, arguments_at
 
 
@@ -20,20 +18,12 @@ class _Rows(NamedTuple):
     normed: fx.Node
 
 
-def hand_on_rows(
-    graph: fx.Graph, region_of: Callable[[fx.Node], Region | None], name_of: Callable[[Region], str]
-) -> bool:
+def hand_on_rows(calls: RegionCalls) -> bool:
     """Rewrite calls of one block that writes rows in place to the forms of `with_carried_rows`.
-
-    Args:
-        graph: changed in place.
-        region_of: as `RegionCalls`.
-        name_of: as `RegionCalls`.
 
     Returns:
         Whether anything was changed.
     """
-    calls = RegionCalls(graph, region_of, name_of)
     behind = _pairs(calls)
     # A block that runs between others by two of the forms does so alone as well: one compilation less.
     rewritten = {calls.regions[before] for before in behind}
@@ -43,7 +33,7 @@ def hand_on_rows(
         if form is None:
             continue
         after, (hidden, *others) = behind.get(node), node.args
-        with graph.inserting_before(node):
+        with calls.graph.inserting_before(node):
             if node not in known:
                 own = arguments_at(node, form.modulations)
                 begun = calls.call_for_two(form.first, hidden, node.args[form.keep], *own)
@@ -56,7 +46,7 @@ def hand_on_rows(
                 following = arguments_at(after, form.modulations)
                 known[after] = _Rows(hidden, *calls.call_for_two(form.middle, *given, *following))
                 after.update_arg(0, hidden)
-        graph.erase_node(node)
+        calls.graph.erase_node(node)
     return bool(behind)
 
 

@@ -18,6 +18,7 @@ from .hand_on_rows import hand_on_rows
 from .joined_layers import JoinedLayer, Selection
 from .joined_step import Joiner
 from .region import Region
+from .region_calls import RegionCalls
 from .rest import RegionCall
 
 
@@ -35,8 +36,8 @@ class _Linker(Joiner):
 
     def finish(self) -> None:
         """Let blocks hand on what those behind them begin with."""
-        hand_on_norms(self.graph, self._region_of, self._name_of)
-        hand_on_rows(self.graph, self._region_of, self._name_of)
+        for hand_on in (hand_on_norms, hand_on_rows):
+            hand_on(RegionCalls(self.graph, self._region_of, self._name_of))
 
     def _name_of(self, region: Region) -> str:
         name = f"region_{id(region)}"

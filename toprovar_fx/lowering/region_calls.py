@@ -20,13 +20,15 @@ class RegionCalls:
         name_of: the name by which the graph's module calls a region.
 
     Attributes:
-        regions: by the nodes that call them, in order.
+        graph: as given; changed in place by who adds calls.
+        region_of: as given, for nodes that were added as well.
+        regions: by the nodes that called them at first, in order.
     """
 
     def __init__(
         self, graph: fx.Graph, region_of: Callable[[fx.Node], Region | None], name_of: Callable[[Region], str]
     ) -> None:
-        self._graph, self._name_of = graph, name_of
+        self.graph, self.region_of, self._name_of = graph, region_of, name_of
         self._place = {node: at for at, node in enumerate(graph.nodes)}
         self.regions = {node: region for node in graph.nodes if (region := region_of(node)) is not None}
 
@@ -42,12 +44,12 @@ class RegionCalls:
 
     def call(self, region: Region, *arguments: Any) -> fx.Node:
         """Add a call of a region."""
-        return self._graph.call_module(self._name_of(region), arguments)
+        return self.graph.call_module(self._name_of(region), arguments)
 
     def call_for_two(self, region: Region, *arguments: Any) -> tuple[fx.Node, fx.Node]:
         """Add a call of a region that returns a pair, and take that apart."""
         both = self.call(region, *arguments)
-        first, second = (self._graph.call_function(operator.getitem, (both, at)) for at in range(2))
+        first, second = (self.graph.call_function(operator.getitem, (both, at)) for at in range(2))
         return first, second
 
 
