@@ -39,7 +39,7 @@ class Row:
     """Microseconds of a layer with so many rows."""
 
     rows: int
-    library_us: float
+    usual_us: float
     ahead_us: float
     floor_us: float | None
 
@@ -105,8 +105,8 @@ def measure(
         for _ in range(rounds):
             for chain, own in zip(chains, times, strict=True):
                 own.append(microseconds(partial(run, chain, start), device, 5) / layers)
-        library, ahead = map(statistics.median, times)
-        found.append(Row(number, library, ahead, floor))
+        usual, ahead = map(statistics.median, times)
+        found.append(Row(number, usual, ahead, floor))
     return found
 
 
@@ -134,7 +134,7 @@ def main(given: Sequence[str] | None = None) -> None:
     print(f"rows   {'us of a layer: library':>24} {'read ahead':>12} {'floor':>8}")
     for row in found:
         floor = "-" if row.floor_us is None else f"{row.floor_us:.1f}"
-        print(f"{row.rows:>4}   {row.library_us:>24.1f} {row.ahead_us:>12.1f} {floor:>8}")
+        print(f"{row.rows:>4}   {row.usual_us:>24.1f} {row.ahead_us:>12.1f} {floor:>8}")
     record: dict[str, Any] = {
         "benchmark": "layer_chain",
         "model": chosen.model,

@@ -44,7 +44,7 @@ def test_both_chains_are_timed_on_equal_weights(monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(layer_chain, "linear", watched)
     (row,) = measure(SMALL, [3], 2, CPU, rounds=1)
-    assert row.rows == 3 and row.library_us > 0 and row.ahead_us > 0 and row.floor_us is None
+    assert row.rows == 3 and row.usual_us > 0 and row.ahead_us > 0 and row.floor_us is None
     of = {kind: [value for own, value in seen if own is kind] for kind in (torch.Tensor, Parameter)}
     assert of[torch.Tensor] == of[Parameter] and len(set(of[Parameter])) == 2
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import fx
 
 from .carried_forms import norm_form
+from .region import Region
 from .region_calls import RegionCalls, arguments_at
 
 
@@ -14,7 +17,7 @@ def hand_on_norms(calls: RegionCalls) -> bool:
     Returns:
         Whether anything was changed.
     """
-    behind = _pairs(calls)
+    behind = calls.pairs(_needs)
     follow = set(behind.values())
     normed: dict[fx.Node, fx.Node] = {}
     for node, region in calls.regions.items():
@@ -35,14 +38,7 @@ def hand_on_norms(calls: RegionCalls) -> bool:
     return bool(behind)
 
 
-def _pairs(calls: RegionCalls) -> dict[fx.Node, fx.Node]:
-    """The call behind a call, where the first can compute the norm that begins the second."""
-    found: dict[fx.Node, fx.Node] = {}
-    for after, region in calls.regions.items():
-        before = calls.before(after)
-        if before is None or before in found:
-            continue
-        form = norm_form(region)
-        if form is not None and calls.known(arguments_at(after, form.modulations), before):
-            found[before] = after
-    return found
+def _needs(region: Region, before: fx.Node, after: fx.Node) -> Sequence[int] | None:
+    """What the first of two calls has to know to compute the norm that begins the second."""
+    form = norm_form(region)
+    return None if form is None else form.modulations

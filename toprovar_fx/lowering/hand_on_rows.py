@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from torch import fx
 
 from .carried_forms import rows_form
+from .region import Region
 from .region_calls import RegionCalls, arguments_at
 
 
@@ -24,7 +26,7 @@ def hand_on_rows(calls: RegionCalls) -> bool:
     Returns:
         Whether anything was changed.
     """
-    behind = _pairs(calls)
+    behind = calls.pairs(_needs)
     # A block that runs between others by two of the forms does so alone as well: one compilation less.
     rewritten = {calls.regions[before] for before in behind}
     known: dict[fx.Node, _Rows] = {}
@@ -50,16 +52,9 @@ def hand_on_rows(calls: RegionCalls) -> bool:
     return bool(behind)
 
 
-def _pairs(calls: RegionCalls) -> dict[fx.Node, fx.Node]:
-    """The call behind a call, where rows can go from the first to the second and nobody sees them between."""
-    found: dict[fx.Node, fx.Node] = {}
-    for after, region in calls.regions.items():
-        before = calls.before(after)
-        if before is None or len(before.users) != 1 or after.args.count(before) != 1:
-            continue
-        form = rows_form(region)
-        if form is None or after.args[form.keep] is not before.args[form.keep]:
-            continue
-        if calls.known(arguments_at(after, form.modulations), before):
-            found[before] = after
-    return found
+def _needs(region: Region, before: fx.Node, after: fx.Node) -> Sequence[int] | None:
+    """What the first of two calls has to know to hand on its rows, if nobody sees them between."""
+    form = rows_form(region)
+    if form is None or len(before.users) != 1 or after.args.count(before) != 1:
+        return None
+    return form.modulations if after.args[form.keep] is before.args[form.keep] else None

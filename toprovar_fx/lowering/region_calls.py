@@ -10,6 +10,9 @@ from torch import fx
 
 from .region import Region
 
+# (region, a call, the call behind it) -> positions among the arguments, or None.
+Needs = Callable[[Region, fx.Node, fx.Node], Sequence[int] | None]
+
 
 class RegionCalls:
     """The calls of a graph, as it is at first.
@@ -32,14 +35,24 @@ class RegionCalls:
         self._place = {node: at for at, node in enumerate(graph.nodes)}
         self.regions = {node: region for node in graph.nodes if (region := region_of(node)) is not None}
 
-    def before(self, node: fx.Node) -> fx.Node | None:
-        """The call of the same region whose result is the first argument of a call."""
-        given = node.args[0] if node.args else None
-        same = isinstance(given, fx.Node) and self.regions.get(given) is self.regions[node]
-        return given if same else None  # type: ignore[return-value]
+    def pairs(self, needs: Needs) -> dict[fx.Node, fx.Node]:
+        """The call behind a call of the same region, which begins with the first one's result.
 
-    def known(self, nodes: Sequence[fx.Node], call: fx.Node) -> bool:
-        """Whether these are computed before a call."""
+        Args:
+            needs: given a region and two such calls, the positions of what the first would have to know of
+                the second's arguments; None where the two are no pair.
+        """
+        found: dict[fx.Node, fx.Node] = {}
+        for after, region in self.regions.items():
+            before = after.args[0] if after.args else None
+            if not isinstance(before, fx.Node) or before in found or self.regions.get(before) is not region:
+                continue
+            positions = needs(region, before, after)
+            if positions is not None and self._known(arguments_at(after, positions), before):
+                found[before] = after
+        return found
+
+    def _known(self, nodes: Sequence[fx.Node], call: fx.Node) -> bool:
         return all(self._place[node] < self._place[call] for node in nodes)
 
     def call(self, region: Region, *arguments: Any) -> fx.Node:
