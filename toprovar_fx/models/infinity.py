@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 from ..errors import ScheduleError
 from ..schedules import Schedule
-from .attention import Attend, BlockCausalAttend, CachedAttend, TextPool
+from .attention import BlockCausalAttend, CachedAttend, TextPool
 from .block import NORM_EPS, Block, BlockChunk, modulate
 from .cache import KVCache
 from .code_embedding import CodeEmbedding, embedding_of
 from .configs import InfinityConfig
 from .initialise import initialise
-from .rope import Angles, angles_of, rope_table
+from .rope import angles_of, rope_table
 from .text import TextContext, padding_mask
 
 
@@ -141,8 +141,8 @@ class Infinity(nn.Module):
             cond=cond,
             gss=self.shared_ada_lin(cond),
             head_modulation=self.head_nm(cond),
-            keys=list(keys),
-            values=list(values),
+            keys=torch.stack(keys),
+            values=torch.stack(values),
             mask=mask,
         )
 
@@ -183,9 +183,10 @@ class Infinity(nn.Module):
         """
         start = end - hidden.shape[1]
         angles = angles_of(self.rope[:, :, start:end])
-        for layer, block in enumerate(self.blocks()):
-            attend = CachedAttend(cache.keys[layer], cache.values[layer], start, end)
-            hidden = self._run_block(block, layer, hidden, context, angles, attend)
+        layers = zip(self.blocks(), cache.keys, cache.values, *context.by_layer(), strict=True)
+        for block, keys, values, *text in layers:
+            attend = CachedAttend(keys, values, start, end)
+            hidden = block(hidden, context.gss, *text, context.mask, angles, attend)
         return self._logits(hidden, context)
 
     def forward_train(
@@ -212,8 +213,8 @@ class Infinity(nn.Module):
         ends = schedule.ends[: len(embedded)]
         angles = angles_of(self.rope[:, :, : ends[-1]])
         attend = BlockCausalAttend(ends, merged_tokens, hidden.device)
-        for layer, block in enumerate(self.blocks()):
-            hidden = self._run_block(block, layer, hidden, context, angles, attend)
+        for block, *text in zip(self.blocks(), *context.by_layer(), strict=True):
+            hidden = block(hidden, context.gss, *text, context.mask, angles, attend)
         return self._logits(hidden, context)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Infinity:
@@ -225,13 +226,6 @@ class Infinity(nn.Module):
     def _build_rope(self) -> None:
         if self.schedule is not None:
             self.rope = rope_table(self.schedule, self.config.head_dim, self.config.rope_grid, self.device)
-
-    def _run_block(
-        self, block: Block, layer: int, hidden: Tensor, context: TextContext, angles: Angles, attend: Attend
-    ) -> Tensor:
-        return block(
-            hidden, context.gss, context.keys[layer], context.values[layer], context.mask, angles, attend
-        )
 
     def _logits(self, hidden: Tensor, context: TextContext) -> Tensor:
         scale, shift = context.head_modulation.unbind(2)

@@ -30,17 +30,22 @@ class TextContext:
         gss: modulation shared by the blocks, ``[R, 1, 6, C]``: gamma1, gamma2, scale1, scale2, shift1,
             shift2.
         head_modulation: scale and shift before the head, ``[R, 1, 2, C]``.
-        keys: per layer, keys of the text ``[R, H, T, head_dim]``.
-        values: per layer, values of the text ``[R, H, T, head_dim]``.
+        keys: of the text, ``[layers, R, H, T, head_dim]``: one tensor, for a compiled step gets it at every
+            scale, and each of its inputs costs the host time.
+        values: of the text, as ``keys``.
         mask: additive, 0 for text and -inf for padding, ``[R, 1, 1, T]``.
     """
 
     cond: Tensor
     gss: Tensor
     head_modulation: Tensor
-    keys: list[Tensor]
-    values: list[Tensor]
+    keys: Tensor
+    values: Tensor
     mask: Tensor
+
+    def by_layer(self) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """Keys and values of each layer, ``[R, H, T, head_dim]``, as views."""
+        return self.keys.unbind(), self.values.unbind()
 
     def first(self, rows: int) -> TextContext:
         """The context of the first so many batch rows."""
@@ -48,8 +53,8 @@ class TextContext:
             cond=self.cond[:rows],
             gss=self.gss[:rows],
             head_modulation=self.head_modulation[:rows],
-            keys=[key[:rows] for key in self.keys],
-            values=[value[:rows] for value in self.values],
+            keys=self.keys[:, :rows],
+            values=self.values[:, :rows],
             mask=self.mask[:rows],
         )
 
