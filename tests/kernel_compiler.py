@@ -68,7 +68,8 @@ def hopper_kernel(
 
     chosen: dict[str, Any] = {
         "D": width, "BLOCK_N": tiles.keys, "STAGES": tiles.stages, "HOLD": tiles.hold, "TURNS": tiles.turns,
-        "ENTROPY": True, "MEAN": True, "REST": False, "SPLIT": False, **constants,
+        "ENTROPY": True, "MEAN": True, "REST": False, "SPLIT": False, "LEADS": False, "FOLLOWS": False,
+        **constants,
     }  # fmt: skip
     layout = NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=4)
     types = {"factor": "fp32", **POINTERS}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import math
 import operator
 from itertools import product
@@ -17,6 +18,7 @@ from toprovar_fx.flops import flop_counter
 from toprovar_fx.lowering.for_device import for_device
 from toprovar_fx.lowering.region import Region
 from toprovar_fx.ops import attention
+from toprovar_fx.ops.attention_segments import KEYS_PER_STEP, choose_segments, end_of, filled_ranges
 
 from .test_lowering_attentions import graph_of
 from .triton_runs import interpreted, needs_triton
@@ -68,10 +70,7 @@ def test_other_ranks_are_refused() -> None:
         attention(q, k[0], v, 1.0)
 
 
-@needs_triton
 def test_the_choice_at_the_sizes_of_a_model() -> None:
-    from toprovar_fx.ops.attention_launch import choose_segments
-
     # Two rows of 16 heads: whole scales in one range, few tokens in several, the first scales as before. Of
     # 576 queries a launch of 160 programs would run twice as long as one of 128.
     expected = {
@@ -81,24 +80,35 @@ def test_the_choice_at_the_sizes_of_a_model() -> None:
         **{(1, 1): [], (64, 157): [], (15, 10521): []},
     }
     assert {shape: [*choose_segments(*shape, 32, H100)] for shape in expected} == expected
+    # Of 28 heads each: 224 tiles leave 40 multiprocessors to the parts of a tile for a while.
+    assert [*choose_segments(576, 1497, 56, H100)] == [(512, 1), (64, 3)]
+    assert [*choose_segments(400, 921, 56, H100)] == [(400, 1)]
     # The tiles of a single head do not fill a card.
     assert [*choose_segments(4096, 10521, 1, H100)] == [(4096, 4)]
 
 
-@needs_triton
 @given(st.integers(1, 5000), st.integers(1, 12000), st.integers(1, 200), st.integers(1, 200))
 def test_every_range_has_keys(queries: int, keys: int, heads: int, multiprocessors: int) -> None:
-    from toprovar_fx.ops.attention_launch import TILES, choose_segments, filled_ranges
-
     segments = choose_segments(queries, keys, heads, multiprocessors)
     assert not segments or sum(segment.queries for segment in segments) == queries
-    steps = -(-keys // TILES.keys)
+    steps = -(-keys // KEYS_PER_STEP)
     for _, ranges in segments:
         assert 1 <= ranges <= max(1, steps)
         if ranges > 1:
-            dealt = -(-steps // ranges) * TILES.keys
+            dealt = -(-steps // ranges) * KEYS_PER_STEP
             assert (ranges - 1) * dealt < keys <= ranges * dealt
             assert filled_ranges(steps, ranges) == ranges
+
+
+@given(st.integers(1, 40), st.floats(0.5, 30), st.integers(1, 40), st.integers(1, 40), st.floats(0, 60))
+def test_the_end_of_programs_is_that_of_dealing_them_out(
+    programs: int, each: float, early: int, late: int, apart: float
+) -> None:
+    free, ends = [0.0] * early + [apart] * late, []
+    for _ in range(programs):
+        ends.append(free[0] + each)
+        heapq.heapreplace(free, ends[-1])
+    assert end_of(programs, each, ((early, 0.0), (late, apart))) == pytest.approx(max(ends))
 
 
 @needs_triton
@@ -117,10 +127,13 @@ def test_the_kernel_that_deals_out_keys_does_not_spill() -> None:
 
     if not GLUON_KNOWN:
         pytest.skip("the Hopper kernel is not for this version of Triton")
-    report = hopper_kernel(tiles=TILES, ENTROPY=False, MEAN=False, SPLIT=True)
-    assert (report["spilled"], report["serialized"]) == (0, False)
-    assert report["shared"] <= 227 * 2**10
-    assert report["registers"] <= 168, "of two consumers with 240 and a producer with 24"
+    for chain in ({}, {"LEADS": True}, {"FOLLOWS": True}):
+        report = hopper_kernel(tiles=TILES, ENTROPY=False, MEAN=False, SPLIT=True, **chain)
+        assert (report["spilled"], report["serialized"]) == (0, False)
+        assert report["shared"] <= 227 * 2**10
+        assert report["registers"] <= 168, "of two consumers with 240 and a producer with 24"
+        told = [name for name in ("launch_dependents", "wait") if f"griddepcontrol.{name}" in report["ptx"]]
+        assert told == {"LEADS": ["launch_dependents"], "FOLLOWS": ["wait"]}.get(next(iter(chain), ""), [])
 
 
 def on_card(
@@ -173,6 +186,25 @@ def test_the_kernel_equals_float64(launch, dtype: torch.dtype, ranges: int) -> N
     _, k, v = on_card(dtype, 200, 3000)
     sharp = 100 * k[:, :, :200]
     assert error_of(launch(sharp, k, v, 1.0, ranges), sharp, k, v) <= limit
+
+
+@pytest.mark.gpu
+def test_launches_side_by_side_give_what_one_after_another_gives(launch) -> None:
+    from toprovar_fx.ops.attention_launch import launch_segments
+
+    q, k, v = on_card(torch.bfloat16, 576, 1497, heads=28, key_heads=28)
+    segments = choose_segments(576, 1497, 56, H100)
+    assert len(segments) == 2
+    first, rest = (x.contiguous() for x in q.split([512, 64], 2))
+    expected = torch.cat((launch(first, k, v, 1.0), launch(rest, k, v, 1.0, segments[1].ranges)), 2)
+    torch.cuda.synchronize()
+    graph, out = torch.cuda.CUDAGraph(), torch.empty(50, 2, 28, 576, 128, device="cuda", dtype=q.dtype)
+    with torch.cuda.graph(graph):
+        # Who reads the result is launched right behind; memory of one round is that of the next.
+        for each in out:
+            each.copy_(launch_segments(q, k, v, 1.0, segments))
+    graph.replay()
+    assert all(torch.equal(each, expected) for each in out)
 
 
 @pytest.mark.gpu

@@ -20,6 +20,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma,
     warpgroup_mma_wait,
 )
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from .gluon_barriers import partition_barrier, release
 from .gluon_softmax import ROWS, rescale, store_entropy, store_part, weigh
@@ -193,12 +194,17 @@ def hopper_kernel(
     q, k, v, out, entropy, sums, heads_done, parts, queries, keys, first_key, heads, heads_per_key, factor,
     D: gl.constexpr, BLOCK_N: gl.constexpr, STAGES: gl.constexpr, HOLD: gl.constexpr, TURNS: gl.constexpr,
     ENTROPY: gl.constexpr, MEAN: gl.constexpr, REST: gl.constexpr, SPLIT: gl.constexpr,
+    LEADS: gl.constexpr = False, FOLLOWS: gl.constexpr = False,
 ):  # fmt: skip
     """One tile of 128 queries of one head; grid ``[tiles, B H, ranges of keys]``.
 
     REST: some keys are left out of H. SPLIT: the keys are dealt out to the third axis, whole tiles to each,
-    and ``parts`` is written instead of ``out``.
+    and ``parts`` is written instead of ``out``. LEADS: the next kernel is this one for other queries of the
+    same operands, and FOLLOWS: the last one was; its programs start as soon as multiprocessors are free.
     """
+    if LEADS:
+        # Whatever ran before has ended: this kernel is launched as usual.
+        gdc_launch_dependents()
     tile = gl.program_id(0)
     batch = gl.program_id(1) // heads
     head = gl.program_id(1) % heads
@@ -251,3 +257,6 @@ def hopper_kernel(
         [4, 1],
         [240, 24],
     )  # fmt: skip
+    if FOLLOWS:
+        # Who waits for this kernel waits for both.
+        gdc_wait()

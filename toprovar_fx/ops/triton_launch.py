@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +18,8 @@ from .triton_attention import attention_kernel
 PREFER_HOPPER_KERNEL = True
 # Gluon changes with every release; these compile it.
 GLUON_KNOWN = (3, 6) <= tuple(map(int, triton.__version__.split(".")[:2])) < (3, 9)
+
+_ALONE: Mapping[str, bool] = {}
 
 
 @dataclass(frozen=True)
@@ -137,8 +140,12 @@ def launch_hopper(
     sizes: tuple[float, ...],
     grid: tuple[int, ...],
     wants: dict[str, bool],
+    chain: Mapping[str, bool] = _ALONE,
 ) -> None:
-    """Run `gluon_attention.hopper_kernel`, whose arguments these are in order."""
+    """Run `gluon_attention.hopper_kernel`, whose arguments these are in order.
+
+    `chain`: options of a launch beside another one of it.
+    """
     from triton.experimental.gluon.language import NVMMASharedLayout
     from triton.experimental.gluon.nvidia.hopper import TensorDescriptor as HopperDescriptor
 
@@ -152,7 +159,7 @@ def launch_hopper(
     )
     hopper_kernel[grid](
         q, k, v, out, *results[1:], *sizes, D=block_d, BLOCK_N=tiles.keys, STAGES=tiles.stages,
-        HOLD=tiles.hold, TURNS=tiles.turns, **wants, num_warps=4,
+        HOLD=tiles.hold, TURNS=tiles.turns, **wants, **chain, num_warps=4,
     )  # fmt: skip
 
 
