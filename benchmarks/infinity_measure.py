@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from toprovar_fx import dense, generation
-from toprovar_fx.evaluation.timing import synchronize
+from toprovar_fx.evaluation.timing import settled_heap, synchronize
 from toprovar_fx.models.shared_tail import mapped_bytes
 from toprovar_fx.runtime.report import GenerationReport, report_of
 
@@ -130,7 +130,8 @@ def measure(
     generate(problem, transformer, images)
     first = time.perf_counter() - started
     generate(problem, transformer, images)
-    runs = [generate(problem, transformer, images, seed) for seed in range(rounds)]
+    with settled_heap():
+        runs = [generate(problem, transformer, images, seed) for seed in range(rounds)]
     total = statistics.median(run.total_ms for run in runs)
     transformer_ms = [sum(run.step_ms) for run in runs]
     median = statistics.median(transformer_ms)

@@ -158,7 +158,7 @@ def test_parts_are_for_few_rows_on_hopper(monkeypatch: pytest.MonkeyPatch) -> No
     assert [parts(rows, 2048, 8192) for rows in (2, 288, 512, 1152)] == [4, 4, 2, 1]
     assert [parts(rows, 2048, 2048) for rows in (2, 128, 160, 288)] == [4, 4, 2, 1]
     assert [parts(rows, 3584, 14336) for rows in (2, 230, 512)] == [2, 2, 1]
-    assert [parts(rows, 3584, 3584) for rows in (2, 72)] == [2, 1]
+    assert [parts(rows, 3584, 3584) for rows in (2, 72, 160, 230, 288)] == [2, 1, 1, 2, 1]
     assert parts(8, 6144, 2048) == parts(8, 512, 2048) == 1
     assert parts(8, 2048, 8190) == 1
 

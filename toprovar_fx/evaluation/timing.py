@@ -107,7 +107,7 @@ def interleave(
             latest[name] = timed(call, device)
             tell(name)
     seconds: dict[str, list[float]] = {name: [] for name in variants}
-    with _settled_heap():
+    with settled_heap():
         for names in _rounds(list(variants), rounds, until):
             if latest[names[0]] < _SHORT_S:
                 timed(variants[names[0]], device)
@@ -130,7 +130,7 @@ def synchronize(device: torch.device | str) -> None:
 
 
 @contextmanager
-def _settled_heap() -> Iterator[None]:
+def settled_heap() -> Iterator[None]:
     """Keep what lives by now out of collections in the block: dozens of compiled models take one seconds."""
     gc.collect()
     if gc.get_freeze_count() > _FROZEN_BY_PYTHON:  # somebody else's: thawing is all or nothing
