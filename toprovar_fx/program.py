@@ -150,13 +150,13 @@ class StepProgram:
 
     def _recognise(self, controller: Controller, arguments: tuple[Any, ...]) -> None:
         """Note whose weights a generation runs with, and refuse a profile of others."""
-        self._weights.recognise(arguments)
-        controller.ledger.model = self._weights.identity
+        weights = self._weights.recognise(arguments)
+        controller.ledger.model = weights.identity
         running = current_generation()
         if self.options.calibrated is not None and running is not None and not running.dense:
             self.options.calibrated.refuse_stale()
             layers = len(self.step.sites)
-            self.options.calibrated.refuse_other(self._weights.identity(), layers, running.schedule)
+            self.options.calibrated.refuse_other(weights.identity(), layers, running.schedule)
 
     def price(
         self,
