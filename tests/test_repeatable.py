@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import operator
+
 import pytest
 import torch
-from torch import nn
+from torch import fx, nn
 
+from toprovar_fx.analysis.caches import CACHE_HOLDER
 from toprovar_fx.analysis.repeatable import obstacle_to_repeating
 
 from .captured import captured, writes_its_cache
@@ -70,6 +73,23 @@ def drops_out(x, y):
 
 def draws(x, y):
     return torch.rand_like(x) + y
+
+
+def part_beside(read: bool):
+    """A graph in which a numbered part of an input is written, as `canonical_caches` writes it."""
+    graph = fx.Graph()
+    cache, rows = graph.placeholder("cache"), graph.placeholder("rows")
+    part = graph.call_function(operator.getitem, (cache, (0,)))
+    part.meta[CACHE_HOLDER] = cache
+    total = graph.call_method("sum", (cache,)) if read else rows
+    graph.call_function(operator.setitem, (part, slice(0, 1), rows))
+    graph.output((part, total))
+    return graph
+
+
+def test_who_reads_what_a_written_part_is_of_may_not():
+    assert obstacle_to_repeating(part_beside(read=False)) == ""
+    assert "uses what getitem is a part of" in obstacle_to_repeating(part_beside(read=True))
 
 
 @pytest.mark.parametrize(

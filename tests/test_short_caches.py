@@ -52,6 +52,26 @@ def test_its_layer_reads_no_other(short):
     refuse_short_caches(own, known, {0: {2}}, [cache.clone()])
 
 
+@pytest.mark.parametrize("way", WAYS)
+def test_layers_whose_caches_are_views_of_one_allocation(way):
+    known: list[ShortCaches] = []
+    caches, parts = ShortCaches(known), torch.zeros(3, 2, 8).unbind()
+    for layer, part in enumerate(parts):
+        caches.hold(layer, [part])
+    WAYS[way](caches)
+    caches.drop(2, 1)
+    refuse_short_caches(caches, known, {0: {0}, 1: {1}, 2: {2}}, list(parts))
+    with pytest.raises(GraphError, match="input 1 is a cache that lacks the rows"):
+        refuse_short_caches(caches, known, {0: {0}, 2: {2}}, list(parts))
+    with pytest.raises(GraphError, match="input 0 is a cache that lacks the rows"):
+        refuse_short_caches(caches, known, {0: {1}}, [parts[2]])
+    with pytest.raises(GraphError, match="not the cache that layer 1 wrote"):
+        refuse_short_caches(caches, known, {0: {1}}, [parts[0]])
+    # One that reaches over both.
+    with pytest.raises(GraphError, match="input 0 is a cache that lacks the rows"):
+        refuse_short_caches(caches, known, {0: {1}}, [parts[0].as_strided((3, 2, 8), (16, 8, 1))])
+
+
 def test_another_model_does_not(short):
     others, known, cache = short
     assert known == [others]

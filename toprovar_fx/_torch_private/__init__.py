@@ -76,7 +76,7 @@ from .operators import (
 )
 from .symbolic_inputs import SymbolicInputs
 from .symbolic_numbers import depends_on_sizes, hint_of
-from .tensors import clone_all, copy_all, storage_of, storages_of, version_of, versions_of
+from .tensors import clone_all, copy_all, may_overlap, storage_of, storages_of, version_of, versions_of
 
 __all__ = [
     "CompiledGraph",
@@ -107,6 +107,7 @@ __all__ = [
     "is_mutable",
     "keep_source",
     "linear_gelu_rows",
+    "may_overlap",
     "named_as_backend",
     "namespace_of",
     "one_size",

@@ -27,6 +27,23 @@ def storages_of(tensors: Iterable[torch.Tensor]) -> Iterator[int]:
     return map(_identity, map(torch.Tensor.untyped_storage, tensors))
 
 
+def may_overlap(left: torch.Tensor, right: torch.Tensor) -> bool:
+    """Whether some bytes of two tensors may be the same: those from the first of each to its last."""
+    if storage_of(left) != storage_of(right):
+        return False
+    (first, last), (begin, end) = _extent(left), _extent(right)
+    return first < end and begin < last
+
+
+def _extent(tensor: torch.Tensor) -> tuple[int, int]:
+    """Where a tensor begins and ends in its memory, in bytes."""
+    begin = int(tensor.storage_offset()) * tensor.itemsize
+    if not tensor.numel():
+        return begin, begin
+    reach = sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride(), strict=True))
+    return begin, begin + (reach + 1) * tensor.itemsize
+
+
 def version_of(tensor: torch.Tensor) -> int | None:
     """A number that grows whenever a tensor is written to; None for tensors of inference mode."""
     return None if tensor.is_inference() else tensor._version

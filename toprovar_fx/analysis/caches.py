@@ -70,14 +70,19 @@ def refuse_shared(graph: fx.Graph, members: Collection[fx.Node]) -> None:
 
 def _other_users(cache: fx.Node) -> list[fx.Node]:
     """Whoever uses a cache, or the input that it was made of and whose rows are counted alike."""
-    users = list(cache.users)
+    return [*cache.users, *users_beside(cache)]
+
+
+def users_beside(cache: fx.Node) -> list[fx.Node]:
+    """Whoever else uses what a cache was made of, but for numbered parts of it that lie beside this one.
+
+    A longer copy has the input for itself.
+    """
     if cache.op == "placeholder":
-        return users
+        return []
     base = cache.args[0]
     assert isinstance(base, fx.Node)
-    # Numbered parts of one input lie beside each other; a longer copy has the input for itself.
-    others = [user for user in base.users if user is not cache]
-    return users + [user for user in others if not _lie_apart(cache, user)]
+    return [user for user in base.users if user is not cache and not _lie_apart(cache, user)]
 
 
 def _lie_apart(left: fx.Node, right: fx.Node) -> bool:

@@ -7,10 +7,11 @@ import operator
 from torch import fx
 
 from .._torch_private import is_mutable
-from .caches import written_caches
+from .caches import users_beside, written_caches
 from .operators import operator_name, tensor_operands, writes_in_place
 from .random_numbers import draws
 from .shapes import value_of
+from .writes import memory_of
 
 _IN_PLACE = frozenset(
     {
@@ -42,12 +43,17 @@ _FRESH = frozenset(
 def obstacle_to_repeating(graph: fx.Graph) -> str:
     """What a graph does that may not be done twice, or "".
 
-    Allowed are writes `input[index] = value` to an input that nothing has read before: as values come from
-    other inputs, or from what was just written, a second run writes the same. So are writes in place to
-    values that the graph computed. Random numbers would be others the second time.
+    Allowed are writes `input[index] = value` to an input, or a numbered part of one, that nothing has read
+    before: as values come from other inputs, or from what was just written, a second run writes the same. So
+    are writes in place to values that the graph computed. Random numbers would be others the second time.
     """
     written = written_caches(graph)
     untouched = set(written)
+    for holder in written:
+        beside = users_beside(holder) if memory_of(holder) is not holder else []
+        user = next((user for user in beside if user.op != "output" and operator_name(user) != "size"), None)
+        if user is not None:
+            return f"{user.name} uses what {holder.name} is a part of"
     for node in graph.nodes:
         if node.op in ("placeholder", "output"):
             continue

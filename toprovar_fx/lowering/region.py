@@ -11,9 +11,9 @@ import sympy
 from torch import fx
 
 from .._torch_private import CompiledGraph, SymbolicInputs, compile_with_inductor, graph_to_read, restarts
-from ..analysis.caches import written_caches
 from ..analysis.graph_sizes import graph_specs
 from ..analysis.reasons import Fallback, Reason
+from ..analysis.writes import written
 from ..cost.expressions import Cost, GraphCosts, Sizes
 from ..input_specs import at_sizes
 from .for_device import for_device
@@ -214,7 +214,8 @@ def _as_tuple(result: Any) -> tuple[Any, ...]:
 
 
 def _written(graph: fx.Graph) -> frozenset[int]:
-    caches = written_caches(graph)
+    """Positions of the inputs whose memory the graph may write to, through views of them too."""
+    memory = written(graph.nodes)
     return frozenset(
-        at for at, node in enumerate(n for n in graph.nodes if n.op == "placeholder") if node in caches
+        at for at, node in enumerate(n for n in graph.nodes if n.op == "placeholder") if node in memory
     )

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .._torch_private import storages_of
+from .._torch_private import may_overlap, storages_of
 from ..errors import GraphError
 
 
@@ -94,6 +94,14 @@ class ShortCaches:
         """The layers that left out rows, or may have."""
         return {*self.dropped, *self._uncertain}
 
+    def overlapping(self, cache: Tensor) -> set[int]:
+        """The layers whose caches lack rows and may lie in the memory of this one.
+
+        Caches may be views of one allocation, which lie apart.
+        """
+        held = ((layer, self._held.get(layer, ())) for layer in self.short)
+        return {layer for layer, caches in held if any(may_overlap(cache, each) for each in caches)}
+
     def owners(self) -> dict[int, set[int]]:
         """The layers whose caches lack rows, by the memory of the cache."""
         found: dict[int, set[int]] = {}
@@ -143,6 +151,8 @@ def refuse_short_caches(
         positions = may_be_caches(arguments)
     for at, memory in zip(positions, storages_of([arguments[at] for at in positions]), strict=True):
         layers, readers = owners.get(memory, none), inputs.get(at, none)
+        if layers and layers != readers:
+            layers = own.overlapping(arguments[at])
         if layers == readers and memory not in foreign:
             continue
         if memory in foreign or not layers <= readers:
