@@ -20,6 +20,7 @@ from .batch_rows import before_mixed_rows
 from .caches import CACHE_HOLDER
 from .contexts import is_context, refuse_split_regions
 from .handwritten import suspect
+from .numbered_parts import is_numbered_part
 from .operators import operator_name, writes_in_place
 from .reasons import Reason, Unsupported
 from .residual import SUMS, carries, ends_with_sum
@@ -177,7 +178,8 @@ def _block(
             members.add(node)
     for node in inside:
         # A tuple of tensors cannot be an input: its elements are taken outside, where the tuple is.
-        if node not in dependent and any(_is_bundle(o) and o not in members for o in node.all_input_nodes):
+        of_bundle = any(_is_bundle(operand) and operand not in members for operand in node.all_input_nodes)
+        if node not in dependent and (of_bundle or is_numbered_part(node)):
             members.discard(node)
     return Block(layer, entry, leave, tuple(node for node in inside if node in members), call)
 
