@@ -31,6 +31,11 @@ def pipes(monkeypatch: pytest.MonkeyPatch) -> dict[str, FakePipeline]:
     return made
 
 
+def test_a_preset_that_is_given_twice_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["eval", "--preset", "fast", "--preset", "fast", "--n", "1"]) == 2
+    assert "--preset fast --preset fast: expected each once" in capsys.readouterr().err
+
+
 def test_json_holds_dense_and_presets(
     pipes: dict[str, FakePipeline], capsys: pytest.CaptureFixture[str]
 ) -> None:

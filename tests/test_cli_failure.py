@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from toprovar_fx.cli.failure import guarded
 from toprovar_fx.errors import OptionError
@@ -22,6 +23,18 @@ def test_an_error_of_the_package_is_one_line(capsys: pytest.CaptureFixture[str])
     captured = capsys.readouterr()
     assert captured.err == "toprovar: error: a b\n"
     assert captured.out == ""
+
+
+def test_an_error_that_dynamo_wrapped_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    def backend(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> None:
+        raise OptionError("tau=2: expected less")
+
+    def command(arguments: list[str]) -> int:
+        torch.compile(lambda x: x + 1, backend=backend)(torch.ones(2))
+        return 0
+
+    assert guarded(command, []) == 2
+    assert capsys.readouterr().err == "toprovar: error: tau=2: expected less\n"
 
 
 def test_interruption(capsys: pytest.CaptureFixture[str]) -> None:

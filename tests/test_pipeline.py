@@ -181,6 +181,16 @@ def test_features_that_do_not_fit_are_refused():
         pipe(TextFeatures(torch.zeros(1, 4, 16), torch.ones(2, dtype=torch.int64)))
     with pytest.raises(PromptError, match=r"lengths of \[5\]"):
         pipe(TextFeatures(torch.zeros(1, 4, 16), torch.tensor([5])))
+    for features, lengths, message in (
+        (torch.zeros(0, 4, 16), torch.ones(0, dtype=torch.int64), "B at least 1"),
+        (torch.zeros(1, 4, 16, dtype=torch.int64), torch.tensor([4]), "features of torch.int64"),
+        ([[[0.0] * 16] * 4], torch.tensor([4]), "features of type list"),
+        (torch.zeros(1, 4, 16), [4], "lengths of type list"),
+        (torch.zeros(1, 4, 16), torch.tensor(4), r"lengths of torch.int64 \[\]: expected whole numbers"),
+        (torch.zeros(1, 4, 16), torch.tensor([3.5]), r"lengths of torch.float32 \[1\]: expected whole"),
+    ):
+        with pytest.raises(PromptError, match=message):
+            pipe(TextFeatures(features, lengths))
     pipe.text_encoder = None
     with pytest.raises(OptionError, match="no text encoder"):
         pipe("a red circle")
@@ -190,6 +200,20 @@ def test_parts_that_do_not_fit_are_refused():
     pipe = build()
     with pytest.raises(OptionError, match="latent channels"):
         InfinityPipeline(pipe.transformer, ImageVAE(VAEConfig(4, ch=8)), None, SQUARE)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"dtype": torch.int8}, "dtype=torch.int8: expected one of floating point"),
+        ({"dtype": "bfloat16"}, "dtype='bfloat16': expected one of floating point"),
+        ({"shard_bytes": 0}, "shard_bytes=0: expected at least 1"),
+    ],
+)
+def test_what_no_file_may_hold_is_refused(tmp_path, settings, message):
+    with pytest.raises(CheckpointError, match=message):
+        build().save_pretrained(tmp_path / "small.safetensors", **settings)
+    assert not list(tmp_path.iterdir())
 
 
 def test_saving_and_loading_gives_the_same_images(tmp_path):

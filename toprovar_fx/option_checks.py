@@ -140,9 +140,13 @@ def speedup(*, optional: bool = False) -> Check:
     return Check(expected.removeprefix("a "), apply)
 
 
-def integer(low: int | None = None, words: Sequence[str] = (), *, optional: bool = False) -> Check:
-    """Accept an integer of at least ``low``, or one of ``words``, or None if ``optional``."""
+def integer(
+    low: int | None = None, words: Sequence[str] = (), *, high: int | None = None, optional: bool = False
+) -> Check:
+    """Accept an integer from ``low`` to ``high``, or one of ``words``, or None if ``optional``."""
     expected = "an integer" if low is None else f"an integer of at least {low}"
+    if high is not None:
+        expected += f" and at most {high}"
     expected = " or ".join([expected, *(repr(word) for word in words), *(["None"] if optional else [])])
 
     def apply(name: str, value: object) -> int | str | None:
@@ -152,6 +156,8 @@ def integer(low: int | None = None, words: Sequence[str] = (), *, optional: bool
             raise reject(name, value, expected, nearest(value, words) or _whole(value, low))
         if low is not None and value < low:
             raise reject(name, value, expected, low)
+        if high is not None and int(value) > high:
+            raise reject(name, value, expected, high)
         return int(value)
 
     return Check(expected.removeprefix("an "), apply)

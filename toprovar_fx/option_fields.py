@@ -258,7 +258,9 @@ class OptionFields:
         check.choice("raise", "fallback"),
         "After a failed rewrite or compilation: raise, or run dense or as traced, with a warning.",
     )
-    seed: int = _option(0, check.integer(0), "Seed of `score='random'` and `sampling='bernoulli'`.")
+    seed: int = _option(
+        0, check.integer(0, high=2**63 - 1), "Seed of `score='random'` and `sampling='bernoulli'`."
+    )
     dump_dir: str | None = _option(
         None, check.text(optional=True), "Directory for the graph before and after every pass."
     )

@@ -153,7 +153,8 @@ class PipelineComponents:
             The files: ``path`` itself or its numbered shards.
 
         Raises:
-            CheckpointError: another suffix, or the text encoder is no ``SceneTextEncoder``.
+            CheckpointError: another suffix, the text encoder is no ``SceneTextEncoder``, or no such dtype or
+                size can be.
             OutputError: a file cannot be written; no part of it is left.
         """
         from .pipeline_files import save_pipeline

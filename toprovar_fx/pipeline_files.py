@@ -53,7 +53,7 @@ def save_pipeline(
         The files.
 
     Raises:
-        CheckpointError: another suffix, or a text encoder of another kind.
+        CheckpointError: another suffix, a text encoder of another kind, or a dtype or size that cannot be.
         OutputError: a file cannot be written; no part of it is left.
     """
     if path.suffix != ".safetensors":
@@ -62,6 +62,10 @@ def save_pipeline(
         raise CheckpointError(
             f"text encoder {type(pipe.text_encoder).__name__}: only SceneTextEncoder is saved"
         )
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise CheckpointError(f"dtype={dtype!r}: expected one of floating point, such as torch.bfloat16")
+    if shard_bytes is not None and shard_bytes < 1:
+        raise CheckpointError(f"shard_bytes={shard_bytes!r}: expected at least 1")
     parts = {"transformer": pipe.transformer, "vae": pipe.vae, "text_encoder": pipe.text_encoder}
     shards: list[dict[str, Tensor]] = [{}]
     size = 0

@@ -22,14 +22,7 @@ def count_images(prompts: str | Sequence[str] | TextFeatures) -> int:
         PromptError: none, a prompt that is no string, or features of impossible shape or lengths.
     """
     if isinstance(prompts, TextFeatures):
-        if prompts.features.ndim != 3:
-            raise PromptError(
-                f"text features of {prompts.features.ndim} dimensions: expected [B, T, channels]"
-            )
-        lengths, longest = prompts.lengths.tolist(), prompts.features.shape[1]
-        if longest and not all(1 <= length <= longest for length in lengths):
-            raise PromptError(f"lengths of {lengths}: expected 1 .. {longest}")
-        return len(prompts.features)
+        return _count_rows(prompts)
     if not isinstance(prompts, Collection) or isinstance(prompts, bytes):
         # An iterator would be used up by counting.
         raise PromptError(f"prompts {prompts!r}: expected a string, a sequence of strings or TextFeatures")
@@ -40,6 +33,25 @@ def count_images(prompts: str | Sequence[str] | TextFeatures) -> int:
         if not isinstance(prompt, str):
             raise PromptError(f"prompt {prompt!r}: expected a string")
     return len(given)
+
+
+def _count_rows(text: TextFeatures) -> int:
+    for name, value in (("features", text.features), ("lengths", text.lengths)):
+        if not isinstance(value, Tensor):
+            raise PromptError(f"text {name} of type {type(value).__name__}: expected a tensor")
+    features, lengths = text.features, text.lengths
+    if features.ndim != 3 or not len(features):
+        shape = f"{list(features.shape)}, of {features.ndim} dimensions"
+        raise PromptError(f"text features {shape}: expected [B, T, channels], B at least 1")
+    if not features.is_floating_point():
+        raise PromptError(f"text features of {features.dtype}: expected floating-point numbers")
+    if lengths.ndim != 1 or lengths.is_floating_point() or lengths.dtype == torch.bool:
+        kind = f"{lengths.dtype} {list(lengths.shape)}"
+        raise PromptError(f"lengths of {kind}: expected whole numbers, [{len(features)}]")
+    longest = features.shape[1]
+    if longest and not all(1 <= length <= longest for length in lengths.tolist()):
+        raise PromptError(f"lengths of {lengths.tolist()}: expected 1 .. {longest}")
+    return len(features)
 
 
 def checked_number(name: str, value: float, largest: float) -> float:

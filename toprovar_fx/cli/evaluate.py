@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import OptionError
 from ..evaluation import timing
 from . import figures
 from .loading import check_dtype, check_model, load
@@ -83,6 +84,8 @@ def evaluate(
     check_count("n", n, MOST_PROMPTS)
     check_count("batch", batch)
     check_seed(seed, n)
+    if len(set(presets)) < len(presets):
+        raise OptionError(f"--preset {' --preset '.join(presets)}: expected each once")
     variants = {name: parse_variant(name) for name in presets if name != DENSE}
     device = check_device(device)
     check_dtype(dtype)

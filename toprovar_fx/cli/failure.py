@@ -64,6 +64,10 @@ def guarded(command: Callable[[list[str]], int], arguments: list[str]) -> int:
         _drop_stdout()
         return _tell(f"error: cannot write: {error.strerror}", REFUSED)
     except Exception as error:
+        # Dynamo wraps what a backend raises.
+        inner = getattr(error, "inner_exception", None)
+        if isinstance(inner, ToProVARError):
+            return _tell(f"error: {inner}", REFUSED)
         # Typer's exceptions moved between modules over its versions, so they are known by what they offer.
         if type(error).__name__ == "Abort":
             return _tell("interrupted; finished files are intact", INTERRUPTED)
