@@ -5,15 +5,21 @@ from __future__ import annotations
 import subprocess
 import sys
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
 
 from toprovar_fx.backend import toprovar
+from toprovar_fx.errors import OptionError
+from toprovar_fx.options import Options
+from toprovar_fx.runtime.generation import Generation, generation
 
 from .models.prenorm import PreNorm
+from .models.subjects import OPEN, SQUARE, TinyPreNorm, generate, identical
 
+EAGER = {"lowering": "eager"}
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = """
 import torch
@@ -58,3 +64,56 @@ def test_a_prunable_graph_outside_a_generation_is_said_once(preset, warned):
             compiled(torch.randn(2, length, 32), cache, end)
     said = [str(entry.message) for entry in caught if "outside a generation" in str(entry.message)]
     assert len(said) == warned
+
+
+@pytest.mark.usefixtures("fresh_dynamo")
+def test_a_generation_whose_scales_never_begin_prunes_nothing_and_says_so():
+    subject = TinyPreNorm(True, False)
+    compiled = torch.compile(subject.model, backend="toprovar", options={**OPEN, **EAGER, "keep": {3: 0.5}})
+    expected = generate(subject, subject.model).logits
+
+    def drawn(inner: bool) -> tuple[list[torch.Tensor], list[str]]:
+        with (
+            warnings.catch_warnings(record=True) as caught,
+            torch.inference_mode(),
+            generation(SQUARE) as run,
+        ):
+            warnings.simplefilter("always")
+            state = subject.state(1, SQUARE)
+            with generation(SQUARE) if inner else nullcontext():
+                logits = []
+                for scale, end in enumerate(SQUARE.ends):
+                    if inner:
+                        run.begin_scale(scale)
+                    hidden = subject.hidden(1, scale, SQUARE)
+                    logits.append(compiled(*subject.arguments(hidden, state, end)))
+        return logits, [str(entry.message) for entry in caught]
+
+    logits, said = drawn(inner=False)
+    assert identical(logits, expected)
+    assert sum("before its first scale began" in each for each in said) == 1
+    torch.compiler.reset()
+    logits, said = drawn(inner=True)
+    assert identical(logits, expected)
+    assert any("begin_scale(scale) of the innermost generation" in each for each in said)
+
+
+@pytest.mark.usefixtures("fresh_dynamo")
+def test_a_scale_that_is_left_out_did_not_run_eagerly():
+    subject = TinyPreNorm(True, False)
+    compiled = torch.compile(subject.model, backend="toprovar", options={"preset": "lossless", **EAGER})
+    with warnings.catch_warnings(), torch.inference_mode(), generation(SQUARE) as run:
+        warnings.simplefilter("error")
+        state = subject.state(1, SQUARE)
+        for scale in (0, 1, 3):
+            run.begin_scale(scale)
+            hidden = subject.hidden(1, scale, SQUARE)
+            compiled(*subject.arguments(hidden, state, SQUARE.ends[scale]))
+    assert run.eager_scales == []
+
+
+def test_keep_for_a_scale_that_there_is_not_is_refused():
+    run = Generation(SQUARE, 1)
+    with pytest.raises(OptionError, match="keep=6: expected scales from -6 to 5"):
+        run.controller(Options.parse({"keep": {6: 0.5}}), 4)
+    assert run.controller(Options.parse({"keep": {5: 0.5, -9: 0.5}}), 4).ratio(2) is None

@@ -242,6 +242,19 @@ class Options(OptionFields):
             return ratio
         return ratio.get(layer, ratio.get(layer - layers))
 
+    def refuse_other_scales(self, scales: int) -> None:
+        """Refuse `keep` for a scale that a schedule of `scales` does not have.
+
+        Counted from the end, a short schedule simply has fewer of them.
+
+        Raises:
+            OptionError: there is none of that number.
+        """
+        for scale in self._keep_by_scale:
+            if scale >= scales:
+                expected = f"scales from {-scales} to {scales - 1}, which the schedule has"
+                raise check.reject("keep", scale, expected, scales - 1)
+
     @cached_property
     def _keep_by_scale(self) -> dict[int, float | dict[int, float]]:
         """`keep` for looking up: it is asked for every layer of every scale, several times."""

@@ -33,7 +33,7 @@ from .runtime.graphs_per_scale import at_other_tokens
 from .runtime.pricing import price_plan
 from .runtime.replays import replays_well
 from .runtime.short_caches import refuse_short_caches
-from .runtime.silence import warn_outside_generation
+from .runtime.silence import warn_before_first_scale, warn_outside_generation
 from .runtime.step_caches import StepCaches
 from .runtime.step_graphs import step_graphs
 from .runtime.step_parts import StepParts
@@ -89,6 +89,13 @@ class StepProgram:
         """
         self.options.extensions.refuse_stale()
         note_called(self)
+        running = current_generation()
+        if running is not None and running.scale < 0:
+            if not self._warned:
+                self._warned = True
+                warn_before_first_scale()
+            with outside_generations():
+                return self.step.graph(*arguments)
         other = at_other_tokens(self._traced.tokens)
         if other is not None:
             count = other.schedule.tokens[other.scale]

@@ -43,6 +43,7 @@ class DepthTracker:
 
     def __init__(self, options: Options, scales: int, images: int, ledger: Ledger) -> None:
         self.options, self._images, self._ledger = options, images, ledger
+        options.refuse_other_scales(scales)
         # From the end, a short schedule simply starts at its first scale.
         self.first = options.min_scale if options.min_scale >= 0 else max(0, scales + options.min_scale)
         self._depth: int | None = None

@@ -63,6 +63,7 @@ class Generation:
         self.dense_calls: dict[Region, DenseCalls] = {}
         self._asked = False
         self._controllers: dict[Options, Controller] = {}
+        self._begun_scales: set[int] = set()
         self._compiled_scales: set[int] = set()
 
     @property
@@ -90,6 +91,7 @@ class Generation:
         if self.exited_at is None and any(controller.exits(scale) for controller in self.controllers):
             self.exited_at = scale
         self.scale = scale
+        self._begun_scales.add(scale)
         return self.exited_at is None
 
     def note_codes(self, summed: Tensor, decode: Callable[[Tensor], Tensor]) -> None:
@@ -145,10 +147,10 @@ class Generation:
 
     @property
     def eager_scales(self) -> list[int]:
-        """Scales that ran outside the compiled graphs although another ran in one."""
+        """Scales that began and ran outside the compiled graphs although another ran in one."""
         if not self._compiled_scales or self.exited_at is not None:
             return []
-        return sorted(set(range(self.scale + 1)) - self._compiled_scales)
+        return sorted(self._begun_scales - self._compiled_scales)
 
     def warn_if_eager(self) -> None:
         """Say loudly that Dynamo stopped compiling half-way: those scales ran eagerly, unpruned."""

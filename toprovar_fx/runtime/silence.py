@@ -41,6 +41,14 @@ def warn_outside_generation() -> None:
     )
 
 
+def warn_before_first_scale() -> None:
+    """Warn that a graph that could be pruned ran in a generation of which no scale had begun."""
+    warn_at_user_line(
+        "toprovar: a graph that could be pruned ran in a generation before its first scale began, so nothing "
+        "was pruned; call begin_scale(scale) of the innermost generation(...) before every scale"
+    )
+
+
 def warn_if_idle(reasons: str) -> None:
     """Warn that a generation was to be pruned and no graph of it could be.
 
