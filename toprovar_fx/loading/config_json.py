@@ -37,6 +37,8 @@ def parse_config(content: Mapping[str, Any], source: str) -> tuple[InfinityConfi
             _vae_config(content["vae"]),
             Schedule(_pairs(schedule["sides"]), tuple(grid) if grid else None),
         )
+    except KeyError as error:
+        raise CheckpointError(f"configuration in {source}: expected an entry {error.args[0]!r}") from None
     except (LookupError, TypeError, ValueError, ArithmeticError, ToProVARError) as error:
         raise CheckpointError(f"configuration in {source} is not valid: {one_line(error)}") from None
 

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 from ..errors import OptionError, nearest
+from .sizes import check_finite, check_whole
+
+# Far beyond any model: what a damaged file says must not be built for minutes.
+MOST_LAYERS = 1024
+MOST_CHANNELS = 1 << 17
+MOST_BITS = 4096
+MOST_TOKENS = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -50,7 +58,17 @@ class InfinityConfig:
     top_p: float = 0.97
 
     def __post_init__(self) -> None:
-        """Check that the sizes divide each other."""
+        """Check the numbers, and that the sizes divide each other."""
+        values = vars(self)
+        check_whole(
+            values, depth=MOST_LAYERS, width=MOST_CHANNELS, bits=MOST_BITS, text_channels=MOST_CHANNELS
+        )
+        check_whole(values, heads=self.width, text_pool_heads=self.width, block_chunks=self.depth)
+        check_whole(values, text_maxlen=MOST_TOKENS, text_multiple=MOST_TOKENS, levels=MOST_LAYERS)
+        check_whole(values, rope_grid=MOST_TOKENS)
+        check_finite(values, mlp_ratio=MOST_LAYERS, cfg=math.inf, tau=math.inf, top_p=1.0)
+        if not isinstance(self.patchify, bool):
+            raise OptionError(f"patchify {self.patchify!r}: expected True or False")
         if self.width % self.heads or self.head_dim % 4:
             raise OptionError(
                 f"width {self.width} with {self.heads} heads: expected head channels in multiples of 4"

@@ -13,6 +13,8 @@ from torch.nn import functional as F
 
 from ..errors import CheckpointError, OptionError, PromptError
 from ..user_line import warn_at_user_line
+from .configs import MOST_CHANNELS, MOST_LAYERS, MOST_TOKENS
+from .sizes import check_whole
 from .text import TextFeatures, padding_mask
 
 
@@ -69,6 +71,10 @@ class SceneTextEncoder(nn.Module):
             "heads": heads,
             "max_words": max_words,
         }
+        check_whole(self.sizes, vocab_size=MOST_TOKENS, width=MOST_CHANNELS, max_words=MOST_TOKENS)
+        check_whole(self.sizes, layers=MOST_LAYERS, heads=width)
+        if width % heads:
+            raise OptionError(f"heads {heads}: expected a divisor of width {width}")
         self.words = nn.Embedding(vocab_size, width)
         self.positions = nn.Parameter(torch.empty(max_words, width))
         self.layers = nn.ModuleList(TextLayer(width, heads) for _ in range(layers))

@@ -7,8 +7,14 @@ from dataclasses import dataclass, field
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..errors import OptionError
 from .bsq import BSQConfig, MultiScaleBSQ
+from .configs import MOST_BITS, MOST_CHANNELS, MOST_LAYERS
+from .sizes import check_whole
 from .vae_blocks import Conv, Level, Middle, Norm
+
+# Each but the first halves the sides.
+MOST_LEVELS = 16
 
 
 @dataclass(frozen=True)
@@ -29,6 +35,16 @@ class VAEConfig:
     decoder_mult: tuple[int, ...] = (1, 2, 4, 4, 4)
     num_res_blocks: int = 2
     quantizer: BSQConfig | None = field(default=None)
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        check_whole(vars(self), z_channels=MOST_BITS, ch=MOST_CHANNELS, num_res_blocks=MOST_LAYERS)
+        for name in ("encoder_mult", "decoder_mult"):
+            multiples = getattr(self, name)
+            known = isinstance(multiples, tuple) and 1 <= len(multiples) <= MOST_LEVELS
+            if not known or not all(type(each) is int and 1 <= each <= MOST_LAYERS for each in multiples):
+                expected = f"1 to {MOST_LEVELS} whole numbers of at least 1"
+                raise OptionError(f"{name} {multiples!r}: expected {expected}")
 
     @property
     def factor(self) -> int:
