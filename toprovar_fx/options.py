@@ -245,12 +245,12 @@ class Options(OptionFields):
     def refuse_other_scales(self, scales: int) -> None:
         """Refuse `keep` for a scale that a schedule of `scales` does not have.
 
-        Counted from the end, a short schedule simply has fewer of them.
+        Counted from the end, a short schedule simply has fewer of them; a profile refuses others itself.
 
         Raises:
             OptionError: there is none of that number.
         """
-        for scale in self._keep_by_scale:
+        for scale in self._keep_by_scale if self.calibrated is None else ():
             if scale >= scales:
                 expected = f"scales from {-scales} to {scales - 1}, which the schedule has"
                 raise check.reject("keep", scale, expected, scales - 1)
