@@ -1,4 +1,4 @@
-"""Plain attention: stock backends against the Hopper kernel, its keys in one range or several.
+"""Plain attention: stock backends against the Hopper kernel, its last tiles in one range of keys or several.
 
     python -m benchmarks.attention --out attention.json
     python -m benchmarks.attention --heads 16 --shapes 205,10521 --ranges 2,3,4,6,8
@@ -6,7 +6,8 @@
 
 Candidates are CUDA graphs, replayed in random order, as in `benchmarks.attention_entropy`. "ours" is the
 operator with what it chooses, which is printed at the end of the line: stock attention, the kernel for few
-keys, or a number of ranges. The last line is the record as JSON.
+keys, or how many ranges. With several ranges all tiles are in them that do not make a full turn of the
+multiprocessors. The last line is the record as JSON.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ from torch import Tensor
 
 from benchmarks.attention_timing import STOCK, Problem, medians, padding, stock
 from toprovar_fx.ops import attention, triton_few_keys
-from toprovar_fx.ops.attention_launch import launch, segments_for
+from toprovar_fx.ops.attention_launch import deal_for, launch
+from toprovar_fx.ops.attention_plan import Deal, tiles_of
 
 # Whole scales of a generation at 1024x1024, the first ones apart; then scales of which few tokens are kept.
 FIRST = ((1, 1), (4, 5), (16, 21), (36, 57), (64, 121), (144, 265))
@@ -47,11 +49,17 @@ TEXT = (*((queries, 64) for queries in (1, 4, 16, 36, 64, 144, 256, 400, 576, 10
 Call = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
+def dealt(q: Tensor, k: Tensor, v: Tensor, ranges: int) -> Tensor:
+    """The kernel with the keys of its last tiles in so many ranges."""
+    programs = torch.cuda.get_device_properties(q.device).multi_processor_count
+    tiles = tiles_of(q.shape[2], q.shape[0] * q.shape[1])
+    whole = tiles if ranges == 1 else tiles - tiles % programs
+    return launch(q, k, v, 1.0, Deal(whole, ranges, programs))
+
+
 def own_calls(ranges: Sequence[int]) -> dict[str, Call]:
     """The operator, and the kernel with each number of key ranges."""
-    named = {
-        f"{count} range{'s' * (count > 1)}": partial(launch, scale=1.0, ranges=count) for count in ranges
-    }
+    named = {f"{count} range{'s' * (count > 1)}": partial(dealt, ranges=count) for count in ranges}
     return {"ours": lambda q, k, v: attention(q, k, v, 1.0), **named}
 
 
@@ -89,9 +97,10 @@ def checked(ranges: Sequence[int]) -> list[int]:
 def choice(problem: Problem, mask: Tensor | None) -> str:
     """What the operator takes at these sizes."""
     inputs = problem.sets()[0]
-    segments = segments_for(*inputs, 1.0) if mask is None else ()
-    chosen = "+".join(str(segment.ranges) for segment in segments)
-    return chosen or "few" if triton_few_keys.takes(*inputs, mask) else "stock"
+    deal = deal_for(*inputs, 1.0) if mask is None else None
+    if deal is not None:
+        return str(deal.ranges)
+    return "few" if triton_few_keys.takes(*inputs, mask) else "stock"
 
 
 def measure(

@@ -68,14 +68,31 @@ def hopper_kernel(
 
     chosen: dict[str, Any] = {
         "D": width, "BLOCK_N": tiles.keys, "STAGES": tiles.stages, "HOLD": tiles.hold, "TURNS": tiles.turns,
-        "ENTROPY": True, "MEAN": True, "REST": False, "SPLIT": False, "LEADS": False, "FOLLOWS": False,
-        **constants,
+        "ENTROPY": True, "MEAN": True, "REST": False, **constants,
     }  # fmt: skip
     layout = NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=4)
     types = {"factor": "fp32", **POINTERS}
     for name, rows in (("q", 64), ("k", tiles.keys), ("v", tiles.keys), ("out", 64)):
         types[name] = f"tensordesc<{dtype}[1,1,{rows},{width}],{layout!r}>"
     return assembler_report(_source(GluonASTSource, hopper_kernel, chosen, types, []), num_warps=4)
+
+
+def dealt_kernel(dtype: str = "bf16") -> dict[str, Any]:
+    """Report of `gluon_dealt_attention.dealt_kernel` with the tiles that it is launched with."""
+    from triton.experimental.gluon._runtime import GluonASTSource
+    from triton.experimental.gluon.language import NVMMASharedLayout
+
+    from toprovar_fx.ops.attention_launch import STAGES
+    from toprovar_fx.ops.attention_plan import KEYS_PER_STEP, WIDTH
+    from toprovar_fx.ops.gluon_dealt_attention import dealt_kernel
+
+    layout = NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=4)
+    rows = {"q": 64, "k": KEYS_PER_STEP, "v": KEYS_PER_STEP, "out": 64}
+    types = {name: f"tensordesc<{dtype}[1,1,{many},{WIDTH}],{layout!r}>" for name, many in rows.items()}
+    types |= {"factor": "fp32", "parts": "*fp32"}
+    chosen = {"D": WIDTH, "BLOCK_N": KEYS_PER_STEP, "STAGES": STAGES}
+    source = _source(GluonASTSource, dealt_kernel, chosen, types, [])
+    return assembler_report(source, num_warps=4, launch_pdl=True)
 
 
 def product_kernel(blocks: Any, whole: bool, gelu: bool, dtype: str = "bf16") -> dict[str, Any]:
@@ -112,11 +129,10 @@ def rotation_kernel(width: int = 128, dtype: str = "bf16") -> dict[str, Any]:
         "max_log_factor": "fp32",
     }
     chosen = {"H": 16, "D": width, "HEADS": triton_rotation.heads_per_program(16, width)}
-    chosen |= {"k_d": 1, "v_d": 1, "KEEP": True}
+    chosen |= {"k_d": 1, "v_d": 1, "KEEP": True, "CHAINED": True}
     whole = [*halves, "cos", "sin", *(f"{x}_{axis}" for x in "kv" for axis in "rhn")]
-    return assembler_report(
-        _source(ASTSource, triton_rotation.rotation_kernel, chosen, types, whole), num_warps=4
-    )
+    source = _source(ASTSource, triton_rotation.rotation_kernel, chosen, types, whole)
+    return assembler_report(source, num_warps=4, launch_pdl=True)
 
 
 def rotated_attention_kernel(width: int, tokens: int, dtype: str = "bf16") -> dict[str, Any]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import heapq
 import math
 import operator
+import re
 from itertools import product
 
 import pytest
@@ -18,7 +18,15 @@ from toprovar_fx.flops import flop_counter
 from toprovar_fx.lowering.for_device import for_device
 from toprovar_fx.lowering.region import Region
 from toprovar_fx.ops import attention
-from toprovar_fx.ops.attention_segments import KEYS_PER_STEP, choose_segments, end_of, filled_ranges
+from toprovar_fx.ops.attention_plan import (
+    KEYS_PER_STEP,
+    QUERIES_PER_TILE,
+    Deal,
+    choose_deal,
+    filled_ranges,
+    steps_of,
+    tiles_of,
+)
 
 from .test_lowering_attentions import graph_of
 from .triton_runs import interpreted, needs_triton
@@ -71,44 +79,54 @@ def test_other_ranks_are_refused() -> None:
 
 
 def test_the_choice_at_the_sizes_of_a_model() -> None:
-    # Two rows of 16 heads: whole scales in one range, few tokens in several, the first scales as before. Of
-    # 576 queries a launch of 160 programs would run twice as long as one of 128.
+    # Two rows of 16 heads: 132 tiles at a time, those of a last turn that few would have in ranges of keys.
     expected = {
-        **{(256, 521): [(256, 1)], (576, 1497): [(512, 1), (64, 4)], (1024, 2521): [(1024, 1)]},
-        **{(4096, 10521): [(4096, 1)], (512, 3000): [(512, 1)]},
-        **{(51, 1700): [(51, 4)], (205, 10521): [(205, 2)], (256, 1753): [(256, 2)]},
-        **{(1, 1): [], (64, 157): [], (15, 10521): []},
+        **{(256, 521): (64, 1), (576, 1497): (132, 4), (1024, 2521): (256, 1), (1600, 4121): (396, 6)},
+        **{(4096, 10521): (1024, 1), (512, 3000): (128, 1)},
+        **{(51, 1700): (0, 4), (205, 10521): (0, 2), (256, 1753): (0, 2)},
+        **{(1, 1): None, (64, 157): None, (15, 10521): None},
     }
-    assert {shape: [*choose_segments(*shape, 32, H100)] for shape in expected} == expected
-    # Of 28 heads each: 224 tiles leave 40 multiprocessors to the parts of a tile for a while.
-    assert [*choose_segments(576, 1497, 56, H100)] == [(512, 1), (64, 3)]
-    assert [*choose_segments(400, 921, 56, H100)] == [(400, 1)]
+    found = {shape: choose_deal(*shape, 32, H100) for shape in expected}
+    assert {shape: deal and (deal.whole, deal.ranges) for shape, deal in found.items()} == expected
+    # Of 28 heads each 280 tiles are two turns, and 16 are left over; 224 leave too little to gain.
+    assert choose_deal(576, 1497, 56, H100) == (264, 6, H100)
+    assert choose_deal(400, 921, 56, H100) == (224, 1, H100)
     # The tiles of a single head do not fill a card.
-    assert [*choose_segments(4096, 10521, 1, H100)] == [(4096, 4)]
+    assert choose_deal(4096, 10521, 1, H100) == (0, 4, H100)
 
 
-@given(st.integers(1, 5000), st.integers(1, 12000), st.integers(1, 200), st.integers(1, 200))
-def test_every_range_has_keys(queries: int, keys: int, heads: int, multiprocessors: int) -> None:
-    segments = choose_segments(queries, keys, heads, multiprocessors)
-    assert not segments or sum(segment.queries for segment in segments) == queries
-    steps = -(-keys // KEYS_PER_STEP)
-    for _, ranges in segments:
-        assert 1 <= ranges <= max(1, steps)
-        if ranges > 1:
-            dealt = -(-steps // ranges) * KEYS_PER_STEP
-            assert (ranges - 1) * dealt < keys <= ranges * dealt
-            assert filled_ranges(steps, ranges) == ranges
+def pieces_of(deal: Deal, queries: int, keys: int, heads: int) -> list[list[tuple[int, int, int]]]:
+    """(tile, first key, end of the keys) of what each program takes, as `gluon_dealt_attention` reckons."""
+    apart = tiles_of(queries, heads) - deal.whole
+    dealt = math.ceil(math.ceil(keys / KEYS_PER_STEP) / deal.ranges) * KEYS_PER_STEP
+    pieces = [(tile, 0, keys) for tile in range(deal.whole)]
+    pieces += [
+        (deal.whole + at // deal.ranges, first, min(first + dealt, keys))
+        for at in range(apart * deal.ranges)
+        for first in [at % deal.ranges * dealt]
+    ]
+    return [pieces[program :: deal.programs] for program in range(min(len(pieces), deal.programs))]
 
 
-@given(st.integers(1, 40), st.floats(0.5, 30), st.integers(1, 40), st.integers(1, 40), st.floats(0, 60))
-def test_the_end_of_programs_is_that_of_dealing_them_out(
-    programs: int, each: float, early: int, late: int, apart: float
-) -> None:
-    free, ends = [0.0] * early + [apart] * late, []
-    for _ in range(programs):
-        ends.append(free[0] + each)
-        heapq.heapreplace(free, ends[-1])
-    assert end_of(programs, each, ((early, 0.0), (late, apart))) == pytest.approx(max(ends))
+@given(st.integers(16, 5000), st.integers(512, 12000), st.integers(1, 200), st.integers(1, 200))
+def test_every_tile_meets_every_key_once(queries: int, keys: int, heads: int, programs: int) -> None:
+    deal = choose_deal(queries, keys, heads, programs)
+    assert deal is not None
+    tiles, steps = tiles_of(queries, heads), math.ceil(keys / KEYS_PER_STEP)
+    assert tiles == heads * math.ceil(queries / QUERIES_PER_TILE)
+    assert deal.ranges == filled_ranges(steps, deal.ranges)
+    work = pieces_of(deal, queries, keys, heads)
+    met: list[list[tuple[int, int]]] = [[] for _ in range(tiles)]
+    for tile, first, end in (piece for own in work for piece in own):
+        assert first < end
+        met[tile].append((first, end))
+    for ranges in met:
+        first, ends = zip(*sorted(ranges), strict=True)
+        assert (0, *ends[:-1]) == first and ends[-1] == keys
+    # The reckoning of the time counts the steps of the program that has most.
+    most = max(sum(math.ceil((end - first) / KEYS_PER_STEP) for _, first, end in own) for own in work)
+    assert most <= steps_of(deal, tiles, steps)
+    assert steps_of(deal, tiles, steps) <= steps_of(Deal(tiles, 1, programs), tiles, steps)
 
 
 @needs_triton
@@ -119,21 +137,22 @@ def test_ranges_of_keys_are_joined() -> None:
 
 
 @needs_triton
-def test_the_kernel_that_deals_out_keys_does_not_spill() -> None:
-    from toprovar_fx.ops.attention_launch import TILES
+def test_the_kernel_that_deals_out_tiles_compiles_for_hopper() -> None:
     from toprovar_fx.ops.triton_launch import GLUON_KNOWN
 
-    from .kernel_compiler import hopper_kernel
+    from .kernel_compiler import dealt_kernel
 
     if not GLUON_KNOWN:
         pytest.skip("the Hopper kernel is not for this version of Triton")
-    for chain in ({}, {"LEADS": True}, {"FOLLOWS": True}):
-        report = hopper_kernel(tiles=TILES, ENTROPY=False, MEAN=False, SPLIT=True, **chain)
-        assert (report["spilled"], report["serialized"]) == (0, False)
-        assert report["shared"] <= 227 * 2**10
-        assert report["registers"] <= 168, "of two consumers with 240 and a producer with 24"
-        told = [name for name in ("launch_dependents", "wait") if f"griddepcontrol.{name}" in report["ptx"]]
-        assert told == {"LEADS": ["launch_dependents"], "FOLLOWS": ["wait"]}.get(next(iter(chain), ""), [])
+    report = dealt_kernel()
+    assert report["spilled"] <= 64, "a few addresses, while the warps part"
+    assert not report["serialized"]
+    assert report["shared"] <= 227 * 2**10
+    assert report["registers"] <= 168, "of two consumers with 232 and a producer with 40"
+    # Nothing comes in before the wait.
+    told = re.findall(r"griddepcontrol\.\w+|cp\.async\.bulk\.tensor\.4d\.shared", report["ptx"])
+    assert told[:2] == ["griddepcontrol.launch_dependents", "griddepcontrol.wait"]
+    assert len(told) > 2
 
 
 def on_card(
@@ -169,7 +188,14 @@ def for_hopper(module: str):
 
 @pytest.fixture
 def launch():
-    return for_hopper("attention_launch").launch
+    launch = for_hopper("attention_launch").launch
+
+    def in_ranges(q: Tensor, k: Tensor, v: Tensor, scale: float, ranges: int, first: int = 0) -> Tensor:
+        """All tiles but the first ones in ranges of keys, by a few programs that have several each."""
+        tiles = tiles_of(q.shape[2], q.shape[0] * q.shape[1])
+        return launch(q, k, v, scale, Deal(min(first, tiles), ranges, 5))
+
+    return in_ranges
 
 
 @pytest.mark.gpu
@@ -189,20 +215,29 @@ def test_the_kernel_equals_float64(launch, dtype: torch.dtype, ranges: int) -> N
 
 
 @pytest.mark.gpu
-def test_launches_side_by_side_give_what_one_after_another_gives(launch) -> None:
-    from toprovar_fx.ops.attention_launch import launch_segments
+@pytest.mark.parametrize("first", [1, 3, 7])
+def test_whole_tiles_before_those_in_ranges(launch, first: int) -> None:
+    for queries, keys in [(1, 300), (128, 1024), (129, 1025), (300, 1500)]:
+        inputs = on_card(torch.bfloat16, queries, keys)
+        assert error_of(launch(*inputs, 1.0, 3, first), *inputs) <= 2e-2, (queries, keys)
 
-    q, k, v = on_card(torch.bfloat16, 576, 1497, heads=28, key_heads=28)
-    segments = choose_segments(576, 1497, 56, H100)
-    assert len(segments) == 2
-    first, rest = (x.contiguous() for x in q.split([512, 64], 2))
-    expected = torch.cat((launch(first, k, v, 1.0), launch(rest, k, v, 1.0, segments[1].ranges)), 2)
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("queries", [300, 576])
+def test_recorded_behind_copies_and_zeros_it_waits_for_them(launch, queries: int) -> None:
+    q, k, v = (x.contiguous() for x in on_card(torch.bfloat16, queries, 1497, heads=28, key_heads=28))
+    expected = attention(q, k, v, 1.0)
+    assert error_of(expected, q, k, v) <= 2e-2
     torch.cuda.synchronize()
-    graph, out = torch.cuda.CUDAGraph(), torch.empty(50, 2, 28, 576, 128, device="cuda", dtype=q.dtype)
+    graph, room = torch.cuda.CUDAGraph(), [torch.empty_like(x) for x in (q, k, v)]
+    out = torch.empty(30, *q.shape, device="cuda", dtype=q.dtype)
     with torch.cuda.graph(graph):
         # Who reads the result is launched right behind; memory of one round is that of the next.
         for each in out:
-            each.copy_(launch_segments(q, k, v, 1.0, segments))
+            for to, source in zip(room, (q, k, v), strict=True):
+                to.zero_()
+                to.copy_(source)
+            each.copy_(attention(*room, 1.0))
     graph.replay()
     assert all(torch.equal(each, expected) for each in out)
 
@@ -262,7 +297,7 @@ def test_a_compiled_graph_calls_it_on_views_of_a_cache(launch, queries: int) -> 
 @pytest.mark.usefixtures("launch")
 @pytest.mark.parametrize("queries", [51, 600])
 def test_what_the_kernel_does_not_take_is_stock(queries: int) -> None:
-    from toprovar_fx.ops.attention_launch import segments_for
+    from toprovar_fx.ops.attention_launch import deal_for
 
     q, k, v = on_card(torch.bfloat16, queries, 1700, heads=16, key_heads=16)
     for inputs in (
@@ -273,4 +308,4 @@ def test_what_the_kernel_does_not_take_is_stock(queries: int) -> None:
         expected = F.scaled_dot_product_attention(*inputs, scale=0.5)
         assert torch.equal(attention(*inputs, 0.5), expected)
     # The kernel starts from a peak of -inf; and cuDNN answers a negative factor with NaN, so no comparison.
-    assert [bool(segments_for(q, k, v, scale)) for scale in (-0.5, 0.0, 0.5)] == [False, False, True]
+    assert [deal_for(q, k, v, scale) is not None for scale in (-0.5, 0.0, 0.5)] == [False, False, True]

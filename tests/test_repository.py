@@ -77,7 +77,7 @@ def test_core_imports_need_torch_alone() -> None:
         "          'toprovar_fx.ops.attention_launch', 'toprovar_fx.ops.triton_few_keys',\n"
         "          'toprovar_fx.ops.triton_add_norm', 'toprovar_fx.ops.triton_chain',\n"
         "          'toprovar_fx.ops.gluon_product', 'toprovar_fx.ops.gluon_barriers',\n"
-        "          'toprovar_fx.ops.gluon_softmax',\n"
+        "          'toprovar_fx.ops.gluon_softmax', 'toprovar_fx.ops.gluon_dealt_attention',\n"
         "          'toprovar_fx.ops.triton_rotated_attention']\n"
         "print([name for name in extras if name in sys.modules])"
     )
@@ -121,7 +121,7 @@ TRITON_MODULES = {
     *("triton_attention.py", "triton_launch.py", "gluon_attention.py", "triton_rotation.py"),
     *("triton_merge.py", "triton_select.py", "triton_sigma.py", "attention_launch.py"),
     *("triton_add_norm.py", "triton_chain.py", "gluon_product.py"),
-    *("gluon_barriers.py", "gluon_softmax.py"),
+    *("gluon_barriers.py", "gluon_softmax.py", "gluon_dealt_attention.py"),
     "triton_rotated_attention.py",
     "triton_few_keys.py",
 }

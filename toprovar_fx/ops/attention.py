@@ -13,8 +13,8 @@ from .triton_found import has_triton
 def attention(q: Tensor, k: Tensor, v: Tensor, scale: float, mask: Tensor | None = None) -> Tensor:
     """Return ``softmax(scale q k^T + mask) v``.
 
-    On Hopper, in half precision, the kernel of `gluon_attention.py` where it was measured to be faster
-    (`attention_launch.py`); few queries with many keys are dealt out to more programs than they have tiles.
+    On Hopper, in half precision, the kernel of `gluon_dealt_attention.py` where it was measured to be faster
+    (`attention_plan.py`).
     Few keys have a kernel of their own (`triton_few_keys.py`).
     Elsewhere what ``torch.nn.functional.scaled_dot_product_attention`` returns, bit for bit.
 
@@ -35,10 +35,10 @@ def attention(q: Tensor, k: Tensor, v: Tensor, scale: float, mask: Tensor | None
     if q.is_cuda and has_triton():
         from . import attention_launch, triton_few_keys
 
-        segments = attention_launch.segments_for(q, k, v, scale) if mask is None else ()
-        if segments:
+        deal = attention_launch.deal_for(q, k, v, scale) if mask is None else None
+        if deal is not None:
             with torch.cuda.device(q.device):
-                return attention_launch.launch_segments(q, k, v, scale, segments)
+                return attention_launch.launch(q, k, v, scale, deal)
         if triton_few_keys.takes(q, k, v, mask):
             with torch.cuda.device(q.device):
                 return triton_few_keys.launch(q, k, v, scale, mask)

@@ -1,27 +1,19 @@
-"""Launches the Hopper kernel for attention, with the keys of a row in one range or several."""
+"""Launches the Hopper kernel for attention without entropies."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
 
 import torch
-import triton
 from torch import Tensor
 
-from .attention_segments import (
-    KEYS_PER_STEP,
-    QUERIES_PER_TILE,
-    WIDTH,
-    Segment,
-    choose_segments,
-    filled_ranges,
-)
-from .cards import HOPPER, MOST_PROGRAMS, capability
-from .triton_launch import GLUON_KNOWN, HopperTiles, allows_tma, launch_hopper
+from .attention_plan import KEYS_PER_STEP, WIDTH, Deal, choose_deal, filled_ranges, tiles_of
+from .cards import HOPPER, capability
+from .triton_launch import GLUON_KNOWN, allows_tma, hopper_maps
 from .triton_merge import empty_parts, merge
 
-TILES = HopperTiles(KEYS_PER_STEP, 2, hold=False, turns=True)
+# Tiles of keys, and as many of values, in shared memory.
+STAGES = 2
 
 
 def has_kernel(q: Tensor, k: Tensor, v: Tensor, scale: float) -> bool:
@@ -32,7 +24,6 @@ def has_kernel(q: Tensor, k: Tensor, v: Tensor, scale: float) -> bool:
         and q.dtype == k.dtype == v.dtype
         and q.device == k.device == v.device
         and capability(q.device) == HOPPER
-        and q.shape[0] * q.shape[1] <= MOST_PROGRAMS
         and q.shape[3] == k.shape[3] == v.shape[3] == WIDTH
         and k.shape[:3] == v.shape[:3]
         and q.shape[0] == k.shape[0]
@@ -42,61 +33,43 @@ def has_kernel(q: Tensor, k: Tensor, v: Tensor, scale: float) -> bool:
     )
 
 
-def segments_for(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Segment, ...]:
-    """As `choose_segments`; none for what the kernel does not take."""
+def deal_for(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Deal | None:
+    """As `choose_deal`; None for what the kernel does not take."""
     if q.numel() == 0 or k.numel() == 0 or not has_kernel(q, k, v, scale):
-        return ()
+        return None
     multiprocessors = torch.cuda.get_device_properties(q.device).multi_processor_count
-    return choose_segments(q.shape[2], k.shape[2], q.shape[0] * q.shape[1], multiprocessors)
+    return choose_deal(q.shape[2], k.shape[2], q.shape[0] * q.shape[1], multiprocessors)
 
 
-def launch(q: Tensor, k: Tensor, v: Tensor, scale: float, ranges: int = 1) -> Tensor:
-    """Run the Hopper kernel without entropies, once.
+def launch(q: Tensor, k: Tensor, v: Tensor, scale: float, deal: Deal) -> Tensor:
+    """Run the kernel, and where tiles are dealt out the one that adds up their ranges.
 
     Args:
         q: Queries ``[B, H, Lq, E]``, bfloat16 or float16.
         k: Keys ``[B, Hk, Lk, E]``.
         v: Values, like keys.
         scale: Factor of the logits, positive.
-        ranges: Programs that share the keys of a row; more than there are tiles of keys is as many.
+        deal: Of the tiles; more ranges than there are steps are as many.
 
     Returns:
         ``[B, H, Lq, E]``, laid out as ``[B, Lq, H, E]`` in memory.
     """
-    return launch_segments(q, k, v, scale, [Segment(q.shape[2], ranges)])
+    from .gluon_dealt_attention import dealt_kernel
 
-
-def launch_segments(q: Tensor, k: Tensor, v: Tensor, scale: float, segments: Sequence[Segment]) -> Tensor:
-    """As `launch`, once for the queries of each segment, in order.
-
-    A second launch begins while the first still runs, if nothing comes between them.
-    """
     batch, heads, queries, channels = q.shape
+    keys, every = k.shape[2], batch * heads
+    tiles = tiles_of(queries, every)
+    whole, ranges = deal.whole, filled_ranges(-(-keys // KEYS_PER_STEP), deal.ranges)
+    apart = tiles - whole if ranges > 1 else 0
+    whole = tiles - apart
+    pieces = whole + apart * ranges
     out = q.new_empty(batch, queries, heads, channels).transpose(1, 2)
-    chains: list[Mapping[str, bool]] = [{} for _ in segments]
-    if len(segments) == 2 and segments[0].ranges == 1:
-        chains = [{"LEADS": True}, {"FOLLOWS": True, "launch_pdl": True}]
-    first = 0
-    for segment, chain in zip(segments, chains, strict=True):
-        own = slice(first, first + segment.queries)
-        _launch(q[:, :, own], k, v, scale, segment.ranges, out[:, :, own], chain)
-        first += segment.queries
+    parts = empty_parts(q, apart * ranges)
+    dealt_kernel[(min(pieces, deal.programs),)](
+        *hopper_maps((q, k, v, out), KEYS_PER_STEP), parts, queries, keys, heads, heads // k.shape[1], every,
+        whole, ranges, pieces, scale * math.log2(math.e),
+        D=channels, BLOCK_N=KEYS_PER_STEP, STAGES=STAGES, num_warps=4, launch_pdl=True,
+    )  # fmt: skip
+    if apart:
+        merge(parts, out, whole, ranges)
     return out
-
-
-def _launch(
-    q: Tensor, k: Tensor, v: Tensor, scale: float, ranges: int, out: Tensor, chain: Mapping[str, bool]
-) -> None:
-    batch, heads, queries, channels = q.shape
-    keys = k.shape[2]
-    width = max(64, triton.next_power_of_2(channels))
-    ranges = filled_ranges(triton.cdiv(keys, TILES.keys), ranges)
-    parts = empty_parts(q, ranges if ranges > 1 else 0, width)
-    # Entropies, their sums and counters are not wanted.
-    nothing = torch.empty(0, dtype=torch.int64, device=q.device)
-    sizes = (queries, keys, 0, heads, heads // k.shape[1], scale * math.log2(math.e))
-    wants = {"ENTROPY": False, "MEAN": False, "REST": False, "SPLIT": ranges > 1}
-    grid = (triton.cdiv(queries, QUERIES_PER_TILE), batch * heads, ranges)
-    launch_hopper(TILES, (q, k, v), (out, parts, nothing, nothing, parts), sizes, grid, wants, chain)
-    if ranges > 1:
-        merge(parts, out, ranges, width)

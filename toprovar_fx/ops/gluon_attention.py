@@ -5,8 +5,7 @@ roles: a producer warp fetches keys and values by the tensor memory accelerator,
 take half of the queries each. A consumer issues the product with the next keys before it waits for that with
 the last values, so that the exponentials of one tile run while the tensor cores work on two others.
 
-Where there are fewer tiles than multiprocessors, several programs share one, each with its own range of keys,
-and leave their sums to `triton_merge`.
+Without entropies tiles are dealt out by `gluon_dealt_attention`, which computes a tile like this.
 """
 
 from __future__ import annotations
@@ -20,10 +19,9 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma,
     warpgroup_mma_wait,
 )
-from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from .gluon_barriers import partition_barrier, release
-from .gluon_softmax import ROWS, rescale, store_entropy, store_part, weigh
+from .gluon_softmax import ROWS, rescale, store_entropy, weigh
 
 LN2 = gl.constexpr(0.6931471805599453)
 
@@ -78,7 +76,7 @@ def produce(
 
 @gluon.jit
 def attend_range(
-    half: gl.constexpr, before: gl.constexpr, acc, peak, mass, moment, step, count, keys,
+    half: gl.constexpr, before, acc, peak, mass, moment, step, count, keys,
     q_tile, k_tiles, v_tiles, k_full, k_free, v_full, v_free, turns, factor, dtype: gl.constexpr,
     D: gl.constexpr, BLOCK_N: gl.constexpr, STAGES: gl.constexpr, HOLD: gl.constexpr, TURNS: gl.constexpr,
     S: gl.constexpr, A: gl.constexpr, ENTROPY: gl.constexpr,
@@ -138,12 +136,23 @@ def attend_range(
 
 
 @gluon.jit
+def store_tile(out, acc, mass, q_tile, batch, head, row, D: gl.constexpr, A: gl.constexpr):
+    """Write 64 rows of the output; the queries are done with, and it leaves from their place."""
+    acc = acc / gl.expand_dims(gl.convert_layout(mass, gl.SliceLayout(1, A)), 1)
+    q_tile.reshape([ROWS, D]).store(acc.to(out.dtype))
+    fence_async_shared()
+    partition_barrier()
+    tma.async_copy_shared_to_global(out, [batch, head, row, 0], q_tile)
+    tma.store_wait(0)
+
+
+@gluon.jit
 def consume(
-    half: gl.constexpr, out, entropy, sums, heads_done, parts,
+    half: gl.constexpr, out, entropy, sums, heads_done,
     q_tiles, k_tiles, v_tiles, q_full, k_full, k_free, v_full, v_free, turns,
     batch, head, tile, tiles, queries, keys, first_key, heads, factor,
     D: gl.constexpr, BLOCK_N: gl.constexpr, STAGES: gl.constexpr, HOLD: gl.constexpr, TURNS: gl.constexpr,
-    ENTROPY: gl.constexpr, MEAN: gl.constexpr, REST: gl.constexpr, SPLIT: gl.constexpr,
+    ENTROPY: gl.constexpr, MEAN: gl.constexpr, REST: gl.constexpr,
 ):  # fmt: skip
     """Role of a consumer warpgroup."""
     S: gl.constexpr = gl.NVMMADistributedLayout([3, 0], warps_per_cta=[4, 1], instr_shape=[16, BLOCK_N, 16])
@@ -176,45 +185,20 @@ def consume(
             q_tile, k_tiles, v_tiles, k_full, k_free, v_full, v_free, turns, factor, dtype,
             D, BLOCK_N, STAGES, HOLD, TURNS, S, A, False,
         )  # fmt: skip
-    if SPLIT:
-        start = (tile * 2 + half) * ROWS
-        store_part(parts, acc, peak * factor, mass, start, queries, D, ROW, A)
-    else:
-        acc = acc / gl.expand_dims(gl.convert_layout(mass, gl.SliceLayout(1, A)), 1)
-        # The queries are done with; the result leaves from their place.
-        q_tile.store(acc.to(dtype))
-        fence_async_shared()
-        partition_barrier()
-        tma.async_copy_shared_to_global(out, [batch, head, (tile * 2 + half) * ROWS, 0], q_tiles.index(half))
-        tma.store_wait(0)
+    store_tile(out, acc, mass, q_tiles.index(half), batch, head, (tile * 2 + half) * ROWS, D, A)
 
 
 @gluon.jit(do_not_specialize=["queries", "keys", "first_key", "heads", "heads_per_key"])
 def hopper_kernel(
-    q, k, v, out, entropy, sums, heads_done, parts, queries, keys, first_key, heads, heads_per_key, factor,
+    q, k, v, out, entropy, sums, heads_done, queries, keys, first_key, heads, heads_per_key, factor,
     D: gl.constexpr, BLOCK_N: gl.constexpr, STAGES: gl.constexpr, HOLD: gl.constexpr, TURNS: gl.constexpr,
-    ENTROPY: gl.constexpr, MEAN: gl.constexpr, REST: gl.constexpr, SPLIT: gl.constexpr,
-    LEADS: gl.constexpr = False, FOLLOWS: gl.constexpr = False,
+    ENTROPY: gl.constexpr, MEAN: gl.constexpr, REST: gl.constexpr,
 ):  # fmt: skip
-    """One tile of 128 queries of one head; grid ``[tiles, B H, ranges of keys]``.
-
-    REST: some keys are left out of H. SPLIT: the keys are dealt out to the third axis, whole tiles to each,
-    and ``parts`` is written instead of ``out``. LEADS: the next kernel is this one for other queries of the
-    same operands, and FOLLOWS: the last one was; its programs start as soon as multiprocessors are free.
-    """
-    if LEADS:
-        # Whatever ran before has ended: this kernel is launched as usual.
-        gdc_launch_dependents()
+    """One tile of 128 queries of one head; grid ``[tiles, B H]``. REST: some keys are left out of H."""
     tile = gl.program_id(0)
     batch = gl.program_id(1) // heads
     head = gl.program_id(1) % heads
     tiles = gl.num_programs(0)
-    if SPLIT:
-        ranges = gl.num_programs(2)
-        dealt = (tiles_in(keys, BLOCK_N) + ranges - 1) // ranges * BLOCK_N
-        first_key = gl.program_id(2) * dealt
-        if first_key + dealt < keys:
-            keys = first_key + dealt
     q_tiles = gl.allocate_shared_memory(q.dtype, [2] + q.block_type.shape, q.layout)  # noqa: RUF005
     k_tiles = gl.allocate_shared_memory(k.dtype, [STAGES] + k.block_type.shape, k.layout)  # noqa: RUF005
     v_tiles = gl.allocate_shared_memory(v.dtype, [STAGES] + v.block_type.shape, v.layout)  # noqa: RUF005
@@ -238,16 +222,16 @@ def hopper_kernel(
     gl.warp_specialize(
         [
             (consume, (
-                0, out, entropy, sums, heads_done, parts,
+                0, out, entropy, sums, heads_done,
                 q_tiles, k_tiles, v_tiles, q_full, k_full, k_free, v_full, v_free, turns,
                 batch, head, tile, tiles, queries, keys, first_key, heads, factor,
-                D, BLOCK_N, STAGES, HOLD, TURNS, ENTROPY, MEAN, REST, SPLIT,
+                D, BLOCK_N, STAGES, HOLD, TURNS, ENTROPY, MEAN, REST,
             )),
             (consume, (
-                1, out, entropy, sums, heads_done, parts,
+                1, out, entropy, sums, heads_done,
                 q_tiles, k_tiles, v_tiles, q_full, k_full, k_free, v_full, v_free, turns,
                 batch, head, tile, tiles, queries, keys, first_key, heads, factor,
-                D, BLOCK_N, STAGES, HOLD, TURNS, ENTROPY, MEAN, REST, SPLIT,
+                D, BLOCK_N, STAGES, HOLD, TURNS, ENTROPY, MEAN, REST,
             )),
             (produce, (
                 q, k, v, q_tiles, k_tiles, v_tiles, q_full, k_full, k_free, v_full, v_free,
@@ -257,6 +241,3 @@ def hopper_kernel(
         [4, 1],
         [240, 24],
     )  # fmt: skip
-    if FOLLOWS:
-        # Who waits for this kernel waits for both.
-        gdc_wait()

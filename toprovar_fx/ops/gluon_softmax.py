@@ -59,19 +59,3 @@ def store_entropy(
     else:
         row = (batch * heads + head).to(gl.int64) * queries + rows
         gl.store(entropy + row, values, mask=inside)
-
-
-@gluon.jit
-def store_part(parts, acc, peak, mass, start, queries, D: gl.constexpr, ROW: gl.constexpr, A: gl.constexpr):
-    """Write the sums over one range of keys, as `triton_merge.merge_kernel` reads them."""
-    ranges = gl.num_programs(2).to(gl.int64)
-    first = (gl.program_id(2).to(gl.int64) * gl.num_programs(1) + gl.program_id(1)) * queries + start
-    left = queries - start
-    rows = gl.expand_dims(gl.arange(0, ROWS, layout=gl.SliceLayout(1, A)), 1)
-    columns = gl.expand_dims(gl.arange(0, D, layout=gl.SliceLayout(0, A)), 0)
-    gl.store(parts + first * D + (rows * D + columns), acc, mask=(rows < left) & (columns < D))
-    every = ranges * gl.num_programs(1) * queries
-    peaks = parts + every * D + first
-    inside = gl.arange(0, ROWS, layout=ROW)
-    gl.store(peaks + inside, peak, mask=inside < left)
-    gl.store(peaks + every + inside, mass, mask=inside < left)

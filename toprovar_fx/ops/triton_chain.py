@@ -12,13 +12,14 @@ from .cards import HOPPER, capability
 
 @triton.jit
 def begin(CHAINED: tl.constexpr):
-    """Wait for the kernel before, then let the next one be launched: the first thing that a kernel does.
+    """Let the next kernel be launched, then wait for the one before: before a kernel reads or writes.
 
-    In this order no kernel starts before all but the last of those before it have ended.
+    The next one is launched when all programs of this one run, so that none waits for room that a later one
+    holds. It waits for the end of this one, which waits for the end of the one before.
     """
     if CHAINED:
-        gdc_wait()
         gdc_launch_dependents()
+        gdc_wait()
 
 
 def chained(device: torch.device) -> dict[str, bool]:

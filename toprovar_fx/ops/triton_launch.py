@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import triton
@@ -18,8 +18,6 @@ from .triton_attention import attention_kernel
 PREFER_HOPPER_KERNEL = True
 # Gluon changes with every release; these compile it.
 GLUON_KNOWN = (3, 6) <= tuple(map(int, triton.__version__.split(".")[:2])) < (3, 9)
-
-_ALONE: Mapping[str, bool] = {}
 
 
 @dataclass(frozen=True)
@@ -114,7 +112,7 @@ def launch(
     wants = {"ENTROPY": with_entropy, "MEAN": mean_heads, "REST": first_key > 0}
     grid = (count, batch * heads)
     if isinstance(tiles, HopperTiles):
-        launch_hopper(tiles, (q, k, v), (*results, entropy), sizes, grid, {**wants, "SPLIT": False})
+        launch_hopper(tiles, (q, k, v), results, sizes, grid, wants)
         return out, entropy
     block_d = max(16, triton.next_power_of_2(width))
     tma = tiles.tma and all(allows_tma(x) for x in (q, k, v))
@@ -138,29 +136,34 @@ def launch_hopper(
     operands: tuple[Tensor, Tensor, Tensor],
     results: tuple[Tensor, ...],
     sizes: tuple[float, ...],
-    grid: tuple[int, ...],
+    grid: tuple[int, int],
     wants: dict[str, bool],
-    chain: Mapping[str, bool] = _ALONE,
 ) -> None:
-    """Run `gluon_attention.hopper_kernel`, whose arguments these are in order.
+    """Run `gluon_attention.hopper_kernel`, whose arguments these are in order."""
+    from .gluon_attention import hopper_kernel
 
-    `chain`: options of a launch beside another one of it.
-    """
+    hopper_kernel[grid](
+        *hopper_maps((*operands, results[0]), tiles.keys), *results[1:], *sizes,
+        D=_padded(operands[0]), BLOCK_N=tiles.keys, STAGES=tiles.stages, HOLD=tiles.hold, TURNS=tiles.turns,
+        **wants, num_warps=4,
+    )  # fmt: skip
+
+
+def hopper_maps(tensors: tuple[Tensor, Tensor, Tensor, Tensor], keys: int) -> list[Any]:
+    """Tensor maps of queries, keys, values and output, in tiles of 64 queries and so many keys."""
     from triton.experimental.gluon.language import NVMMASharedLayout
     from triton.experimental.gluon.nvidia.hopper import TensorDescriptor as HopperDescriptor
 
-    from .gluon_attention import hopper_kernel
-
-    block_d = max(64, triton.next_power_of_2(operands[0].shape[-1]))
     layout = NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=4)
-    q, k, v, out = (
-        HopperDescriptor(x, list(x.shape), list(x.stride()), [1, 1, rows, block_d], layout)
-        for x, rows in zip((*operands, results[0]), (64, tiles.keys, tiles.keys, 64), strict=True)
-    )
-    hopper_kernel[grid](
-        q, k, v, out, *results[1:], *sizes, D=block_d, BLOCK_N=tiles.keys, STAGES=tiles.stages,
-        HOLD=tiles.hold, TURNS=tiles.turns, **wants, **chain, num_warps=4,
-    )  # fmt: skip
+    return [
+        HopperDescriptor(x, list(x.shape), list(x.stride()), [1, 1, rows, _padded(x)], layout)
+        for x, rows in zip(tensors, (64, keys, keys, 64), strict=True)
+    ]
+
+
+def _padded(x: Tensor) -> int:
+    """Channels of a tile."""
+    return max(64, int(triton.next_power_of_2(x.shape[-1])))
 
 
 def allows_tma(x: Tensor) -> bool:

@@ -6,6 +6,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .triton_chain import begin, chained
+
 # Channels that a program takes of each operand: 16 bytes for each of its 128 threads.
 CHANNELS_PER_PROGRAM = 1024
 LEAST_NORM = tl.constexpr(1e-12)
@@ -32,7 +34,7 @@ def rotation_kernel(
     qkv, q_bias, v_bias, log_factor, cos, sin, keep, query, keys, values,
     tokens, start, max_log_factor,
     c_r, c_n, c_d, s_r, s_n, s_d, k_r, k_h, k_n, k_d, v_r, v_h, v_n, v_d,
-    H: tl.constexpr, D: tl.constexpr, HEADS: tl.constexpr, KEEP: tl.constexpr,
+    H: tl.constexpr, D: tl.constexpr, HEADS: tl.constexpr, KEEP: tl.constexpr, CHAINED: tl.constexpr,
 ):  # fmt: skip
     """Some heads of one token of one row; the grid is ``[R L, H / HEADS]``. KEEP: where the token stands."""
     token = tl.program_id(0).to(tl.int64)
@@ -44,6 +46,7 @@ def rotation_kernel(
     inside = heads[:, None] < H
     place = heads[:, None] * D + channels[None, :]
     position = at
+    begin(CHAINED)
     if KEEP:
         position = tl.load(keep + token)
     source = qkv + token * (3 * H * D) + place
@@ -90,7 +93,7 @@ def launch(
     rotation_kernel[grid](
         qkv, q_bias, v_bias, log_factor, cos, sin, qkv if keep is None else keep.contiguous(), query, keys,
         values, tokens, start, max_log_factor, *tables, *keys.stride(), *values.stride(),
-        H=heads, D=width, HEADS=taken, KEEP=keep is not None, num_warps=4,
+        H=heads, D=width, HEADS=taken, KEEP=keep is not None, num_warps=4, **chained(query.device),
     )  # fmt: skip
 
 
