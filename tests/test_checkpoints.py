@@ -9,6 +9,7 @@ from torch import nn
 
 from toprovar_fx.checkpoints import load_into, module_bytes, read_checkpoint
 from toprovar_fx.errors import CheckpointError
+from toprovar_fx.loading.headers import read_header
 from toprovar_fx.models.configs import InfinityConfig
 from toprovar_fx.models.infinity import Infinity
 
@@ -155,6 +156,25 @@ def test_files_that_are_no_checkpoint(tmp_path):
     torch.save({"step": 1}, tmp_path / "empty.pth")
     with pytest.raises(CheckpointError, match="no tensors"):
         read_checkpoint(tmp_path / "empty.pth")
+
+
+@pytest.mark.parametrize("old_format", [False, True])
+@pytest.mark.parametrize(
+    ("tensor", "message"),
+    [
+        (torch.empty(3, device="meta"), "tensors of the meta device: expected data"),
+        (nn.Parameter(torch.empty(3, device="meta")), "tensors of the meta device: expected data"),
+        (torch.eye(3).to_sparse(), "a sparse tensor, b: expected dense ones"),
+        (torch.eye(3).to_sparse_csr(), "a sparse tensor, b: expected dense ones"),
+    ],
+    ids=["meta", "meta parameter", "sparse", "sparse rows"],
+)
+def test_tensors_without_data_and_sparse_ones_are_refused(tmp_path, tensor, message, old_format):
+    path = tmp_path / "model.pth"
+    torch.save({"a": torch.ones(2), "b": tensor}, path, _use_new_zipfile_serialization=not old_format)
+    for read in (read_checkpoint, read_header):
+        with pytest.raises(CheckpointError, match=message):
+            read(path)
 
 
 def test_loading_copies_and_casts():

@@ -263,6 +263,19 @@ def test_pipeline_files_that_are_none(tmp_path):
         build().save_pretrained(tmp_path / "model.pth")
 
 
+def test_tensors_of_no_part_of_a_pipeline_are_named(tmp_path):
+    from safetensors import safe_open
+    from safetensors.torch import load_file, save_file
+
+    path = tmp_path / "small.safetensors"
+    build().save_pretrained(path)
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    save_file({**load_file(path), "vea.encoder": torch.zeros(1)}, path, metadata)
+    with pytest.raises(CheckpointError, match=r"1 tensors of no part \(vea.encoder\): expected .*vae"):
+        InfinityPipeline.from_pretrained(path)
+
+
 def test_official_checkpoints_load_by_their_own_keys(tmp_path, monkeypatch):
     from toprovar_fx import pipeline_files
 

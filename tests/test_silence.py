@@ -117,3 +117,15 @@ def test_keep_for_a_scale_that_there_is_not_is_refused():
     with pytest.raises(OptionError, match="keep=6: expected scales from -6 to 5"):
         run.controller(Options.parse({"keep": {6: 0.5}}), 4)
     assert run.controller(Options.parse({"keep": {5: 0.5, -9: 0.5}}), 4).ratio(2) is None
+
+
+@pytest.mark.parametrize(("layer", "nearest"), [(4, 3), (-5, -4)])
+def test_keep_for_a_layer_that_there_is_not_is_refused(layer: int, nearest: int) -> None:
+    message = f"keep of scale 5, layer={layer}: expected an index from -4 to 3; nearest valid: {nearest}"
+    with pytest.raises(OptionError, match=message):
+        Generation(SQUARE, 1).controller(Options.parse({"keep": {5: {layer: 0.5}}}), 4)
+
+
+def test_keep_for_the_layers_at_both_ends() -> None:
+    controller = Generation(SQUARE, 1).controller(Options.parse({"keep": {5: {3: 0.5, -4: 0.2}}}), 4)
+    assert controller.layers == 4

@@ -255,6 +255,16 @@ class Options(OptionFields):
                 expected = f"scales from {-scales} to {scales - 1}, which the schedule has"
                 raise check.reject("keep", scale, expected, scales - 1)
 
+    def refuse_other_layers(self, layers: int) -> None:
+        """Refuse `keep` for a layer that a model of ``layers`` does not have; a profile does so itself.
+
+        Raises:
+            OptionError: there is none of that number, from the first on or from the last.
+        """
+        for scale, ratio in self._keep_by_scale.items() if self.calibrated is None else ():
+            for layer in ratio if isinstance(ratio, dict) else ():
+                resolve_index(f"keep of scale {scale}, layer", layer, layers)
+
     @cached_property
     def _keep_by_scale(self) -> dict[int, float | dict[int, float]]:
         """`keep` for looking up: it is asked for every layer of every scale, several times."""

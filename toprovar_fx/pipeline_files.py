@@ -16,7 +16,7 @@ from ._torch_private import uncompiled_weights
 from .checkpoints import check_fit, load_into, read_checkpoint
 from .errors import CheckpointError
 from .loading.config_json import config_as_json, parse_config
-from .loading.files import one_line
+from .loading.files import one_line, some
 from .loading.headers import read_header, safetensors_header
 from .loading.layouts import find_parts
 from .loading.sizes import is_transformer
@@ -143,6 +143,12 @@ def described_parts(files: list[Path], dtype: torch.dtype | None) -> tuple[Pipel
     header = {key: info for file in files for key, info in read_header(file).items()}
     for prefix, module in vars(modules).items():
         check_fit(module, _under(header, prefix), name=prefix)
+    strangers = [key for key in header if key.partition(".")[0] not in vars(modules)]
+    if strangers:
+        raise CheckpointError(
+            f"pipeline file {files[0]} holds {len(strangers)} tensors of no part ({some(strangers)}): "
+            f"expected keys that begin with one of {', '.join(vars(modules))}"
+        )
     return modules, schedule
 
 

@@ -41,6 +41,8 @@ _TORCH_MAGIC = 0x1950A86A20F9469CFC6C.to_bytes(10, "little")
 _TORCH_MAGIC_WITHIN = 32
 # In front of every storage of the older format.
 _STORAGE_SIZE_BYTES = 8
+# What a pickle calls for a tensor that was saved from the `meta` device.
+_MAKES_META = b"_rebuild_meta_tensor_no_storage"
 _LFS_POINTER = b"version https://git-lfs"
 
 
@@ -67,7 +69,9 @@ def read_tensors(file: Path) -> State:
     """
     if kind_of(file) == ".safetensors":
         return _read_safetensors(file)
-    return tensors_of(load_torch(file), file)
+    state = tensors_of(load_torch(file), file)
+    _refuse_unusual(state, file)
+    return state
 
 
 def kind_of(file: Path) -> str:
@@ -106,6 +110,7 @@ def load_torch_header(file: Path) -> State:
         content = torch.load(stream, map_location="meta" if zipped else "cpu", weights_only=True)
         header_bytes = stream.tell()
     state = tensors_of(content, file)
+    _refuse_unusual(state, file, none_has_data=zipped)
     if (
         not zipped
     ):  # the zip format has its directory at the end, so that has been read; this one has data there
@@ -115,6 +120,29 @@ def load_torch_header(file: Path) -> State:
         if needed > file.stat().st_size:
             raise CheckpointError(f"checkpoint {file} is damaged or truncated: expected {needed} bytes")
     return state
+
+
+def _refuse_unusual(state: State, file: Path, none_has_data: bool = False) -> None:
+    """Refuse tensors of the meta device, sparse and quantised ones.
+
+    `none_has_data`: as read from a zip file; then its pickle says which of them are made without any.
+    """
+    unusual = {
+        key: "quantised" if tensor.is_quantized else "sparse"
+        for key, tensor in state.items()
+        if tensor.is_quantized or tensor.layout is not torch.strided
+    }
+    if none_has_data:
+        with _refusing(file), zipfile.ZipFile(file) as entries:
+            pickles = [name for name in entries.namelist() if name.endswith("/data.pkl")]
+            meta = any(_MAKES_META in entries.read(name) for name in pickles)
+    else:
+        meta = any(tensor.is_meta for tensor in state.values())
+    if unusual:
+        key, kind = next(iter(unusual.items()))
+        raise CheckpointError(f"checkpoint {file} holds a {kind} tensor, {key}: expected dense ones")
+    if meta:
+        raise CheckpointError(f"checkpoint {file} holds tensors of the meta device: expected data")
 
 
 def _is_zip(file: Path) -> bool:

@@ -39,7 +39,12 @@ class Deciders:
         return cls(policy, depth, ScopeTracker(options, schedule, ledger))
 
     def adopt(self, layers: int, parts: int) -> None:
-        """Learn the size of the model, when its first scale step runs."""
+        """Learn the size of the model, when its first scale step runs.
+
+        Raises:
+            OptionError: an option names a layer that there is not.
+        """
+        self.policy.options.refuse_other_layers(layers // parts)
         self.layers = layers
         self.depth.adopt(layers)
         self.policy.adopt(layers, parts)
