@@ -100,3 +100,17 @@ def test_bad_input_is_refused_before_loading(
     assert message in error
     assert error.count("\n") == 1
     assert not (prompts.parent / "profile.json").exists()
+
+
+def test_a_scale_that_the_model_does_not_have_is_refused_before_it_draws(
+    prompts: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def draw(*_: object, **__: object) -> None:
+        raise AssertionError("drew")
+
+    monkeypatch.setattr(module, "load", six_scales)
+    monkeypatch.setattr("toprovar_fx.calibration.calibrate.draw", draw)
+    given = ["calibrate", "scenes", "--prompts", str(prompts), "--option", "scale_exit=6", "--device", "cpu"]
+    assert main(given) == 2
+    assert "scale_exit=6: expected an index from -6 to 5; nearest valid: 5" in capsys.readouterr().err
+    assert not (prompts.parent / "profile.json").exists()

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import gc
+import re
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -66,6 +68,25 @@ def test_a_compiled_copy_leaves_the_original_alone() -> None:
     assert dense.transformer is transformer
     assert isinstance(pipe.transformer, torch._dynamo.OptimizedModule)
     assert pipe.transformer._orig_mod is transformer
+
+
+OTHER_SIZES = {
+    "lossless:scale_exit=6": "scale_exit=6: expected an index from -6 to 5; nearest valid: 5",
+    "lossless:scale_exit=-7": "scale_exit=-7: expected an index from -6 to 5; nearest valid: -6",
+    "criterion:depth=fixed:depth_scale=9": "depth_scale=9: expected an index from -6 to 5",
+    "criterion:depth_layers=[4]": "depth_layers=4: expected an index from -4 to 3; nearest valid: 3",
+    "criterion:min_scale=6": "min_scale=6: expected an index from -6 to 5",
+    "criterion:guidance_until=7": "guidance_until=7: expected an index from -6 to 5",
+    "fast:keep={6: 0.5}": "keep=6: expected scales from -6 to 5",
+    "fast:keep={2: {4: 0.5}}": "keep of scale 2, layer=4: expected an index from -4 to 3; nearest valid: 3",
+}
+
+
+@pytest.mark.parametrize("text", OTHER_SIZES)
+def test_a_scale_or_layer_that_the_model_does_not_have_is_refused_before_it_runs(text: str) -> None:
+    dense: Any = SimpleNamespace(schedule=range(6), transformer=TinyInfinity(4).model)
+    with pytest.raises(OptionError, match=re.escape(OTHER_SIZES[text])):
+        parse_variant(text).pipeline(dense)
 
 
 def test_no_variant_of_many_runs_eagerly(fresh_dynamo, monkeypatch) -> None:

@@ -265,6 +265,27 @@ class Options(OptionFields):
             for layer in ratio if isinstance(ratio, dict) else ():
                 resolve_index(f"keep of scale {scale}, layer", layer, layers)
 
+    def refuse_other_sizes(self, scales: int, layers: int) -> None:
+        """Refuse every option that names a scale or a layer which a model does not have, before it runs.
+
+        Args:
+            scales: Number of scales S of its schedule.
+            layers: Number of its layers.
+
+        Raises:
+            OptionError: there is none of that number.
+        """
+        self.refuse_other_scales(scales)
+        self.refuse_other_layers(layers)
+        self.layers_for_depth(layers)
+        for name in ("scale_exit", "depth_scale"):
+            if isinstance(wanted := getattr(self, name), int):
+                resolve_index(name, wanted, scales)
+        for name in ("min_scale", "guidance_until"):
+            # From the end a short schedule has fewer of them, as for `keep`.
+            if (wanted := getattr(self, name)) is not None and wanted >= scales:
+                resolve_index(name, wanted, scales)
+
     @cached_property
     def _keep_by_scale(self) -> dict[int, float | dict[int, float]]:
         """`keep` for looking up: it is asked for every layer of every scale, several times."""

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from ..calibration.profile import Profile
 from ..errors import PromptError
+from ..options import Options
 from . import arguments as take
 from .loading import check_model, features, load
 from .output import check_file, check_writable, write_file
@@ -64,7 +65,8 @@ def calibrate(
     check_prompts(texts, model)
     check_seed(seed, len(texts))
     check_count("batch", batch)
-    calibration = Calibration(parse_options(preset or PRESET, options or ()))
+    chosen = Options.parse(parse_options(preset or PRESET, options or ()))
+    calibration = Calibration(chosen)
     check_path("--out", out)
     check_path("--plots", plots)
     target = Path(out)
@@ -75,6 +77,7 @@ def calibrate(
     device = check_device(device)
     with progress("loading", doing=model):
         pipe = load(model, device)
+    chosen.refuse_other_sizes(len(pipe.schedule), pipe.transformer.config.depth)
     first: list[NDArray[np.uint8]] = []
     with progress("calibrating", -(-len(texts) // batch), doing="compiling and drawing") as advance:
 

@@ -72,11 +72,12 @@ def gallery(
     with progress("loading", doing=model):
         dense = load(model, device, dtype, len(prompts))
     outputs: dict[str, PipelineOutput] = {}
+    pipes = {variant.name: variant.pipeline(dense) for variant in variants}
     with progress("drawing", len(variants) + 1, doing=DENSE) as advance:
         outputs[DENSE] = dense(list(prompts), seed=seed)
-        for variant in variants:
-            advance(variant.name)
-            outputs[variant.name] = variant.pipeline(dense)(list(prompts), seed=seed)
+        for name, pipe in pipes.items():
+            advance(name)
+            outputs[name] = pipe(list(prompts), seed=seed)
         advance()
     result = {
         "format": GALLERY_FORMAT,

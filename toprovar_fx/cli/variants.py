@@ -46,14 +46,21 @@ class Variant:
     budget: float | None = None
 
     def pipeline(self, dense: InfinityPipeline) -> InfinityPipeline:
-        """Return a copy of the eager pipeline ``dense`` that shares its weights and runs in this way."""
+        """Return a copy of the eager pipeline ``dense`` that shares its weights and runs in this way.
+
+        Raises:
+            OptionError: an option names a scale or layer that the model does not have.
+        """
         pipe = copy.copy(dense)
         if self.compiler == "inductor":
             pipe.transformer = torch.compile(dense.transformer, mode=self.mode)
         elif self.compiler == "toprovar":
             # By function, not by name: it also works from a checkout that is not installed.
             from ..backend import toprovar
+            from ..options import Options
 
+            options = Options.parse(self.options or {})
+            options.refuse_other_sizes(len(dense.schedule), dense.transformer.config.depth)
             pipe.transformer = torch.compile(
                 dense.transformer, backend=toprovar, options=dict(self.options or {})
             )
