@@ -60,6 +60,11 @@ def test_a_file_that_is_not_there_or_no_text(tmp_path: Path) -> None:
             Profile.load(tmp_path / name)
 
 
+def test_what_is_no_path_is_refused() -> None:
+    with pytest.raises(ProfileError, match="profile=None: expected the path of a file"):
+        Profile.load(None)  # type: ignore[arg-type]
+
+
 def test_another_version_names_both() -> None:
     document = made().to_json() | {"version": 2}
     with pytest.raises(ProfileError, match=r"version 2, expected version 1"):

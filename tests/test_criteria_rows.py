@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from toprovar_fx.criteria import expand_cfg_rows, join_cfg_rows
+from toprovar_fx.errors import ScheduleError
 
 
 def test_rows_are_ordered_conditional_first() -> None:
@@ -20,7 +21,7 @@ def test_without_guidance_rows_are_left_alone(rule: str) -> None:
 
 
 def test_other_numbers_of_rows_are_rejected() -> None:
-    with pytest.raises(ValueError, match="5 rows: expected 2 or 4 for 2 images"):
+    with pytest.raises(ScheduleError, match="5 rows in a generation of 2 images: expected 2, or 4"):
         join_cfg_rows(torch.rand(5, 3), 2, "shared")
 
 

@@ -30,7 +30,7 @@ def test_what_is_no_schedule_or_number_of_images(schedule, images, expected):
     assert toprovar_fx.current_generation() is None
 
 
-@pytest.mark.parametrize("scale", [3, -1, "0", 1.0])
+@pytest.mark.parametrize("scale", [3, -1, "0", 1.0, True])
 def test_scales_that_are_not_there(scale):
     with toprovar_fx.generation(SCHEDULE) as run:
         with pytest.raises(ScheduleError, match=f"scale {scale!r} of 3: expected 0 .. 2"):

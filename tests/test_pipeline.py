@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from toprovar_fx.errors import CheckpointError, OptionError, PromptError, SeedError
+from toprovar_fx.errors import CheckpointError, OptionError, PromptError, ScheduleError, SeedError
 from toprovar_fx.models.configs import CONFIGS
 from toprovar_fx.models.text import TextFeatures
 from toprovar_fx.models.text_encoder import T5TextEncoder
@@ -155,6 +155,7 @@ def test_a_compiled_transformer_takes_the_place_of_the_model(fresh_dynamo):
         ({"prompts": "a red circle", "cfg": -1}, OptionError, "cfg=-1"),
         ({"prompts": "a red circle", "cfg": "3"}, OptionError, "cfg='3'"),
         ({"prompts": "a red circle", "tau": math.nan}, OptionError, "tau=nan"),
+        ({"prompts": "a red circle", "cfg": math.inf}, OptionError, "cfg=inf: expected a finite number"),
         (
             {"prompts": "a red circle", "top_p": 1.1},
             OptionError,
@@ -168,6 +169,13 @@ def test_bad_arguments_are_refused_before_any_work(arguments, error, message):
     with pytest.raises(error, match=message) as raised:
         pipe(**arguments)
     assert "\n" not in str(raised.value)
+
+
+def test_a_schedule_that_is_none_is_refused():
+    pipe = build()
+    pipe.schedule = "scenes"
+    with pytest.raises(ScheduleError, match="schedule is a str: expected a Schedule"):
+        pipe("a red circle")
 
 
 def test_features_that_do_not_fit_are_refused():

@@ -94,6 +94,8 @@ def test_other_arguments_of_the_wrong_type():
         lambda: scenes.first(1.5),
         lambda: Schedule.infinity("1M", h_div_w="1"),
         lambda: Schedule.infinity(["1M"]),
+        lambda: Schedule.named([]),
+        lambda: Schedule.named(None),
     ):
         with pytest.raises(ScheduleError, match="expected"):
             make()

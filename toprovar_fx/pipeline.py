@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .between_scales import BetweenScales
-from .errors import OptionError
+from .errors import OptionError, ScheduleError
 from .models.cache_memory import CacheSizes
 from .models.text import TextFeatures
 from .pipeline_components import PipelineComponents
@@ -23,6 +23,7 @@ from .runtime.generation import generation
 from .runtime.report import report_of
 from .sampling import schedule_noise, seed_tensor
 from .scale_loop import ScaleLoop
+from .schedules import Schedule
 from .stopwatch import Stopwatch
 
 
@@ -79,6 +80,7 @@ class InfinityPipeline(PipelineComponents):
         Raises:
             PromptError: no prompt, or one that cannot be encoded.
             SeedError: seeds out of range or of the wrong number.
+            ScheduleError: what was put in the place of the schedule is none.
             OptionError: cfg, tau or top_p out of range, no text encoder for a prompt, or a transformer that
                 is no module.
         """
@@ -87,6 +89,8 @@ class InfinityPipeline(PipelineComponents):
             raise OptionError(
                 f"transformer is a {type(self.transformer).__name__}: expected a module that is compiled once"
             )
+        if not isinstance(self.schedule, Schedule):
+            raise ScheduleError(f"schedule is a {type(self.schedule).__name__}: expected a Schedule")
         images = count_images(prompts)
         seeds = seed_tensor(seed, images, self.device)
         config = self.config

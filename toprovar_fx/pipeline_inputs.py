@@ -66,7 +66,7 @@ def checked_number(name: str, value: float, largest: float) -> float:
         or not 0 <= value <= largest
         or value == math.inf
     ):
-        limit = "a number of at least 0" if largest == math.inf else f"a number in 0 .. {largest:g}"
+        limit = "a finite number of at least 0" if largest == math.inf else f"a number in 0 .. {largest:g}"
         raise OptionError(f"{name}={value!r}: expected {limit}")
     return float(value)
 

@@ -62,9 +62,13 @@ class Schedule:
 
     @classmethod
     def named(cls, name: str) -> Schedule:
-        """Return the schedule of a shipped model, such as ``"scenes"``."""
-        if name not in _NAMED_SIDES:
-            close = nearest(name, _NAMED_SIDES)
+        """Return the schedule of a shipped model, such as ``"scenes"``.
+
+        Raises:
+            ScheduleError: there is none of this name.
+        """
+        if not isinstance(name, str) or name not in _NAMED_SIDES:
+            close = nearest(str(name), _NAMED_SIDES)
             hint = f"; did you mean {close!r}?" if close else ""
             raise ScheduleError(f"unknown schedule {name!r}: expected one of {sorted(_NAMED_SIDES)}{hint}")
         return cls(tuple((side, side) for side in _NAMED_SIDES[name]))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +130,8 @@ class Profile:
             ProfileError: no such file, no JSON, another format or version, or an entry that is missing or
                 wrong.
         """
+        if not isinstance(path, (str, PathLike)):
+            raise ProfileError(f"profile={path!r}: expected the path of a file that toprovar calibrate wrote")
         try:
             text = Path(path).read_text(encoding="utf-8")
         except (OSError, ValueError) as error:

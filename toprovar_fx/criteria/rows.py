@@ -10,6 +10,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ..errors import ScheduleError
+
 Rule = Literal["shared", "cond", "per_row"]
 
 
@@ -25,11 +27,14 @@ def join_cfg_rows(statistic: Tensor, images: int, rule: Rule) -> Tensor:
         ``[B, ...]``, or ``[R, ...]`` for ``per_row``; unchanged without guidance.
 
     Raises:
-        ValueError: The number of rows fits neither.
+        ScheduleError: The number of rows fits neither.
     """
     rows = statistic.shape[0]
     if rows not in (images, 2 * images):
-        raise ValueError(f"{rows} rows: expected {images} or {2 * images} for {images} images")
+        raise ScheduleError(
+            f"{rows} rows in a generation of {images} images: expected {images}, or {2 * images} with "
+            "guidance"
+        )
     if rows == images or rule == "per_row":
         return statistic
     if rule == "cond":

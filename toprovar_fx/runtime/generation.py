@@ -79,7 +79,7 @@ class Generation:
             ScheduleError: there is no such scale, or it is to run again on caches that lack rows.
         """
         scales = len(self.schedule)
-        if not isinstance(scale, int) or not 0 <= scale < scales:
+        if isinstance(scale, bool) or not isinstance(scale, int) or not 0 <= scale < scales:
             raise ScheduleError(f"scale {scale!r} of {scales}: expected 0 .. {scales - 1}")
         if scale <= self.scale and any(controller.caches.short for controller in self.controllers):
             raise ScheduleError(
