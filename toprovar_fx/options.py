@@ -261,9 +261,17 @@ class Options(OptionFields):
         Raises:
             OptionError: there is none of that number, from the first on or from the last.
         """
-        for scale, ratio in self._keep_by_scale.items() if self.calibrated is None else ():
-            for layer in ratio if isinstance(ratio, dict) else ():
+        for scale, lowest, highest in self._kept_layers if self.calibrated is None else ():
+            for layer in (lowest, highest):
                 resolve_index(f"keep of scale {scale}, layer", layer, layers)
+
+    @cached_property
+    def _kept_layers(self) -> list[tuple[int, int, int]]:
+        """(scale, lowest and highest layer) of the scales for which `keep` names layers."""
+        ratios = self._keep_by_scale.items()
+        return [
+            (scale, min(ratio), max(ratio)) for scale, ratio in ratios if isinstance(ratio, dict) and ratio
+        ]
 
     def refuse_other_sizes(self, scales: int, layers: int) -> None:
         """Refuse every option that names a scale or a layer which a model does not have, before it runs.
