@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from toprovar_fx.errors import OptionError
-from toprovar_fx.options import Options, options_table, presets_table, resolve_index
+from toprovar_fx.option_sizes import resolve_index
+from toprovar_fx.options import Options, options_table, presets_table
 from toprovar_fx.presets import DEFAULT_PRESET, PRESETS
 
 

@@ -20,13 +20,14 @@ from .extension_use import Extensions
 from .option_conflicts import refuse_conflicts
 from .option_fields import FIELDS, UNSET, OptionFields, checked
 from .option_profile import contradiction, policy_name, profile_values
+from .option_sizes import resolve_index
 from .option_tables import options_table, presets_table
 from .policies.policy import Policy
 from .policies.registry import BY_CRITERION, POLICIES
 from .preset_files import SUFFIX, read_preset
 from .presets import DEFAULT_PRESET, PRESETS
 
-__all__ = ["Options", "options_table", "presets_table", "resolve_index"]
+__all__ = ["Options", "options_table", "presets_table"]
 
 # What a profile does not say is as in the bare fields.
 _PROFILE_PRESET = "criterion"
@@ -242,73 +243,8 @@ class Options(OptionFields):
             return ratio
         return ratio.get(layer, ratio.get(layer - layers))
 
-    def refuse_other_scales(self, scales: int) -> None:
-        """Refuse `keep` for a scale that a schedule of `scales` does not have.
-
-        Counted from the end, a short schedule simply has fewer of them; a profile refuses others itself.
-
-        Raises:
-            OptionError: there is none of that number.
-        """
-        for scale in self._keep_by_scale if self.calibrated is None else ():
-            if scale >= scales:
-                expected = f"scales from {-scales} to {scales - 1}, which the schedule has"
-                raise check.reject("keep", scale, expected, scales - 1)
-
-    def refuse_other_layers(self, layers: int) -> None:
-        """Refuse `keep` for a layer that a model of ``layers`` does not have; a profile does so itself.
-
-        Raises:
-            OptionError: there is none of that number, from the first on or from the last.
-        """
-        for scale, lowest, highest in self._kept_layers if self.calibrated is None else ():
-            for layer in (lowest, highest):
-                resolve_index(f"keep of scale {scale}, layer", layer, layers)
-
-    @cached_property
-    def _kept_layers(self) -> list[tuple[int, int, int]]:
-        """(scale, lowest and highest layer) of the scales for which `keep` names layers."""
-        ratios = self._keep_by_scale.items()
-        return [
-            (scale, min(ratio), max(ratio)) for scale, ratio in ratios if isinstance(ratio, dict) and ratio
-        ]
-
-    def refuse_other_sizes(self, scales: int, layers: int) -> None:
-        """Refuse every option that names a scale or a layer which a model does not have, before it runs.
-
-        Args:
-            scales: Number of scales S of its schedule.
-            layers: Number of its layers.
-
-        Raises:
-            OptionError: there is none of that number.
-        """
-        self.refuse_other_scales(scales)
-        self.refuse_other_layers(layers)
-        self.layers_for_depth(layers)
-        for name in ("scale_exit", "depth_scale"):
-            if isinstance(wanted := getattr(self, name), int):
-                resolve_index(name, wanted, scales)
-        for name in ("min_scale", "guidance_until"):
-            # From the end a short schedule has fewer of them, as for `keep`.
-            if (wanted := getattr(self, name)) is not None and wanted >= scales:
-                resolve_index(name, wanted, scales)
-
     @cached_property
     def _keep_by_scale(self) -> dict[int, float | dict[int, float]]:
         """`keep` for looking up: it is asked for every layer of every scale, several times."""
         pairs = self.keep or ()
         return {scale: dict(ratio) if isinstance(ratio, tuple) else ratio for scale, ratio in pairs}
-
-
-def resolve_index(name: str, index: int, count: int) -> int:
-    """Turn an option's possibly negative scale or layer index into one from 0 to ``count - 1``.
-
-    Raises:
-        OptionError: The index lies outside ``-count .. count - 1``; the message calls it ``name``.
-    """
-    if not -count <= index < count:
-        raise check.reject(
-            name, index, f"an index from {-count} to {count - 1}", min(max(index, -count), count - 1)
-        )
-    return index % count

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from ..calibration.profile import Profile
 from ..errors import PromptError
+from ..option_sizes import refuse_other_sizes
 from ..options import Options
 from . import arguments as take
 from .loading import check_model, features, load
@@ -77,7 +78,7 @@ def calibrate(
     device = check_device(device)
     with progress("loading", doing=model):
         pipe = load(model, device)
-    chosen.refuse_other_sizes(len(pipe.schedule), pipe.transformer.config.depth)
+    refuse_other_sizes(chosen, len(pipe.schedule), pipe.transformer.config.depth)
     first: list[NDArray[np.uint8]] = []
     with progress("calibrating", -(-len(texts) // batch), doing="compiling and drawing") as advance:
 

@@ -57,10 +57,11 @@ class Variant:
         elif self.compiler == "toprovar":
             # By function, not by name: it also works from a checkout that is not installed.
             from ..backend import toprovar
+            from ..option_sizes import refuse_other_sizes
             from ..options import Options
 
-            options = Options.parse(self.options or {})
-            options.refuse_other_sizes(len(dense.schedule), dense.transformer.config.depth)
+            sizes = len(dense.schedule), dense.transformer.config.depth
+            refuse_other_sizes(Options.parse(self.options or {}), *sizes)
             pipe.transformer = torch.compile(
                 dense.transformer, backend=toprovar, options=dict(self.options or {})
             )

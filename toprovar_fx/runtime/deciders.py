@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from ..option_sizes import refuse_other_layers
 from ..options import Options
 from ..policies.policy import Policy
 from ..schedules import Schedule
@@ -44,7 +45,7 @@ class Deciders:
         Raises:
             OptionError: an option names a layer that there is not.
         """
-        self.policy.options.refuse_other_layers(layers // parts)
+        refuse_other_layers(self.policy.options, layers // parts)
         self.layers = layers
         self.depth.adopt(layers)
         self.policy.adopt(layers, parts)

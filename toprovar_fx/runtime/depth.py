@@ -7,7 +7,8 @@ from torch import Tensor
 
 from ..criteria.depth import depth_from_ratios, join_depths, low_entropy_ratio
 from ..criteria.rows import Rule, join_cfg_rows
-from ..options import Options, resolve_index
+from ..option_sizes import refuse_other_scales, resolve_index
+from ..options import Options
 from ..readback import Reading, ReadingPart
 from .ledger import Ledger
 from .recorded_function import RecordedFunction
@@ -43,7 +44,7 @@ class DepthTracker:
 
     def __init__(self, options: Options, scales: int, images: int, ledger: Ledger) -> None:
         self.options, self._images, self._ledger = options, images, ledger
-        options.refuse_other_scales(scales)
+        refuse_other_scales(options, scales)
         # From the end, a short schedule simply starts at its first scale.
         self.first = options.min_scale if options.min_scale >= 0 else max(0, scales + options.min_scale)
         self._depth: int | None = None
